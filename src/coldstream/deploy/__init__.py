@@ -1,0 +1,1 @@
+"""From a checkpoint in a bucket to a private Cloud Run service."""

@@ -1,0 +1,1 @@
+"""From requests to tokens: scheduling, keys and values, sampling, text. Knows no HTTP."""

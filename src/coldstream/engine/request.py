@@ -1,0 +1,93 @@
+"""What goes into the engine and what comes out: Request, SamplingParams, TokenEvent.
+
+Every submitted request ends in exactly one terminal event: the one whose `finish_reason` is not None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from coldstream.errors import ColdstreamError
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is drawn. The defaults are greedy and free of penalties.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. `repetition_penalty` as in
+    CTRL (Keskar et al. 2019, prompt and output), presence and frequency penalties as OpenAI defines them (output only).
+    `seed` None draws one; the same seed gives the same text in any batch. `stop_token_ids` end the text and are not
+    part of it. `logprobs` None gives none, n >= 0 the chosen token's and the n best ones' before any filter.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to generate. `deadline` is on the `time.monotonic()` clock; None means none.
+
+    Sampling the same prompt n times is n requests; the prefix cache makes the prompt cost once.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams = SamplingParams()
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, its text, its log probability (nats), and the best alternatives as (id, text, logprob), best first."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts; `cached_tokens` of the prompt came from the prefix cache. Times in seconds from submit."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    queued_seconds: float = 0.0
+    first_token_seconds: float | None = None
+    total_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """Some text became certain (`text`, never half a character, never part of a stop string), or the request ended.
+
+    `usage` is set on the terminal event, `error` when `finish_reason` is "error".
+    """
+
+    request_id: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_match: str | int | None = None
+    usage: Usage | None = None
+    error: ColdstreamError | None = field(default=None, compare=False)

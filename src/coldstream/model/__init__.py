@@ -1,0 +1,1 @@
+"""From tensors to logits: the native decoder, in plain torch."""

@@ -1,0 +1,1 @@
+"""The HTTP server: /generate, the OpenAI API, start-up, limits, metrics."""
