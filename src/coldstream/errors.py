@@ -188,14 +188,18 @@ class TokenizerError(ModelError):
 
 
 class RequestError(ColdstreamError):
-    """Something that the caller of the API can mend. `field` names the part of the request, where there is one."""
+    """Something that the caller of the API can mend.
+
+    `field` names the part of the request, where there is one; `allowed` are the values it may have, where they are few.
+    """
 
     http_status = 400
     exit_code = 50
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
+    def __init__(self, message: str, *, field: str | None = None, allowed: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.field = field
+        self.allowed = allowed
 
 
 class InvalidRequest(RequestError):
