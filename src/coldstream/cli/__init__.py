@@ -1,0 +1,47 @@
+"""The command line: one file a command group; parses, calls, prints; holds no logic.
+
+`serve` is the cold path: what is imported here is imported before the first byte is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from coldstream.cli import inspect, serve
+from coldstream.errors import ColdstreamError
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        name="coldstream",
+        help="From gs://bucket/model to the first token, in the time the bytes need to cross the wire.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_root)
+    for group in (serve, inspect):
+        group.register(app)
+    return app
+
+
+def _root(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error, not only its message."),
+) -> None:
+    if debug:
+        os.environ["COLDSTREAM_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line. Exits with the error's own code (see coldstream.errors), one line on stderr."""
+    try:
+        _app()()
+    except ColdstreamError as exc:
+        if os.environ.get("COLDSTREAM_DEBUG"):
+            raise
+        sys.stderr.write(f"error: {exc}\n")
+        sys.exit(exc.exit_code)

@@ -1,0 +1,99 @@
+"""coldstream.toml: what is read, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coldstream.errors import SettingsError
+from coldstream.settings import Settings, for_uri, load, template_variables
+
+GOOD = """
+[server]
+port = 9000
+api_keys_env = "KEYS"
+[models.gemma]
+uri = "gs://bucket/gemma"
+precision = "int8"
+[tasks.sql]
+model = "gemma"
+prompt = "Schema: {context} Question: {question}"
+prompt_input = "question"
+[tasks.sql.inputs.context]
+default = "none"
+[tasks.sql.sampling]
+temperature = 0
+stop = [";"]
+"""
+
+
+def read(tmp_path: Path, text: str, **environ: str) -> Settings:
+    file = tmp_path / "coldstream.toml"
+    file.write_text(text, encoding="utf-8")
+    return load(file, environ=environ)
+
+
+def test_a_whole_file_is_read(tmp_path: Path) -> None:
+    settings = read(tmp_path, GOOD)
+    task = settings.tasks["sql"]
+    assert settings.server.port == 9000
+    assert settings.models["gemma"].precision == "int8"
+    assert task.variables == ("context", "question")
+    assert task.inputs["context"].default == "none"
+    assert (task.sampling.temperature, task.sampling.stop) == (0.0, (";",))
+
+
+def test_the_environments_port_wins_over_the_files(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD, PORT="1234").server.port == 1234
+
+
+def test_a_uri_alone_gives_the_one_task_text() -> None:
+    settings = for_uri("gs://bucket/model")
+    assert list(settings.tasks) == ["text"]
+    assert settings.tasks["text"].model == "default"
+
+
+def test_models_without_tasks_give_the_task_text(tmp_path: Path) -> None:
+    settings = read(tmp_path, '[models.a]\nuri = "gs://b/a"\n')
+    assert settings.tasks["text"].model == "a"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("port = 9000", "prot = 9000"), "server.prot is unknown"),
+        (("port = 9000", 'port = "9000"'), "server.port must be a whole number"),
+        (("port = 9000", "port = true"), "server.port must be a whole number"),
+        (('uri = "gs://bucket/gemma"', ""), "models.gemma.uri is missing"),
+        (('precision = "int8"', 'precision = "int4"'), "models.gemma.precision = 'int4'; allowed: auto"),
+        (('model = "gemma"', 'model = "llama"'), "tasks.sql.model = 'llama', but the models are: gemma"),
+        (("{context}", "{context.__class__}"), "only plain names stand in braces"),
+        (("{context}", "{context"), "braces"),
+        (("inputs.context", "inputs.contxt"), "no {contxt} in the template"),
+        (('stop = [";"]', "stop = [1]"), "tasks.sql.sampling.stop must be a list of strings"),
+        (("[server]", "[sever]"), "sever is unknown"),
+        (("[server]", "[server"), "not valid TOML"),
+        (('default = "none"', 'kind = "choice"'), "needs choices"),
+    ],
+)
+def test_a_mistake_is_refused_by_name(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(tmp_path, GOOD.replace(*change))
+    assert words in str(caught.value)
+    assert "coldstream.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize("port", ["http", "70000", "-1", "٣"])
+def test_a_port_in_the_environment_that_is_none_is_refused(tmp_path: Path, port: str) -> None:
+    with pytest.raises(SettingsError, match="PORT"):
+        read(tmp_path, GOOD, PORT=port)
+
+
+def test_a_file_that_is_not_there_names_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--config"):
+        load(tmp_path / "nothing.toml")
+
+
+def test_doubled_braces_are_literal() -> None:
+    assert template_variables('{{"a": {b}}}') == ("b",)
