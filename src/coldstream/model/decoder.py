@@ -1,0 +1,220 @@
+"""One decoder for Gemma 3 text and the Llama family, driven by ModelConfig; it stands before its bytes.
+
+The residual stream, the norms and the rotary embedding are float32; matrices and attention run in the decoder's
+precision. All tokens of a step go through the matrices as one flat `[tokens, features]` tensor; only attention knows
+sequences. Every unit (embedding, each layer, norm, head) has a gate on which `forward` waits until its bytes are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coldstream.model.config import ModelConfig
+from coldstream.model.gate import Gate
+from coldstream.model.layers import Attention, Norm, Rope, activation, rotate
+from coldstream.model.linear import DenseLinear, Linear
+
+DecoderPrecision = Literal["float32", "bfloat16"]
+Unit = Literal["embedding", "norm", "head"] | int
+
+HEAD = "lm_head.weight"
+EMBEDDING = "embed_tokens.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A tensor that the decoder waits for: its shape, the unit that needs it, and how it is taken in."""
+
+    name: str
+    shape: tuple[int, ...]
+    unit: Unit
+    fill: Callable[[Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Embeds:
+    """Vectors in place of token embeddings (images).
+
+    `vectors`, float `[len(rows), hidden]`, stand at `rows`, int64, of the step; the embedding scale is not applied.
+    """
+
+    rows: Tensor
+    vectors: Tensor
+
+
+class LinearFactory(Protocol):
+    """Makes the matrices of a layer in the decoder's precision."""
+
+    def __call__(self, in_features: int, sizes: Sequence[int], *, bias: bool) -> Linear: ...
+
+
+class Layer:
+    """Norm, attention, norm, MLP, with residuals; and Gemma's norms behind attention and MLP where there are any."""
+
+    def __init__(self, config: ModelConfig, index: int, linear: LinearFactory, device: torch.device) -> None:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        norm = partial(Norm, eps=config.norm_eps, offset=config.norm_offset, device=device)
+        self.index = index
+        self.gate = Gate(f"layer {index}")
+        self.qkv = linear(hidden, (queries, keys, keys), bias=config.qkv_bias)
+        self.output = linear(queries, (hidden,), bias=config.output_bias)
+        self.gate_up = linear(hidden, (inner, inner), bias=config.mlp_bias)
+        self.down = linear(inner, (hidden,), bias=config.mlp_bias)
+        self.before_attention, self.before_mlp = norm(hidden), norm(hidden)
+        self.after_attention = norm(hidden) if config.sandwich_norms else None
+        self.after_mlp = norm(hidden) if config.sandwich_norms else None
+        self.q_norm = norm(config.head_dim) if config.qk_norm else None
+        self.k_norm = norm(config.head_dim) if config.qk_norm else None
+        self._heads, self._kv_heads, self._head_dim = config.heads, config.kv_heads, config.head_dim
+        self._activation = activation(config.activation)
+
+    def __call__(
+        self, x: Tensor, attend: Attention, turn: tuple[Tensor, Tensor], dtype: torch.dtype, keep: Tensor | None
+    ) -> Tensor:
+        """float32 `[tokens, hidden]` -> the same, or `[len(keep), hidden]`: rows that nobody asks for end here."""
+        attended = self._attend(self.before_attention(x).to(dtype), attend, turn)
+        if keep is not None:
+            x, attended = x[keep], attended[keep]
+        out = self.output.joined(attended).float()
+        x = x + (out if self.after_attention is None else self.after_attention(out))
+        gate, up = self.gate_up.split(self.before_mlp(x).to(dtype))
+        out = self.down.joined(self._activation(gate) * up).float()
+        return x + (out if self.after_mlp is None else self.after_mlp(out))
+
+    def _attend(self, y: Tensor, attend: Attention, turn: tuple[Tensor, Tensor]) -> Tensor:
+        qkv = self.qkv.joined(y).view(len(y), -1, self._head_dim)
+        q, k, v = qkv.split_with_sizes((self._heads, self._kv_heads, self._kv_heads), 1)
+        q, k = q.float(), k.float()
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return attend(self.index, rotate(q, *turn).to(y.dtype), rotate(k, *turn).to(y.dtype), v)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """In order of execution."""
+        prefix = f"layers.{self.index}."
+        for name, norm in self._norms().items():
+            yield Parameter(f"{prefix}{name}.weight", tuple(norm.weight.shape), self.index, norm.fill)
+        for linear, names in self._linears():
+            for part, name in enumerate(names):
+                shape = (linear.sizes[part], linear.in_features)
+                yield Parameter(f"{prefix}{name}.weight", shape, self.index, partial(linear.fill, part))
+                if linear.has_bias:
+                    yield Parameter(f"{prefix}{name}.bias", shape[:1], self.index, partial(linear.fill_bias, part))
+
+    def _norms(self) -> Mapping[str, Norm]:
+        # Gemma calls "post attention" what it is; the Llama family means the norm before the MLP by it
+        sandwich = self.after_attention is not None
+        named = {
+            "input_layernorm": self.before_attention,
+            "post_attention_layernorm": self.after_attention if sandwich else self.before_mlp,
+            "pre_feedforward_layernorm": self.before_mlp if sandwich else None,
+            "post_feedforward_layernorm": self.after_mlp,
+            "self_attn.q_norm": self.q_norm,
+            "self_attn.k_norm": self.k_norm,
+        }
+        return {name: norm for name, norm in named.items() if norm is not None}
+
+    def _linears(self) -> Iterator[tuple[Linear, tuple[str, ...]]]:
+        yield self.qkv, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        yield self.output, ("self_attn.o_proj",)
+        yield self.gate_up, ("mlp.gate_proj", "mlp.up_proj")
+        yield self.down, ("mlp.down_proj",)
+
+
+class Decoder:
+    """Token ids to logits. Filled through `parameters()` (see build.Assembly); holds no keys, values or sequences."""
+
+    def __init__(
+        self, config: ModelConfig, *, device: torch.device | str = "cpu", precision: DecoderPrecision = "float32"
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.precision = precision
+        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        linear = partial(DenseLinear, dtype=self.dtype, device=self.device)
+        self.embedding_gate, self.norm_gate, self.head_gate = Gate("embedding"), Gate("norm"), Gate("head")
+        self.layers = tuple(Layer(config, index, linear, self.device) for index in range(len(config.layers)))
+        self.norm = Norm(config.hidden_size, eps=config.norm_eps, offset=config.norm_offset, device=self.device)
+        self._table = linear(config.hidden_size, (config.vocab_size,), bias=False)
+        self._untied = linear(config.hidden_size, (config.vocab_size,), bias=False)
+        self._head = self._untied
+        self._ropes = {rope: Rope(rope, config.head_dim, self.device) for rope in config.ropes}
+        self._scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
+
+    @property
+    def attention_dtype(self) -> torch.dtype:
+        """The dtype of q, k and v; what keys and values should be stored in."""
+        return self.dtype
+
+    def gate(self, unit: Unit) -> Gate:
+        """The gate that holds `forward` back until the unit's parameters are filled."""
+        if isinstance(unit, int):
+            return self.layers[unit].gate
+        return {"embedding": self.embedding_gate, "norm": self.norm_gate, "head": self.head_gate}[unit]
+
+    def gates(self) -> Iterator[Gate]:
+        """All gates, in order of execution."""
+        yield self.embedding_gate
+        yield from (layer.gate for layer in self.layers)
+        yield from (self.norm_gate, self.head_gate)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Everything that can be filled, in order of execution; `lm_head.weight` is not needed by a tied model."""
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        yield Parameter(EMBEDDING, shape, "embedding", partial(self._table.fill, 0))
+        for layer in self.layers:
+            yield from layer.parameters()
+        yield Parameter("norm.weight", (self.config.hidden_size,), "norm", self.norm.fill)
+        yield Parameter(HEAD, shape, "head", partial(self._untied.fill, 0))
+
+    def tie(self, tied: bool) -> None:
+        """Use the embedding's matrix as the head, or the head's own. The file decides, before the gate opens."""
+        self._head = self._table if tied else self._untied
+
+    @torch.inference_mode()
+    def forward(
+        self, ids: Tensor, positions: Tensor, attend: Attention, rows: Tensor, *, embeds: Embeds | None = None
+    ) -> Tensor:
+        """Logits, float32 `[len(rows), vocab]`, of the tokens at `rows` (int64, indices into the step).
+
+        `ids`, `positions` int64 `[tokens]`: all sequences of the step one behind the other, no padding. Waits for
+        units whose bytes have not landed; raises what the load failed with.
+        """
+        return self.logits(self.hidden_states(ids, positions, attend, rows, embeds=embeds))
+
+    @torch.inference_mode()
+    def hidden_states(
+        self, ids: Tensor, positions: Tensor, attend: Attention, rows: Tensor, *, embeds: Embeds | None = None
+    ) -> Tensor:
+        """The last layer's output after the final norm, float32 `[len(rows), hidden]`; arguments as for `forward`."""
+        self.embedding_gate.wait()
+        x = self._embed(ids, embeds)
+        turns = {rope: table(positions) for rope, table in self._ropes.items()}
+        last = len(self.layers) - 1
+        for layer, layer_config in zip(self.layers, self.config.layers, strict=True):
+            layer.gate.wait()
+            x = layer(x, attend, turns[layer_config.rope], self.dtype, rows if layer.index == last else None)
+        self.norm_gate.wait()
+        return self.norm(x)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 `[rows, hidden]` from `hidden_states` -> float32 `[rows, vocab]`."""
+        self.head_gate.wait()
+        logits = self._head.joined(hidden.to(self.dtype)).float()
+        cap = self.config.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _embed(self, ids: Tensor, embeds: Embeds | None) -> Tensor:
+        x = F.embedding(ids, self._table.weight).float() * self._scale
+        if embeds is not None:
+            x[embeds.rows] = embeds.vectors.to(x.device, x.dtype)
+        return x

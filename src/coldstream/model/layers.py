@@ -1,0 +1,186 @@
+"""What a layer is made of: norm, rotary embedding, activation, and the seam to attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coldstream.model.config import Activation, ModelConfig, RopeConfig
+
+
+class Attention(Protocol):
+    """The seam to keys and values: stores them and attends. Whoever calls `forward` supplies it.
+
+    `q [tokens, heads, head_dim]`, `k`, `v [tokens, kv_heads, head_dim]`, after rope, in the decoder's
+    `attention_dtype`; all sequences of the step one behind the other. The result is `[tokens, heads * head_dim]` of
+    the same dtype. Window and scale of layer `layer` are in the ModelConfig.
+    """
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+class Norm:
+    """RMS norm (Zhang and Sennrich 2019) over the last dimension, in float32; scales by `offset + weight`."""
+
+    def __init__(self, size: int, *, eps: float, offset: float, device: torch.device) -> None:
+        self._size = (size,)
+        self._eps = eps
+        self._offset = offset
+        self.weight = torch.ones(size, dtype=torch.float32, device=device)
+
+    def fill(self, weight: Tensor) -> None:
+        """Take `[size]` of any float dtype."""
+        self.weight = weight.to(self.weight.device, torch.float32) + self._offset
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self._size, self.weight, self._eps)
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int, device: torch.device) -> Tensor:
+    """float32 `[head_dim / 2]`: radians a position, for each pair of dimensions."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).float() / head_dim
+    plain = 1.0 / (rope.theta**exponents)
+    match rope.kind:
+        case "default":
+            return plain
+        case "linear":
+            return plain / rope.factor
+        case "llama3":
+            return _llama3_frequencies(rope, plain)
+        case "yarn":
+            return _yarn_frequencies(rope, plain, head_dim)
+
+
+def _llama3_frequencies(rope: RopeConfig, plain: Tensor) -> Tensor:
+    """Llama 3.1: long waves are stretched, short ones kept, those between blended."""
+    wavelength = 2 * math.pi / plain
+    longest, shortest = rope.original_context / rope.low_freq_factor, rope.original_context / rope.high_freq_factor
+    blend = (rope.original_context / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blended = (1 - blend) * plain / rope.factor + blend * plain
+    stretched = torch.where(wavelength > longest, plain / rope.factor, plain)
+    return torch.where((wavelength >= shortest) & (wavelength <= longest), blended, stretched)
+
+
+def _yarn_frequencies(rope: RopeConfig, plain: Tensor, head_dim: int) -> Tensor:
+    """YaRN (Peng et al. 2023), section 3.2: interpolate where fewer than beta_slow turns fit the original context."""
+
+    def dimension(turns: float) -> float:
+        return head_dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    steps = torch.arange(head_dim // 2, dtype=torch.float32, device=plain.device)
+    ramp = ((steps - low) / (high - low or 0.001)).clamp(0, 1)
+    return plain / rope.factor * ramp + plain * (1 - ramp)
+
+
+class Rope:
+    """cos and sin of one step's positions, computed once a step for all layers that share the embedding."""
+
+    def __init__(self, rope: RopeConfig, head_dim: int, device: torch.device) -> None:
+        self._frequencies = inverse_frequencies(rope, head_dim, device)
+        self._factor = rope.attention_factor
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 `[tokens]` -> cos and sin, float32 `[tokens, 1, head_dim]`; the first half of sin is negated."""
+        angles = (positions[:, None].float() * self._frequencies)[:, None]
+        cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
+        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of `[tokens, heads, head_dim]`, halves paired as in GPT-NeoX and all models here."""
+    first, second = x.chunk(2, -1)
+    return torch.addcmul(x * cos, torch.cat((second, first), -1), sin)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def activation(name: Activation) -> Callable[[Tensor], Tensor]:
+    """The MLP's nonlinearity."""
+    known: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": _gelu_tanh,
+        "relu": F.relu,
+    }
+    return known[name]
+
+
+@dataclass(slots=True)
+class DenseSequence:
+    """Keys and values of one sequence, a `[kv_heads, capacity, head_dim]` pair a layer, and how many are valid."""
+
+    length: int = 0
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+
+class DenseAttention:
+    """Attention over whole, private keys and values: exact and simple. For parity, benches and the quality check.
+
+    It keeps every position of every layer, sliding ones included, and works one sequence after the other. The engine
+    has its own, over blocks. Call `begin` before each forward pass.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self._spans: Sequence[tuple[DenseSequence, int]] = ()
+
+    def begin(self, spans: Sequence[tuple[DenseSequence, int]]) -> Tensor:
+        """Say which sequences' tokens come next, and how many of each; returns their positions, int64 `[tokens]`."""
+        self._spans = spans
+        return torch.cat([torch.arange(item.length, item.length + count) for item, count in spans])
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        outs, start = [], 0
+        for sequence, count in self._spans:
+            span = slice(start, start + count)
+            outs.append(self._attend(sequence, layer, q[span], k[span], v[span]))
+            start += count
+            if layer == len(self._config.layers) - 1:
+                sequence.length += count
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _attend(self, sequence: DenseSequence, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        count, past = q.shape[0], sequence.length
+        keys, values = _append(sequence, layer, k, v)
+        window = self._config.layers[layer].window
+        mask = None
+        if count > 1 or (window is not None and past + count > window):
+            distance = torch.arange(past, past + count)[:, None] - torch.arange(past + count)
+            mask = ((distance >= 0) if window is None else (distance >= 0) & (distance < window)).to(q.device)
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            keys[None],
+            values[None],
+            attn_mask=mask,
+            scale=self._config.attention_scale,
+            enable_gqa=self._config.heads != self._config.kv_heads,
+        )
+        return out[0].transpose(0, 1).reshape(count, -1)
+
+
+def _append(sequence: DenseSequence, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Store the new keys and values behind the old ones; the buffers double when they are full."""
+    past, end = sequence.length, sequence.length + k.shape[0]
+    if layer == len(sequence.keys):
+        sequence.keys.append(k.new_empty(k.shape[1], max(64, end), k.shape[2]))
+        sequence.values.append(v.new_empty(v.shape[1], max(64, end), v.shape[2]))
+    for buffers, new in ((sequence.keys, k), (sequence.values, v)):
+        if buffers[layer].shape[1] < end:
+            old = buffers[layer]
+            buffers[layer] = old.new_empty(old.shape[0], max(2 * old.shape[1], end), old.shape[2])
+            buffers[layer][:, :past] = old[:, :past]
+        buffers[layer][:, past:end] = new.transpose(0, 1)
+    return sequence.keys[layer][:, :end], sequence.values[layer][:, :end]
