@@ -1,0 +1,311 @@
+"""A folder -> Checkpoint: config, index and headers read, every object pinned, nothing else touched.
+
+`model.safetensors.index.json` decides which files are read. Without one, `model.safetensors` is the whole checkpoint;
+any other single `*.safetensors` will do when it is the only one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from coldstream.errors import (
+    BadResponse,
+    IndexMismatch,
+    NoConfig,
+    NoWeights,
+    ObjectNotFound,
+    ShardMissing,
+    UnsafeName,
+)
+from coldstream.timeline import Timeline
+from coldstream.weights.header import Header, TensorInfo, header_end, parse_header
+from coldstream.weights.object_store import open_store
+from coldstream.weights.progress import Progress
+from coldstream.weights.retry import RetryPolicy, with_retries
+from coldstream.weights.store import Pin, Store
+from coldstream.weights.uri import Location
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+# One request for most headers (a 26-layer model has some 40 KB); a longer one costs a second request.
+FIRST_READ = 256 * 1024
+# Everything but weights is read whole into memory; the largest tokenizer.json known has 34 MB.
+MAX_SMALL_FILE = 256 * 1024 * 1024
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A pinned safetensors file and its header; `header_bytes` are kept for the object's checksum."""
+
+    pin: Pin
+    header: Header
+    header_bytes: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The file's name in the folder."""
+        return self.pin.name
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What lies in the bucket, pinned. `files` are all objects of the folder, `tensors` only what the index names."""
+
+    location: Location
+    store: Store = field(repr=False)
+    files: Mapping[str, Pin] = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)
+    generation_config: Mapping[str, Any] | None = field(repr=False)
+    shards: tuple[Shard, ...] = field(repr=False)
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def total_parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(info.numel for info in self.tensors.values())
+
+    @property
+    def revision(self) -> str:
+        """Sixteen hex digits that change when config, index or any shard was replaced."""
+        digest = hashlib.sha256()
+        names = {CONFIG, INDEX, *(shard.name for shard in self.shards)} & self.files.keys()
+        for name in sorted(names):
+            digest.update(f"{name}\0{self.files[name].version}\0".encode())
+        return digest.hexdigest()[:16]
+
+    def shard(self, file: str) -> Shard:
+        """The shard of that name."""
+        return next(shard for shard in self.shards if shard.name == file)
+
+    async def read_file(self, name: str) -> bytes:
+        """A small file of the folder (tokenizer.json, chat_template.jinja, ...), whole.
+
+        Raises:
+            ObjectNotFound: there is none of that name; look in `files` first.
+            StoreError: see `coldstream.errors`.
+        """
+        if name not in self.files:
+            raise ObjectNotFound(f"{self.location.child(name)}: no such file in the checkpoint; upload it")
+        return await _read_whole(self.store, self.files[name], RetryPolicy())
+
+
+async def open_checkpoint_async(
+    uri: str | Location,
+    *,
+    store: Store | None = None,
+    retry: RetryPolicy | None = None,
+    progress: Progress | None = None,
+    timeline: Timeline | None = None,
+) -> Checkpoint:
+    """List the folder once, pin every object, read config, index and all headers in one wave.
+
+    Args:
+        uri: the checkpoint's folder.
+        store: another way to it than `open_store(uri)`; tests use this.
+
+    Raises:
+        StoreError, CheckpointError: each with the URI and the next step.
+    """
+    location = Location.parse(uri) if isinstance(uri, str) else uri
+    opener = _Opener(
+        location, store or open_store(location), retry or RetryPolicy(), progress or Progress(), timeline or Timeline()
+    )
+    return await opener.open()
+
+
+def open_checkpoint(uri: str | Location, *, timeline: Timeline | None = None) -> Checkpoint:
+    """`open_checkpoint_async` for people; must not be called inside an event loop."""
+    return asyncio.run(open_checkpoint_async(uri, timeline=timeline))
+
+
+@dataclass(slots=True)
+class _Opener:
+    location: Location
+    store: Store
+    retry: RetryPolicy
+    progress: Progress
+    timeline: Timeline
+
+    async def open(self) -> Checkpoint:
+        self.progress.enter("listing")
+        with self.timeline.span("listing"):
+            files = dict(await with_retries(self.store.list, self.retry, where=str(self.location)))
+        if not files:
+            raise ObjectNotFound(f"{self.location}: the folder is empty or does not exist; check the URI")
+        if CONFIG not in files:
+            raise NoConfig(f"{self.location}: no {CONFIG} in it (it has {_some(files)}); is this the model's folder?")
+        self.progress.enter("headers")
+        with self.timeline.span("headers"):
+            config, generation, shards = await _all(
+                self._json(files[CONFIG]), self._optional_json(files.get(GENERATION_CONFIG)), self._shards(files)
+            )
+        return Checkpoint(
+            location=self.location,
+            store=self.store,
+            files=MappingProxyType(files),
+            config=config,
+            generation_config=generation,
+            shards=shards,
+            tensors=MappingProxyType({info.name: info for shard in shards for info in shard.header.tensors}),
+        )
+
+    async def _json(self, pin: Pin) -> Mapping[str, Any]:
+        where = self.location.child(pin.name)
+        try:
+            value = json.loads(await _read_whole(self.store, pin, self.retry))
+        except (ValueError, RecursionError) as exc:
+            raise NoConfig(f"{where}: is not valid JSON ({exc}); upload it again") from exc
+        if not isinstance(value, dict):
+            raise NoConfig(f"{where}: is not a JSON object; upload it again")
+        return MappingProxyType(value)
+
+    async def _optional_json(self, pin: Pin | None) -> Mapping[str, Any] | None:
+        return None if pin is None else await self._json(pin)
+
+    async def _shards(self, files: dict[str, Pin]) -> tuple[Shard, ...]:
+        if INDEX not in files:
+            name = _single(files, self.location)
+            return (await self._shard(files[name]),)
+        weight_map = await self._weight_map(files[INDEX])
+        pins = await _all(*(self._locate(name, files) for name in dict.fromkeys(weight_map.values())))
+        shards: tuple[Shard, ...] = await _all(*(self._shard(pin) for pin in pins))
+        _check_index(weight_map, shards, self.location.child(INDEX))
+        return shards
+
+    async def _weight_map(self, pin: Pin) -> dict[str, str]:
+        where = self.location.child(INDEX)
+        try:
+            index = json.loads(await _read_whole(self.store, pin, self.retry), object_pairs_hook=_no_twins)
+        except (ValueError, RecursionError) as exc:
+            raise IndexMismatch(f"{where}: is not valid JSON ({exc}); upload it again") from exc
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise IndexMismatch(f"{where}: has no weight_map; upload it again")
+        for tensor, file in weight_map.items():
+            if not isinstance(file, str) or not _safe(file):
+                raise UnsafeName(f"{where}: tensor {tensor!r} lies in {file!r}, which is not a file of this folder")
+            if not file.endswith(".safetensors"):
+                raise NoWeights(f"{where}: tensor {tensor!r} lies in {file!r}; convert the model to safetensors")
+        return weight_map
+
+    async def _locate(self, name: str, files: dict[str, Pin]) -> Pin:
+        if name not in files:
+            pin = await with_retries(lambda: self.store.pin(name), self.retry, where=str(self.location.child(name)))
+            if pin is None:
+                raise ShardMissing(f"{self.location.child(name)}: {INDEX} names it, but it is not there; upload it")
+            files[name] = pin
+        return files[name]
+
+    async def _shard(self, pin: Pin) -> Shard:
+        uri = str(self.location.child(pin.name))
+        raw = await self._read(pin, 0, min(pin.size, FIRST_READ))
+        end = header_end(raw[:8], size=pin.size, uri=uri)
+        if end > len(raw):
+            raw += await self._read(pin, len(raw), end)
+        header = parse_header(raw, file=pin.name, size=pin.size, uri=uri)
+        return Shard(pin, header, raw[:end])
+
+    async def _read(self, pin: Pin, start: int, end: int) -> bytes:
+        return await _read_bytes(self.store, pin, start, end, self.retry)
+
+
+def _single(files: Mapping[str, Pin], location: Location) -> str:
+    if SINGLE in files:
+        return SINGLE
+    names = [
+        name for name in files if name.endswith(".safetensors") and not name.startswith(("adapter", "consolidated"))
+    ]
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise NoWeights(f"{location}: {len(names)} safetensors files ({_some(names)}) but no {INDEX}; upload the index")
+    pickles = [name for name in files if name.endswith(_PICKLES)]
+    if pickles:
+        raise NoWeights(
+            f"{location}: only pickled weights ({_some(pickles)}), which are never loaded; convert them:"
+            " model.save_pretrained(folder, safe_serialization=True)"
+        )
+    if any(name.startswith("adapter") for name in files):
+        raise NoWeights(
+            f"{location}: only a LoRA adapter; merge it into its base model (merge_and_unload) and save that"
+        )
+    raise NoWeights(f"{location}: no safetensors files (it has {_some(files)}); upload {SINGLE}")
+
+
+def _check_index(weight_map: Mapping[str, str], shards: tuple[Shard, ...], where: Location) -> None:
+    found: dict[str, str] = {}
+    for shard in shards:
+        for info in shard.header.tensors:
+            if info.name in found:
+                raise IndexMismatch(f"{where}: tensor {info.name!r} lies in {found[info.name]} and in {shard.name}")
+            found[info.name] = shard.name
+    for name, file in weight_map.items():
+        if found.get(name) != file:
+            place = found.get(name, "no file")
+            raise IndexMismatch(
+                f"{where}: tensor {name!r} should lie in {file}, but lies in {place}; upload both again"
+            )
+    extra = found.keys() - weight_map.keys()
+    if extra:
+        raise IndexMismatch(
+            f"{where}: does not name {_some(sorted(extra))}, but the shards hold them; upload both again"
+        )
+
+
+def _safe(name: str) -> bool:
+    parts = name.split("/")
+    return bool(name) and "\\" not in name and "\0" not in name and ":" not in name and not {"", ".", ".."} & set(parts)
+
+
+def _some(names: Any) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return table
+
+
+async def _read_whole(store: Store, pin: Pin, retry: RetryPolicy) -> bytes:
+    if pin.size > MAX_SMALL_FILE:
+        raise BadResponse(f"{store.location.child(pin.name)}: {pin.size} bytes is too large for a file of its kind")
+    return await _read_bytes(store, pin, 0, pin.size, retry)
+
+
+async def _read_bytes(store: Store, pin: Pin, start: int, end: int, retry: RetryPolicy) -> bytes:
+    if start == end:
+        return b""
+    where = f"{store.location.child(pin.name)}, bytes {start}-{end}"
+    return bytes(await with_retries(lambda: store.read(pin, start, end), retry, where=where))
+
+
+_T = TypeVar("_T")
+
+
+async def _all(*awaitables: Any) -> Any:
+    """All of them at once; when one fails, the others are cancelled and gone before its error is raised."""
+    tasks = [asyncio.ensure_future(item) for item in awaitables]
+    try:
+        return tuple(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

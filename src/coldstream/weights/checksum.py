@@ -1,0 +1,136 @@
+"""CRC32C of buffers, and of two neighbours from the CRCs of each (GF(2)); so ranges may land in any order.
+
+The polynomial is Castagnoli's (RFC 3720, appendix B.4), bits reflected, as cloud storage publishes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import google_crc32c
+
+_POLYNOMIAL = 0x82F63B78
+_ONE = 0x80000000
+
+
+class _PyBuffer(ctypes.Structure):
+    # https://docs.python.org/3/c-api/buffer.html#c.Py_buffer, in the stable ABI since 3.11
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+@contextmanager
+def pinned(buffer: memoryview) -> Iterator[ctypes.Array[ctypes.c_char]]:
+    """The buffer's own bytes as a ctypes array, also when it is read-only; valid within the block only."""
+    view = _PyBuffer()
+    api = ctypes.pythonapi
+    api.PyObject_GetBuffer(ctypes.py_object(buffer), ctypes.byref(view), 0)
+    try:
+        yield (ctypes.c_char * view.len).from_address(view.buf or 0)
+    finally:
+        api.PyBuffer_Release(ctypes.byref(view))
+
+
+def crc32c(buffer: memoryview) -> int:
+    """CRC32C of a buffer, without a copy and without the GIL."""
+    if not buffer.nbytes:
+        return 0
+    with pinned(buffer) as array:
+        # google_crc32c refuses memoryviews, whose release it could not order; an array has no release.
+        return int(google_crc32c.extend(0, array))
+
+
+def combine(first: int, second: int, second_length: int) -> int:
+    """CRC32C of two neighbours, from the CRC of each and the second one's length in bytes.
+
+    Method of zlib's crc32_combine (Mark Adler): the first CRC is multiplied by x^(8 * length) modulo the polynomial.
+    """
+    return _multiply(_power(second_length), first) ^ second
+
+
+def _multiply(a: int, b: int) -> int:
+    """a * b modulo the polynomial, over GF(2), bits reflected."""
+    product = 0
+    bit = _ONE
+    while a:
+        if a & bit:
+            product ^= b
+            a ^= bit
+        bit >>= 1
+        b = (b >> 1) ^ _POLYNOMIAL if b & 1 else b >> 1
+    return product
+
+
+def _power(length: int) -> int:
+    """x^(8 * length) modulo the polynomial."""
+    result = _ONE
+    exponent = 3
+    while length:
+        if length & 1:
+            result = _multiply(_square(exponent), result)
+        length >>= 1
+        exponent += 1
+    return result
+
+
+@cache
+def _square(exponent: int) -> int:
+    """x^(2^exponent) modulo the polynomial."""
+    if exponent == 0:
+        return _ONE >> 1
+    half = _square(exponent - 1)
+    return _multiply(half, half)
+
+
+class Fold:
+    """The CRC32C of bytes 0 to `size`, from pieces that come in any order; each byte exactly once."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._pieces: dict[int, tuple[int, int]] = {}
+
+    def add(self, start: int, end: int, crc: int) -> None:
+        """The CRC of bytes `start` to `end` (exclusive).
+
+        Raises:
+            ValueError: the piece begins where another one does, or lies outside.
+        """
+        if not 0 <= start <= end <= self.size:
+            raise ValueError(f"piece {start}-{end} lies outside of 0-{self.size}")
+        if start == end:
+            return
+        if start in self._pieces:
+            raise ValueError(f"two pieces begin at {start}")
+        self._pieces[start] = (end, crc)
+
+    @property
+    def value(self) -> int | None:
+        """The CRC of the whole; None while bytes are missing.
+
+        Raises:
+            ValueError: pieces overlap.
+        """
+        position = 0
+        crc = 0
+        for start, (end, piece) in sorted(self._pieces.items()):
+            if start < position:
+                raise ValueError(f"pieces overlap at {start}")
+            if start > position:
+                return None
+            crc = combine(crc, piece, end - start)
+            position = end
+        return crc if position == self.size else None

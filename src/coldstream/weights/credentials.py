@@ -1,0 +1,144 @@
+"""A Google access token: from a file of application default credentials, or the metadata server of the machine.
+
+google-auth is imported only for a file; on Cloud Run the metadata server is asked directly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from coldstream.errors import AccessDenied
+from coldstream.weights import http
+from coldstream.weights.store import Interrupted
+
+if TYPE_CHECKING:
+    from obstore.store import GCSCredential
+
+SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
+# Renewed this long before it expires.
+MARGIN = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An access token and the moment when it expires (UTC)."""
+
+    value: str
+    expires_at: datetime
+
+
+class TokenSource(Protocol):
+    """Where a fresh token comes from."""
+
+    async def fetch(self) -> Token:
+        """A new token.
+
+        Raises:
+            AccessDenied, Interrupted.
+        """
+        ...
+
+
+class GoogleToken:
+    """A token that is fetched once and renewed in time."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self._source = source
+        self._token: Token | None = None
+
+    async def value(self) -> str:
+        """The bearer token."""
+        return (await self._current()).value
+
+    async def credential(self) -> GCSCredential:
+        """What obstore asks for."""
+        token = await self._current()
+        return {"token": token.value, "expires_at": token.expires_at}
+
+    async def _current(self) -> Token:
+        if self._token is None or self._token.expires_at - MARGIN < datetime.now(UTC):
+            self._token = await self._source.fetch()
+        return self._token
+
+
+def google_token(environ: Mapping[str, str] = os.environ) -> GoogleToken:
+    """Application default credentials: GOOGLE_APPLICATION_CREDENTIALS, gcloud's file, else the metadata server.
+
+    Raises:
+        AccessDenied: GOOGLE_APPLICATION_CREDENTIALS names a file that is not there.
+    """
+    named = environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if named:
+        if not Path(named).is_file():
+            raise AccessDenied(f"GOOGLE_APPLICATION_CREDENTIALS={named}: no such file; unset it or correct the path")
+        return GoogleToken(CredentialsFile(Path(named)))
+    config = Path(environ.get("CLOUDSDK_CONFIG") or Path(environ.get("HOME", "/")) / ".config" / "gcloud")
+    well_known = config / "application_default_credentials.json"
+    if well_known.is_file():
+        return GoogleToken(CredentialsFile(well_known))
+    return GoogleToken(MetadataServer(environ.get("GCE_METADATA_HOST") or "metadata.google.internal"))
+
+
+class MetadataServer:
+    """The token of the machine's service account.
+
+    https://cloud.google.com/compute/docs/access/authenticate-workloads#applications
+    """
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+
+    async def fetch(self) -> Token:
+        """See `TokenSource.fetch`."""
+        url = f"http://{self._host}/computeMetadata/v1/instance/service-accounts/default/token"
+        try:
+            response = await http.request(url, headers={"Metadata-Flavor": "Google"}, seconds=5.0)
+        except http.HttpFailure as exc:
+            raise AccessDenied(
+                "no Google credentials: no GOOGLE_APPLICATION_CREDENTIALS, no gcloud login, no metadata server;"
+                " run: gcloud auth application-default login"
+            ) from exc
+        if response.status in (429, 500, 502, 503):
+            raise Interrupted(f"the metadata server answered HTTP {response.status}", throttled=True)
+        if response.status != 200:
+            raise AccessDenied(
+                f"the metadata server answered HTTP {response.status}; give the machine a service account"
+            )
+        grant: dict[str, Any] = json.loads(response.body)
+        return Token(grant["access_token"], datetime.now(UTC) + timedelta(seconds=grant["expires_in"]))
+
+
+class CredentialsFile:
+    """A service account's key, a user's login or a workload identity file, through google-auth."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def fetch(self) -> Token:
+        """See `TokenSource.fetch`."""
+        return await asyncio.to_thread(self._fetch)
+
+    def _fetch(self) -> Token:
+        import google.auth
+        import urllib3
+        from google.auth.exceptions import GoogleAuthError, TransportError
+        from google.auth.transport.urllib3 import Request
+
+        try:
+            credentials, _ = google.auth.load_credentials_from_file(  # type: ignore[no-untyped-call]
+                str(self._path), scopes=[SCOPE]
+            )
+            credentials.refresh(Request(urllib3.PoolManager()))  # type: ignore[no-untyped-call]
+        except TransportError as exc:
+            raise Interrupted(f"{self._path}: no token: {exc}") from exc
+        except (GoogleAuthError, ValueError) as exc:
+            raise AccessDenied(f"{self._path}: these credentials give no token ({exc}); renew them") from exc
+        expiry = credentials.expiry.replace(tzinfo=UTC)
+        return Token(credentials.token, expiry)

@@ -1,0 +1,105 @@
+"""One HTTP/1.1 request over asyncio streams: for listings, tokens and pins.
+
+http.client would cost 20 ms to import on the way to the first byte, and a thread for each call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+MAX_BODY = 64 * 1024 * 1024
+TIMEOUT = 30.0
+
+
+class HttpFailure(Exception):
+    """No usable answer: refused, reset, timed out or malformed. `refused` when nobody listens."""
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Status, headers in lower case, the whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def request(
+    url: str,
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    body: bytes = b"",
+    seconds: float = TIMEOUT,
+) -> Response:
+    """Send one request on a connection of its own.
+
+    Raises:
+        HttpFailure: there is no answer, or it is not HTTP.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await _exchange(url, method, dict(headers or {}), body)
+    except TimeoutError as exc:
+        raise HttpFailure(f"{method} {url}: no answer in {seconds:g} s") from exc
+    except ConnectionRefusedError as exc:
+        raise HttpFailure(f"{method} {url}: connection refused", refused=True) from exc
+    except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as exc:
+        raise HttpFailure(f"{method} {url}: {exc or type(exc).__name__}") from exc
+
+
+async def _exchange(url: str, method: str, headers: dict[str, str], body: bytes) -> Response:
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    reader, writer = await asyncio.open_connection(
+        parts.hostname,
+        parts.port or (443 if secure else 80),
+        ssl=ssl.create_default_context() if secure else None,
+        limit=MAX_BODY,
+    )
+    try:
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        lines = [
+            f"{method} {target} HTTP/1.1",
+            f"Host: {parts.netloc}",
+            "Connection: close",
+            "Accept-Encoding: identity",
+        ]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if body:
+            lines.append(f"Content-Length: {len(body)}")
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+        await writer.drain()
+        return await _response(reader, method)
+    finally:
+        writer.close()
+
+
+async def _response(reader: asyncio.StreamReader, method: str) -> Response:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    version, status, *_ = head[0].split(" ", 2)
+    if not version.startswith("HTTP/1."):
+        raise ValueError(f"not an HTTP answer: {head[0][:80]!r}")
+    fields = (line.partition(":") for line in head[1:] if line)
+    headers = {name.strip().lower(): value.strip() for name, _, value in fields}
+    return Response(int(status), headers, b"" if method == "HEAD" else await _body(reader, headers))
+
+
+async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> bytes:
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        chunks = []
+        while size := int((await reader.readline()).split(b";")[0], 16):
+            chunks.append(await reader.readexactly(size))
+            await reader.readexactly(2)
+        return b"".join(chunks)
+    if "content-length" in headers:
+        return await reader.readexactly(int(headers["content-length"]))
+    return await reader.read()

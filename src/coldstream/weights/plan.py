@@ -1,0 +1,137 @@
+"""TensorInfo + execution order -> ReadPlan: which byte ranges to ask for, and when. Pure.
+
+Tensors are fetched in the order in which they execute. A read is a run of whole tensors that lie side by side in one
+file; only a tensor that is larger than a part is cut, so that several connections carry it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from coldstream.weights.header import TensorInfo
+
+MIB = 1024 * 1024
+PART_SIZE = 16 * MIB
+# Below this, the time to the first byte costs more than the bytes.
+SMALLEST_PART = 2 * MIB
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
+_VISION = re.compile(r"(?:^|\.)(?:vision_tower|vision_model|visual|audio_tower|multi_modal_projector|embed_vision)\.")
+_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:embed_tokens|embed_tokens_per_layer|wte|wpe|word_embeddings|tok_embeddings|embed_in)\."
+)
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|score|classifier)\.[^.]+$")
+_DIGITS = re.compile(r"(\d+)")
+
+Rank = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One request: bytes `start` to `end` (exclusive) of `file`.
+
+    Either all of `tensors` lie whole in it, side by side, or it is a cut of the single tensor in `tensors`.
+    """
+
+    file: str
+    start: int
+    end: int
+    tensors: tuple[TensorInfo, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.end - self.start
+
+    @property
+    def whole(self) -> bool:
+        """Whether no tensor is cut."""
+        return self.start <= self.tensors[0].start and self.tensors[-1].end <= self.end
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """Reads in the order of issue; every byte of every chosen tensor is in exactly one of them.
+
+    Empty tensors need no read: `empty` names them.
+    """
+
+    reads: tuple[Read, ...]
+    empty: tuple[TensorInfo, ...]
+    part_size: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes that will be read."""
+        return sum(read.nbytes for read in self.reads)
+
+
+def rank(name: str) -> Rank:
+    """When a tensor is needed: embedding, then layer by layer, final norm, head; vision tower and projector last.
+
+    A text prompt does not need the tower, so it may land while the first tokens are being computed.
+    """
+    layer = _LAYER.search(name)
+    if _VISION.search(name):
+        return (4, int(layer[1]) if layer else -1)
+    if layer:
+        return (1, int(layer[1]))
+    if _EMBEDDING.search(name):
+        return (0, 0)
+    return (3, 0) if _HEAD.search(name) else (2, 0)
+
+
+def execution_order(names: Iterable[str]) -> list[str]:
+    """Tensor names in the order in which a decoder runs through them; numbers count as numbers (2 before 10)."""
+    return sorted(names, key=lambda name: (rank(name), _natural(name)))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
+
+
+def plan(tensors: Iterable[TensorInfo], *, part_size: int = PART_SIZE) -> ReadPlan:
+    """Cut the tensors into reads of about `part_size` bytes, in execution order.
+
+    Within a layer the order is that of the file, because neighbours make one read.
+    """
+    if part_size < 1:
+        raise ValueError(f"part_size must be at least 1, not {part_size}")
+    ordered = sorted(tensors, key=lambda info: (rank(info.name), info.file, info.start, info.end))
+    filled = [info for info in ordered if info.nbytes]
+    reads = tuple(read for run in _runs(filled, part_size) for read in _cut(run, part_size))
+    return ReadPlan(reads, tuple(info for info in ordered if not info.nbytes), part_size)
+
+
+def _runs(tensors: list[TensorInfo], part_size: int) -> Iterator[list[TensorInfo]]:
+    """Neighbours in a file, together no larger than a part."""
+    run: list[TensorInfo] = []
+    for info in tensors:
+        fits = run and run[-1].file == info.file and run[-1].end == info.start and info.end - run[0].start <= part_size
+        if run and not fits:
+            yield run
+            run = []
+        run.append(info)
+    if run:
+        yield run
+
+
+def _cut(run: list[TensorInfo], part_size: int) -> Iterator[Read]:
+    first, last = run[0], run[-1]
+    size = last.end - first.start
+    if size <= part_size:
+        yield Read(first.file, first.start, last.end, tuple(run))
+        return
+    # Equal cuts, so that no connection is left with a sliver.
+    parts = -(-size // part_size)
+    edges = [first.start + size * index // parts for index in range(parts + 1)]
+    for start, end in pairwise(edges):
+        yield Read(first.file, start, end, tuple(run))
+
+
+def part_size_for(total_bytes: int, *, connections: int) -> int:
+    """A part small enough that every connection gets several, and large enough to be worth a request."""
+    return max(SMALLEST_PART, min(PART_SIZE, total_bytes // (connections * 4)))

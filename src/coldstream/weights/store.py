@@ -1,0 +1,90 @@
+"""The seam to object storage: a small Protocol, the obstore adapter, foreign errors mapped once.
+
+A store lists a folder and reads ranges of pinned objects. It does not retry: a read that failed raises `Interrupted`,
+and the executor (stream.py) decides what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from coldstream.weights.uri import Location
+
+Buffer = memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Exactly one version of one object: `generation` (gs) or `etag` (others) says which. `crc32c` of all its bytes."""
+
+    name: str
+    size: int
+    generation: str | None = None
+    etag: str | None = None
+    crc32c: int | None = None
+
+    @property
+    def version(self) -> str:
+        """What tells this version from another one, best first."""
+        return self.generation or self.etag or str(self.size)
+
+
+class Interrupted(Exception):
+    """A read ended before its last byte. `partial` holds the good bytes that had landed.
+
+    `throttled`: the server asked for less, `retry_after` (seconds) says when. `refused`: nobody listened.
+    Never seen by users: the executor turns it into a retry or an error of errors.py.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        partial: Buffer | None = None,
+        throttled: bool = False,
+        refused: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.partial = partial
+        self.throttled = throttled
+        self.refused = refused
+        self.retry_after = retry_after
+
+
+class Store(Protocol):
+    """A folder in object storage."""
+
+    @property
+    def location(self) -> Location:
+        """The folder."""
+        ...
+
+    async def list(self) -> Mapping[str, Pin]:
+        """The objects in the folder (not in folders below it) by name, in one call.
+
+        A web server cannot list: it is asked for the names that a checkpoint may have.
+
+        Raises:
+            Interrupted, ObjectNotFound, AccessDenied.
+        """
+        ...
+
+    async def pin(self, name: str) -> Pin | None:
+        """One object that the listing did not have; None when it does not exist.
+
+        Raises:
+            Interrupted, AccessDenied.
+        """
+        ...
+
+    async def read(self, pin: Pin, start: int, end: int) -> Buffer:
+        """Bytes `start` to `end` (exclusive) of exactly this version; never fewer, never more.
+
+        Raises:
+            Interrupted: it may work when asked again.
+            ObjectNotFound, AccessDenied, ObjectChanged, BadResponse: it will not.
+        """
+        ...
