@@ -1,0 +1,179 @@
+"""One request on its way: tokens in, events out. Everything about a request that is not about blocks or batches."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from coldstream.engine.request import FinishReason, Request, TokenEvent, TokenLogprob, Usage
+from coldstream.engine.sampler import Logprob, Mask, Row, Sampled
+from coldstream.engine.scheduler import Sequence
+from coldstream.engine.text import Detokenizer, StopStrings
+from coldstream.engine.tokenizer import Tokenizer
+from coldstream.errors import ColdstreamError
+
+Deliver = Callable[[TokenEvent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Why a request ended; `stop_match` is the stop string or token id, `error` what went wrong."""
+
+    reason: FinishReason
+    stop_match: str | int | None = None
+    error: ColdstreamError | None = None
+
+
+@dataclass(slots=True)
+class _Unsent:
+    """Tokens whose text is not certain yet."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+class Generation:
+    """A request's sampling state, text and usage; `sequence` is its place in the schedule."""
+
+    def __init__(
+        self,
+        request: Request,
+        deliver: Deliver,
+        *,
+        tokenizer: Tokenizer,
+        stop_ids: frozenset[int],
+        max_context: int,
+        arrival: int,
+        mask: Callable[[], Mask] | None = None,
+    ) -> None:
+        params = request.sampling
+        self.request = request
+        self.deliver = deliver
+        self.submitted = time.monotonic()
+        self.delivered = False
+        self.held: list[TokenEvent] = []
+        self._tokenizer = tokenizer
+        self._new_mask = mask
+        self._seed = params.seed if params.seed is not None else secrets.randbits(63)
+        self._stop_ids = params.stop_token_ids | (frozenset() if params.ignore_eos else stop_ids)
+        self._first_token_at: float | None = None
+        self._admitted_at: float | None = None
+        prompt = list(request.prompt_ids)
+        self.sequence = Sequence(
+            key=request.id,
+            tokens=prompt,
+            prompt_length=len(prompt),
+            max_length=min(len(prompt) + params.max_tokens, max_context),
+            arrival=arrival,
+            deadline=request.deadline,
+            share_prefix=params.prompt_logprobs is None,
+            max_chunk=None if params.prompt_logprobs is None else 64,
+        )
+        self._start()
+
+    def restart(self) -> None:
+        """Back to the prompt: what was drawn so far came from weights that were replaced, and nobody has seen it."""
+        del self.sequence.tokens[self.sequence.prompt_length :]
+        self.held.clear()
+        self._first_token_at = None
+        self._start()
+
+    def _start(self) -> None:
+        request = self.request
+        self.row = Row(
+            request.sampling, self._seed, request.prompt_ids, mask=self._new_mask() if self._new_mask else None
+        )
+        self._text = Detokenizer(self._tokenizer, request.prompt_ids)
+        self._stops = StopStrings(request.sampling.stop)
+        self._unsent = _Unsent()
+        self._prompt_logprobs: list[TokenLogprob | None] = []
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether logits of every prompt token are needed (echo scoring)."""
+        return self.request.sampling.prompt_logprobs is not None and self.row.position == 0
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens drawn so far, a stop token included."""
+        return self.row.position
+
+    def admitted(self) -> None:
+        """It has blocks for the first time."""
+        if self._admitted_at is None:
+            self._admitted_at = time.monotonic()
+
+    def prompt_scored(self, scored: list[Logprob]) -> None:
+        """Log probabilities of further prompt tokens, in order."""
+        if not self._prompt_logprobs:
+            self._prompt_logprobs.append(None)
+        self._prompt_logprobs += [self._named(item) for item in scored]
+
+    def push(self, sampled: Sampled) -> tuple[TokenEvent | None, Finish | None]:
+        """Take the next token; the event that it makes possible, and why the request ends here, if it does."""
+        if self._first_token_at is None:
+            self._first_token_at = time.monotonic()
+        self.row.drawn(sampled.token_id)
+        if sampled.token_id in self._stop_ids:
+            return None, Finish("stop", stop_match=sampled.token_id)
+        self.sequence.tokens.append(sampled.token_id)
+        self._unsent.token_ids.append(sampled.token_id)
+        if sampled.logprob is not None:
+            self._unsent.logprobs.append(self._named(sampled.logprob))
+        matched = self._stops.push(self._text.push(sampled.token_id))
+        if matched.stop is not None:
+            return self._maybe_event(matched.text), Finish("stop", stop_match=matched.stop)
+        event = self._maybe_event(matched.text)
+        if (
+            self.row.position >= self.request.sampling.max_tokens
+            or len(self.sequence.tokens) >= self.sequence.max_length
+        ):
+            return event, Finish("length")
+        return event, None
+
+    def last_event(self, finish: Finish) -> TokenEvent:
+        """The terminal event, with the text that was held back."""
+        text = ""
+        if finish.reason in ("stop", "length") and not isinstance(finish.stop_match, str):
+            matched = self._stops.push(self._text.flush())
+            text = matched.text + self._stops.flush()
+            if matched.stop is not None:
+                finish = Finish("stop", stop_match=matched.stop)
+        return self._event(text, finish)
+
+    def _maybe_event(self, text: str) -> TokenEvent | None:
+        return self._event(text) if text else None
+
+    def _event(self, text: str, finish: Finish | None = None) -> TokenEvent:
+        unsent, self._unsent = self._unsent, _Unsent()
+        scored, self._prompt_logprobs = self._prompt_logprobs, []
+        return TokenEvent(
+            request_id=self.request.id,
+            text=text,
+            token_ids=tuple(unsent.token_ids),
+            logprobs=tuple(unsent.logprobs),
+            prompt_logprobs=tuple(scored),
+            finish_reason=finish.reason if finish else None,
+            stop_match=finish.stop_match if finish else None,
+            usage=self._usage() if finish else None,
+            error=finish.error if finish else None,
+        )
+
+    def _usage(self) -> Usage:
+        now = time.monotonic()
+        first = self._first_token_at
+        return Usage(
+            prompt_tokens=len(self.request.prompt_ids),
+            cached_tokens=self.sequence.first_cached or 0,
+            completion_tokens=self.completion_tokens,
+            queued_seconds=(self._admitted_at or now) - self.submitted,
+            first_token_seconds=first - self.submitted if first is not None else None,
+            total_seconds=now - self.submitted,
+        )
+
+    def _named(self, item: Logprob) -> TokenLogprob:
+        text = self._tokenizer.token_text
+        top = tuple((token, text(token), value) for token, value in item.top)
+        return TokenLogprob(item.token_id, text(item.token_id), item.logprob, top)
