@@ -35,6 +35,11 @@
     ├── PortInUse                      500  70
     ├── OutOfMemory                    503  71   the model does not fit in this machine's memory
     └── DeployError                    500  80   Google Cloud said no
+        ├── ResourceNotFound           500  81   no such project, bucket, repository, account or service
+        ├── ResourceExists             500  82   it is there already
+        ├── ResourceConflict           500  83   somebody else changed it meanwhile
+        ├── PermissionRefused          500  84   the caller may not, or has no credentials
+        └── ApiDisabled                500  85   the project has not turned that Google API on
 
 A message says what was wrong, where (URI, tensor, byte, field) and what to do next.
 """
@@ -282,3 +287,33 @@ class DeployError(ColdstreamError):
     """A step of a deployment failed; the message names what was made and the next command."""
 
     exit_code = 80
+
+
+class ResourceNotFound(DeployError):
+    """Google Cloud has no such resource, or hides it from this caller."""
+
+    exit_code = 81
+
+
+class ResourceExists(DeployError):
+    """The resource that was to be made is there already."""
+
+    exit_code = 82
+
+
+class ResourceConflict(DeployError):
+    """Somebody else changed the resource between reading and writing it."""
+
+    exit_code = 83
+
+
+class PermissionRefused(DeployError):
+    """The caller lacks a permission, or has no usable credentials."""
+
+    exit_code = 84
+
+
+class ApiDisabled(DeployError):
+    """The project has not turned on the Google API that was called."""
+
+    exit_code = 85
