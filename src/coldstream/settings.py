@@ -194,6 +194,16 @@ def port_from_environment(environ: Mapping[str, str], default: int = DEFAULT_POR
     return int(text)
 
 
+def check_precision(text: str) -> Precision:
+    """A precision's name as given on the command line.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    precision: Precision = _fit(text, Precision, "--precision")
+    return precision
+
+
 def template_variables(template: str) -> tuple[str, ...]:
     """The names in `{braces}`; `{{` and `}}` are literal braces.
 

@@ -10,7 +10,8 @@ import sys
 
 import typer
 
-from coldstream.cli import inspect, serve
+import coldstream.cli.inspect
+import coldstream.cli.serve
 from coldstream.errors import ColdstreamError
 
 
@@ -24,7 +25,7 @@ def _app() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    for group in (serve, inspect):
+    for group in (coldstream.cli.serve, coldstream.cli.inspect):
         group.register(app)
     return app
 

@@ -17,7 +17,10 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from coldstream.errors import Unauthorized
+
 if TYPE_CHECKING:
+    from coldstream.serve.keys import ApiKeys
     from coldstream.serve.startup import Startup
 
 Scope = MutableMapping[str, Any]
@@ -32,8 +35,9 @@ _EVENT_PERIOD = 0.2
 class Door:
     """Answers the start-up routes; everything else goes to the application, once `open_to` has been called."""
 
-    def __init__(self, startup: Startup, *, max_waiting: int) -> None:
+    def __init__(self, startup: Startup, keys: ApiKeys, *, max_waiting: int) -> None:
         self._startup = startup
+        self._keys = keys
         self._max_waiting = max_waiting
         self._waiting = 0
         self._application: ASGIApp | None = None
@@ -53,10 +57,20 @@ class Door:
             await self._pass_on(scope, receive, send)
             return
         route = self._routes().get(scope["path"]) if scope["method"] in ("GET", "HEAD") else None
-        if route is not None and (self._application is None or scope["path"] in _PUBLIC):
+        if route is None:
+            await self._pass_on(scope, receive, send)
+        elif scope["path"] in _PUBLIC or await self._permits(scope, send):
             await route(scope, receive, send)
-            return
-        await self._pass_on(scope, receive, send)
+
+    async def _permits(self, scope: Scope, send: Send) -> bool:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        try:
+            self._keys.check(headers.get(b"authorization"), headers.get(b"x-api-key"))
+        except Unauthorized as exc:
+            body = {"error": {"type": "Unauthorized", "message": str(exc)}}
+            await _json(send, 401, body, [(b"www-authenticate", b"Bearer")])
+            return False
+        return True
 
     def _routes(self) -> dict[str, ASGIApp]:
         return {
@@ -129,7 +143,7 @@ class Door:
 
 
 _PUBLIC = frozenset({"/healthz", "/readyz"})
-"""Answered here for good; the other two are only until the application, which knows the API keys, takes over."""
+"""Probes carry no key. The other routes name buckets and times, and want one where keys are set."""
 
 
 async def _disconnected(receive: Receive) -> None:

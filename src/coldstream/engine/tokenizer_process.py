@@ -1,0 +1,203 @@
+"""The tokenizers library in a process of its own, behind the methods of `tokenizers.Tokenizer` that we use.
+
+Building the tokenizer of a large vocabulary takes over a second (Gemma 3: 262,144 tokens, 33 MB of JSON), and the library
+holds the GIL for all of it: in our own process it would stop the event loop and `import torch`. Beside them, on the
+second core, it is free. Afterwards a call costs a round trip of some 50 microseconds.
+
+The child is started by `exec`, gets the file through a memfd, answers one JSON message after the other on a socket, and
+ends when the socket closes, which it does when we end, however that happens. Should it be killed, the next call starts it
+again from the same memfd.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coldstream.errors import EngineError, TokenizerError
+
+_LENGTH = struct.Struct("<I")
+_METHODS = frozenset({"encode", "decode", "token_to_id", "id_to_token", "get_vocab_size", "to_str"})
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What `tokenizers.Encoding` is to us."""
+
+    ids: list[int]
+
+
+class TokenizerProcess:
+    """Start it early, `build` from a tokenizer.json when it is there; then call it from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        self._source = ""
+        self._start()
+
+    def build(self, tokenizer_json: bytes, *, source: str) -> TokenizerProcess:
+        """Hand over the file, wait until the tokenizer is built, and be it. `source` is its URI, for messages.
+
+        Raises:
+            TokenizerError: it is not a tokenizer.json that the library can read.
+        """
+        self._file = os.memfd_create("tokenizer.json", os.MFD_CLOEXEC)
+        with os.fdopen(os.dup(self._file), "wb") as file:
+            file.write(tokenizer_json)
+        self._source = source
+        with self._lock:
+            self._send_file()
+        return self
+
+    def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Encoding:
+        """The ids of a text."""
+        return Encoding(self._call("encode", sequence, add_special_tokens))
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of the ids."""
+        text: str = self._call("decode", list(ids), skip_special_tokens)
+        return text
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token by its exact name."""
+        number: int | None = self._call("token_to_id", token)
+        return number
+
+    def id_to_token(self, id: int) -> str | None:
+        """The name of a token."""
+        name: str | None = self._call("id_to_token", id)
+        return name
+
+    def get_vocab_size(self, *, with_added_tokens: bool = True) -> int:
+        """How many tokens there are."""
+        size: int = self._call("get_vocab_size", with_added_tokens)
+        return size
+
+    def to_str(self) -> str:
+        """The tokenizer as JSON again."""
+        text: str = self._call("to_str")
+        return text
+
+    def close(self) -> None:
+        """End the child and wait for it."""
+        with self._lock:
+            self._stop()
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+
+    def _start(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        code = f"from coldstream.engine.tokenizer_process import serve; serve({theirs.fileno()})"
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
+            )
+
+    def _stop(self) -> None:
+        self._socket.close()
+        self._process.wait()
+
+    def _send_file(self) -> None:
+        assert self._file is not None
+        socket.send_fds(self._socket, [b"f"], [self._file])
+        self._reply()
+
+    def _call(self, method: str, *args: Any) -> Any:
+        with self._lock:
+            try:
+                return self._ask(method, args)
+            except OSError:  # the child is gone (killed for memory, say): once more, with a new one
+                self._stop()
+                self._start()
+            try:
+                self._send_file()
+                return self._ask(method, args)
+            except OSError as exc:
+                raise EngineError(f"{self._source}: the tokenizer's process ended twice ({exc})") from exc
+
+    def _ask(self, method: str, args: Sequence[Any]) -> Any:
+        _send(self._socket, [method, *args])
+        return self._reply()
+
+    def _reply(self) -> Any:
+        answer = _receive(self._socket)
+        if answer is None:
+            raise ConnectionResetError("the tokenizer's process closed its socket")
+        if "error" in answer:
+            raise TokenizerError(f"{self._source}/tokenizer.json: {answer['error']}")
+        return answer["value"]
+
+
+def serve(descriptor: int) -> None:
+    """The child's whole life: receive the file, build the tokenizer, answer until the socket closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent says when to end
+    connection = socket.socket(fileno=descriptor)
+    import tokenizers
+
+    _, files, _, _ = socket.recv_fds(connection, 1, 1)
+    if not files:
+        return
+    try:
+        with os.fdopen(files[0], "rb") as file:
+            file.seek(0)
+            backend = tokenizers.Tokenizer.from_buffer(file.read())
+        backend.no_truncation()
+        backend.no_padding()
+    except Exception as exc:  # the library raises plain Exception; the parent turns it into a TokenizerError
+        _send(connection, {"error": f"cannot be read by tokenizers: {exc}"})
+        return
+    _send(connection, {"value": None})
+    while (message := _receive(connection)) is not None:
+        _send(connection, _answer(backend, message))
+
+
+def _answer(backend: Any, message: list[Any]) -> dict[str, Any]:
+    method, *args = message
+    try:
+        if method not in _METHODS:
+            raise ValueError(f"no method {method}")
+        if method == "encode":
+            return {"value": backend.encode(args[0], add_special_tokens=args[1]).ids}
+        if method == "decode":
+            return {"value": backend.decode(args[0], skip_special_tokens=args[1])}
+        return {"value": getattr(backend, method)(*args)}
+    except Exception as exc:  # likewise: whatever it is, the parent must hear of it
+        return {"error": f"{method}: {exc}"}
+
+
+def _send(connection: socket.socket, message: Any) -> None:
+    data = json.dumps(message).encode()
+    connection.sendall(_LENGTH.pack(len(data)) + data)
+
+
+def _receive(connection: socket.socket) -> Any:
+    head = _exactly(connection, _LENGTH.size)
+    if head is None:
+        return None
+    body = _exactly(connection, _LENGTH.unpack(head)[0])
+    return None if body is None else json.loads(body)
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes | None:
+    """`count` bytes, or None when the other side is gone."""
+    parts = bytearray()
+    while len(parts) < count:
+        try:
+            part = connection.recv(count - len(parts))
+        except ConnectionError:
+            return None
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)

@@ -1,0 +1,33 @@
+"""uvicorn, without its own idea of signals: the process decides when to end, after the last event is out."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import uvicorn
+
+from coldstream.serve.door import Door
+
+
+class HttpServer(uvicorn.Server):
+    """Serves one door on a socket that is bound already, until `should_exit` is set."""
+
+    def __init__(self, door: Door, *, hanging_up: int) -> None:
+        config = uvicorn.Config(
+            door,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=hanging_up,
+        )
+        super().__init__(config)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Capture none."""
+        yield

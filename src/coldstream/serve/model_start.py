@@ -1,0 +1,353 @@
+"""One model from its URI to a running engine, in three strands that meet where they must.
+
+    stream (event loop)    open -> small files -> tensors into the landing
+    tokenizer (thread)     wait for tokenizer.json -> tokenizer process -> with the decoder: the engine, accepting requests
+    model (thread)         import torch -> decoder -> take tensors from the landing -> verified: tokens may leave
+
+A request may be submitted as soon as the engine stands; its prefill waits layer by layer for the bytes, and none of its
+tokens leaves before all bytes are verified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
+from coldstream.serve.landing import Landing
+from coldstream.serve.making import build_decoder, import_torch, plan_memory
+from coldstream.settings import ModelSettings, Settings
+from coldstream.timeline import Span, Timeline
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coldstream.engine.engine import Engine
+    from coldstream.engine.request import SamplingParams
+    from coldstream.engine.tokenizer import Tokenizer
+    from coldstream.engine.tokenizer_process import TokenizerProcess
+    from coldstream.model.build import Assembly
+    from coldstream.model.decoder import Decoder
+    from coldstream.weights.checkpoint import Checkpoint
+    from coldstream.weights.progress import Progress
+    from coldstream.weights.stream import Landed
+
+ModelPhase = Literal["waiting", "listing", "headers", "streaming", "verifying", "assembling", "ready", "failed"]
+
+_ASSUMED_RATE = 100e6
+"""Bytes a second, until a rate has been measured."""
+_ASSUMED_START = 3.0
+"""Seconds that imports and the tokenizer take, where the bytes come sooner."""
+_CONVERTED_AHEAD = 256 * 1024 * 1024
+"""Bytes that may wait for conversion: enough to keep the wire busy during `import torch`, little beside a model."""
+_LONGEST_JOIN = 10.0
+"""Seconds to wait for a strand that may be inside `import torch` when the process is asked to end."""
+
+
+class Turns(Protocol):
+    """Whose tensors come next; see `startup.Order`."""
+
+    async def turn(self, model: ModelStart) -> None:
+        """Return when it is this model's turn."""
+
+
+class ModelStart:
+    """A `ServedModel` (serve/state.py) from the moment its URI is known."""
+
+    def __init__(
+        self, model: ModelSettings, settings: Settings, timeline: Timeline, *, on_change: Callable[[], None]
+    ) -> None:
+        self.name, self.uri = model.name, model.uri
+        self.created = int(time.time())
+        self.progress: Progress | None = None
+        self.error: ColdstreamError | None = None
+        self.is_wanted = False
+        self._model, self._settings, self._timeline, self._on_change = model, settings, timeline, on_change
+        self._landing = Landing()
+        self._all_landed = False
+        self._is_ready = False
+        self._ended = False
+        self._opened: Future[Checkpoint] = Future()
+        self._files: Future[dict[str, bytes]] = Future()
+        self._decoder: Future[Decoder] = Future()
+        self._accepting: Future[None] = Future()
+        self._verified = threading.Event()
+        self._process: TokenizerProcess | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._engine: Engine | None = None
+        self._assembly: Assembly | None = None
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=f"{kind} {self.name}", daemon=True)
+            for kind, work in (("tokenizer", self._build_tokenizer), ("model", self._build_model))
+        ]
+
+    def begin(self) -> None:
+        """Start the strands that need no event loop."""
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        """Stop what still runs. Nothing of this model may be used afterwards."""
+        self._ended = True
+        self._fail(ModelError(f"{self.uri}: the server is shutting down"))
+        if self._engine is not None:
+            self._engine.stop()
+        for thread in self._threads:
+            thread.join(_LONGEST_JOIN)
+        if self._process is not None:
+            self._process.close()
+
+    # -- what others ask --
+
+    @property
+    def phase(self) -> ModelPhase:
+        """How far it is, in one word."""
+        if self.error is not None:
+            return "failed"
+        if self._is_ready:
+            return "ready"
+        if self.progress is None or self.progress.phase == "failed":
+            return "waiting"
+        return "assembling" if self.progress.phase == "done" else self.progress.phase
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every byte is there, verified, and the engine runs."""
+        return self._is_ready
+
+    @property
+    def wants_bytes(self) -> bool:
+        """Whether tensors are still to come."""
+        return not self._all_landed and self.error is None
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the model is expected to be ready, from the measured rate."""
+        if self._is_ready or self.error is not None:
+            return 0.0
+        start = max(_ASSUMED_START - self._timeline.now(), 0.5)
+        if self.progress is None or not self.progress.total_bytes:
+            return start
+        left = self.progress.total_bytes - self.progress.landed_bytes
+        return max(left / (self.progress.rate or _ASSUMED_RATE), start)
+
+    def retry_after(self) -> float:
+        """Seconds after which a refused client should come back."""
+        return max(self.seconds_left, 1.0)
+
+    def state(self) -> dict[str, Any]:
+        """How far it is, as plain data for JSON. Bytes, seconds, bytes a second."""
+        progress = self.progress
+        state: dict[str, Any] = {
+            "phase": self.phase,
+            "bytes": progress.landed_bytes if progress else 0,
+            "total_bytes": progress.total_bytes if progress else 0,
+            "rate": round(progress.rate) if progress else 0,
+            "seconds_left": round(self.seconds_left, 1),
+            "unverified": list(progress.unverified_files) if progress else [],
+        }
+        if progress is not None:
+            counters = progress.counters
+            state |= {"retries": counters.retries, "resumes": counters.resumes, "hedges": counters.hedges}
+        if self.error is not None:
+            state["error"] = {"type": type(self.error).__name__, "message": str(self.error)}
+        return state
+
+    async def ready(self) -> None:
+        """Return when requests can be submitted.
+
+        Raises:
+            ColdstreamError: what the load failed with.
+        """
+        self.is_wanted = True
+        await asyncio.shield(asyncio.wrap_future(self._accepting))
+
+    @property
+    def revision(self) -> str:
+        """Changes with the checkpoint's objects."""
+        return self._opened.result().revision
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Only after `ready()`."""
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @property
+    def engine(self) -> Engine:
+        """Only after `ready()`."""
+        assert self._engine is not None
+        return self._engine
+
+    @property
+    def max_context(self) -> int:
+        """Prompt and answer together, in tokens. Only after `ready()`."""
+        return self.engine.max_context
+
+    @property
+    def defaults(self) -> SamplingParams:
+        """What the checkpoint's generation_config asks for. Only after `ready()`."""
+        from coldstream.serve.sampling import from_generation_config
+
+        return from_generation_config(self.tokenizer.generation_defaults, self.tokenizer.stop_ids)
+
+    # -- the strand on the stream's event loop --
+
+    async def stream(self, order: Turns) -> None:
+        """Fetch everything: small files as soon as they are known, tensors when it is this model's turn."""
+        try:
+            await self._stream(order)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as exc:
+            self._fail(exc)
+        finally:
+            self._all_landed = True
+
+    async def _stream(self, order: Turns) -> None:
+        with self._timeline.span("import the streamer", model=self.name):
+            from coldstream.weights.checkpoint import open_checkpoint_async
+            from coldstream.weights.progress import Progress
+            from coldstream.weights.retry import RetryPolicy
+            from coldstream.weights.stream import StreamOptions, stream
+        load = self._settings.load
+        retry = RetryPolicy(deadline=load.deadline)
+        self.progress = Progress()
+        checkpoint = await open_checkpoint_async(self.uri, retry=retry, progress=self.progress, timeline=self._timeline)
+        plan = plan_memory(checkpoint, self._model)
+        self._landing.capacity = _CONVERTED_AHEAD if plan.converts else None
+        _settle(self._opened, checkpoint)
+        files = asyncio.create_task(self._fetch_files(checkpoint))
+        try:
+            options = StreamOptions(
+                max_bytes_in_flight=load.max_bytes_in_flight, concurrency=load.concurrency, retry=retry
+            )
+            tensors = stream(checkpoint, options=options, progress=self.progress, timeline=self._timeline)
+            async for landed in tensors:
+                if self.error is not None:
+                    return
+                await self._landing.put(landed)
+                await order.turn(self)
+            self._landing.end()
+            await files
+        finally:
+            files.cancel()
+
+    async def _fetch_files(self, checkpoint: Checkpoint) -> None:
+        from coldstream.engine.tokenizer_files import TOKENIZER_FILES
+
+        names = [name for name in TOKENIZER_FILES if name in checkpoint.files]
+        try:
+            with self._timeline.span("tokenizer files", model=self.name):
+                contents = await asyncio.gather(*(checkpoint.read_file(name) for name in names))
+        except BaseException as exc:
+            self._fail(exc)
+            raise
+        _settle(self._files, dict(zip(names, contents, strict=True)))
+
+    # -- the strands on threads --
+
+    def _build_tokenizer(self) -> None:
+        from coldstream.engine.tokenizer_process import TokenizerProcess
+
+        self._process = TokenizerProcess()
+        files = self._files.result()
+        from coldstream.engine.tokenizer import Tokenizer
+
+        with self._timeline.span("tokenizer", model=self.name):
+            self._tokenizer = Tokenizer.load(files, source=self.uri, build=self._process.build)
+        self._start_engine(self._decoder.result(), self._tokenizer)
+
+    def _start_engine(self, decoder: Decoder, tokenizer: Tokenizer) -> None:
+        from coldstream.engine.engine import Engine
+
+        with self._timeline.span("engine", model=self.name):
+            engine = Engine(
+                decoder,
+                tokenizer,
+                decoder.config,
+                self._settings.engine,
+                max_context=self._model.max_context,
+                hold=self._verified,
+                device=decoder.device,
+                name=self.name,
+            )
+            engine.start()
+        self._engine = engine
+        _settle(self._accepting, None)
+
+    def _build_model(self) -> None:
+        import_torch(self._settings.engine.threads, self._timeline)
+        checkpoint = self._opened.result()
+        from coldstream.model.build import Assembly
+        from coldstream.weights.tensors import as_tensor
+
+        with self._timeline.span("model without its bytes", model=self.name):
+            decoder = build_decoder(checkpoint, self._model)
+            shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+            self._assembly = Assembly(decoder, shapes)
+        _settle(self._decoder, decoder)
+        again = self._take(self._assembly, as_tensor)
+        self._assembly.finish()
+        self._accepting.result()
+        if again and self._engine is not None:
+            self._engine.recompute_all()
+        self._verified.set()
+        self._is_ready = True
+        self._timeline.mark(f"{self.name} ready")
+        self._on_change()
+
+    def _take(self, assembly: Assembly, as_tensor: Callable[[Landed], Tensor]) -> bool:
+        """Assign tensors as they land; True when one came twice, so that what was computed with the first is void."""
+        seen: set[str] = set()
+        again = False
+        start = self._timeline.now()
+        for landed in self._landing:
+            again |= landed.info.name in seen
+            seen.add(landed.info.name)
+            assembly.assign(landed.info.name, as_tensor(landed))
+        self._timeline.record(
+            Span("tensors assigned", start, self._timeline.now(), threading.current_thread().name, {"model": self.name})
+        )
+        return again
+
+    # -- when something goes wrong --
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as exc:  # whatever it is, /readyz and the waiting requests must hear of it
+            self._fail(exc)
+
+    def _fail(self, exc: BaseException) -> None:
+        """The first error counts; everyone who waits gets it."""
+        if self.error is not None or self._is_ready:
+            return
+        self.error = exc if isinstance(exc, ColdstreamError) else _unforeseen(self.uri, exc)
+        self._landing.end(self.error)
+        if self._assembly is not None:
+            self._assembly.fail(self.error)
+        for future in (self._opened, self._files, self._decoder, self._accepting):
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(self.error)
+        self._on_change()
+
+
+_T = TypeVar("_T")
+
+
+def _settle(future: Future[_T], value: _T) -> None:
+    """Set the result, unless the start has failed meanwhile."""
+    with contextlib.suppress(InvalidStateError):
+        future.set_result(value)
+
+
+def _unforeseen(uri: str, exc: BaseException) -> ColdstreamError:
+    if isinstance(exc, MemoryError):
+        return OutOfMemory(f"{uri}: the model does not fit in memory; give the container more")
+    return ModelError(f"{uri}: {type(exc).__name__}: {exc}")
