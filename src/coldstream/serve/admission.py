@@ -1,0 +1,148 @@
+"""Who may come in: a bounded queue for each model, by requests and by prompt tokens.
+
+Beyond what the engine runs at once, `max_queue` sequences and `max_queue_tokens` prompt tokens may wait. Over that a
+request is refused at once, with a `retry_after` from the rate at which requests were really finished. Each refused
+client is promised the next free place after the one promised before, so that they do not all come back together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from coldstream.errors import InvalidRequest, NotReady, TooManyRequests
+
+Clock = Callable[[], float]
+
+_MEASURED = 64
+_LONGEST = 120.0
+
+
+class Rate:
+    """How many sequences a second are finished, over the last few dozen."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._ends: deque[float] = deque(maxlen=_MEASURED)
+
+    def finished(self) -> None:
+        """One more."""
+        self._ends.append(self._clock())
+
+    def per_second(self) -> float | None:
+        """None before two were finished. Silence since the last one counts: a stalled engine's rate falls."""
+        if len(self._ends) < 2:
+            return None
+        return (len(self._ends) - 1) / max(self._clock() - self._ends[0], 1e-3)
+
+
+class Gate:
+    """Counts one model's sequences from admission to the end. Event loop only."""
+
+    def __init__(self, *, running: int, max_queue: int, max_queue_tokens: int, clock: Clock = time.monotonic) -> None:
+        self.max_sequences = running + max_queue
+        self._max_tokens = max_queue_tokens
+        self._clock = clock
+        self.rate = Rate(clock)
+        self._entered: dict[Ticket, float] = {}
+        self._promised = 0.0
+        self.sequences = 0
+        self.waiting = 0
+        self.waiting_tokens = 0
+
+    def enter(self, sequences: int, *, loading: float | None = None) -> Ticket:
+        """Admit a request of so many sequences. `loading`: seconds until the model is expected, None when it is there.
+
+        Raises:
+            InvalidRequest: more sequences than can ever be admitted.
+            NotReady: the queue is full and the model is still loading.
+            TooManyRequests: the queue is full.
+        """
+        if sequences > self.max_sequences:
+            raise InvalidRequest(f"n = {sequences}, but at most {self.max_sequences} run or wait here", field="n")
+        if self.sequences + sequences > self.max_sequences:
+            raise self.refusal(
+                f"{self.sequences} sequences already run or wait (the most is {self.max_sequences})", loading
+            )
+        ticket = Ticket(self, sequences)
+        self._entered[ticket] = self._clock()
+        self.sequences += sequences
+        self.waiting += sequences
+        return ticket
+
+    def claim(self, ticket: Ticket, tokens: int) -> None:
+        """Count a request's prompt tokens as waiting; one request may always wait alone, however long.
+
+        Raises:
+            TooManyRequests: too many prompt tokens wait already.
+        """
+        if self.waiting_tokens and self.waiting_tokens + tokens > self._max_tokens:
+            raise self.refusal(
+                f"{self.waiting_tokens} prompt tokens already wait (the most is {self._max_tokens})", None
+            )
+        ticket.tokens = tokens
+        self.waiting_tokens += tokens
+
+    def started(self, ticket: Ticket) -> None:
+        """The first token is there: the request waits no longer."""
+        if ticket.waiting:
+            ticket.waiting = False
+            self.waiting -= ticket.sequences
+            self.waiting_tokens -= ticket.tokens
+
+    def leave(self, ticket: Ticket, *, finished: bool) -> None:
+        """The request has ended; `finished` when it ran to its end, so that it counts for the rate."""
+        self.started(ticket)
+        del self._entered[ticket]
+        self.sequences -= ticket.sequences
+        if finished:
+            for _ in range(ticket.sequences):
+                self.rate.finished()
+
+    def refusal(self, why: str, loading: float | None) -> NotReady | TooManyRequests:
+        """The error for a request that finds no place."""
+        if loading is not None:
+            seconds = min(max(loading, 1.0), _LONGEST)
+            return NotReady(f"the model is loading and {why}; come back in {seconds:.0f} s", retry_after=seconds)
+        seconds = self.retry_after()
+        return TooManyRequests(f"{why}; come back in {seconds:.0f} s", retry_after=seconds)
+
+    def retry_after(self) -> float:
+        """Seconds until a place is free that nobody else was promised."""
+        now = self._clock()
+        rate = self.rate.per_second()
+        # Before anything was measured, the oldest request's age is the best lower bound of how long one takes.
+        step = 1 / rate if rate else max(now - min(self._entered.values(), default=now), 1.0)
+        # Nobody need wait longer than the whole queue takes: some of those who were promised a place never come back.
+        self._promised = min(max(self._promised, now) + step, now + self.max_sequences * step)
+        return min(max(self._promised - now, 1.0), _LONGEST)
+
+
+class Ticket:
+    """One admitted request; use it as a context manager, and say `finished()` when it ran to its end."""
+
+    def __init__(self, gate: Gate, sequences: int) -> None:
+        self.gate = gate
+        self.sequences = sequences
+        self.tokens = 0
+        self.waiting = True
+        self._finished = False
+
+    def claim(self, tokens: int) -> None:
+        """See `Gate.claim`."""
+        self.gate.claim(self, tokens)
+
+    def started(self) -> None:
+        """See `Gate.started`."""
+        self.gate.started(self)
+
+    def finished(self) -> None:
+        """Count this request for the measured rate when it leaves."""
+        self._finished = True
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.gate.leave(self, finished=self._finished)

@@ -1,0 +1,162 @@
+"""POST /generate: a task and its inputs in, text out.
+
+"SELECT ..."                                        by default: a JSON string, nothing but the generated text
+{"text": ..., "finish_reason": ..., "usage": ...}   with `details`
+data: {"text": "SEL"} ... data: [DONE]              with `stream`; the last event before [DONE] says how it ended
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+from coldstream.engine.request import Usage
+from coldstream.errors import ColdstreamError, InvalidRequest
+from coldstream.serve import failures, sse
+from coldstream.serve.inference import Inference, Job, Result, Running
+from coldstream.serve.sampling import Given
+from coldstream.serve.schema import GenerateRequest, stops
+from coldstream.serve.state import ServedModel, ServerState
+from coldstream.serve.tasks import Rendered, find_task, render
+from coldstream.serve.trail import Trail
+from coldstream.settings import TaskSettings
+
+_PATH = "/generate"
+_SAMPLING = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that has been understood, and what its answer must look like."""
+
+    body: GenerateRequest
+    task: TaskSettings
+    rendered: Rendered
+    model: ServedModel
+
+    def job(self) -> Job:
+        """What the model is to do."""
+        return Job(
+            model=self.model,
+            encode=lambda model: [encode(model, self.rendered)],
+            given=_given(self.body),
+            characters=len(self.rendered.text),
+            task=self.task.sampling,
+        )
+
+    def details(self, result: Result) -> dict[str, Any]:
+        """Everything but the text."""
+        return {
+            "finish_reason": result.finish_reason,
+            "usage": _usage(result.usage),
+            "timings": _timings(result.usage),
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "task": self.task.name,
+            "inputs_defaulted": list(self.rendered.defaulted),
+        }
+
+
+def understand(state: ServerState, body: GenerateRequest) -> Asked:
+    """Find the task and fill its template.
+
+    Raises:
+        UnknownTask, InvalidRequest: naming the field.
+    """
+    task = find_task(state.settings, body.type)
+    return Asked(body, task, render(task, body.prompt, body.inputs), state.models[task.model])
+
+
+async def generate(state: ServerState, inference: Inference, body: GenerateRequest, trail: Trail) -> Response:
+    """Answer the request; errors that come before the first event are raised, and become a status."""
+    asked = understand(state, body)
+    trail.task = asked.task.name
+    if state.settings.server.log_prompts:
+        trail.prompt = asked.rendered.text
+    if body.stream:
+        return await sse.opened(_frames(asked, inference, trail))
+    async with inference.start(asked.job(), trail) as running:
+        (result,) = await running.collect()
+        text = _echo(asked, running) + result.text
+    return sse.JsonReply({"text": text, **asked.details(result)} if body.details else text)
+
+
+async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGenerator[bytes, None]:
+    begun = False
+    try:
+        async with AsyncExitStack() as stack:
+            running = await stack.enter_async_context(inference.start(asked.job(), trail))
+            result = Result()
+            async for batch in running.events:
+                text = "".join(event.text for _, event in batch)
+                if not begun:
+                    text = _echo(asked, running) + text
+                for _, event in batch:
+                    result.add(event)
+                if text:
+                    yield sse.frame({"text": text})
+                    begun = True
+            last = asked.details(result) if asked.body.details else {"finish_reason": result.finish_reason}
+            yield sse.frame({"text": "", **last})
+    except ColdstreamError as error:
+        if not begun:
+            raise
+        trail.error = type(error).__name__
+        yield sse.frame(failures.body(error, _PATH))
+    yield sse.DONE
+
+
+def encode(model: ServedModel, rendered: Rendered) -> list[int]:
+    """The prompt's ids: through the model's chat template where it has one, else as plain text."""
+    tokenizer = model.tokenizer
+    if not tokenizer.has_chat_template:
+        return tokenizer.encode(rendered.text)
+    try:
+        text = tokenizer.apply_chat_template(rendered.messages)
+    except InvalidRequest:
+        if rendered.system is None:
+            raise
+        # The template refuses a system turn, as Gemma 2's and the first Mistrals' do.
+        text = tokenizer.apply_chat_template(rendered.folded)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _given(body: GenerateRequest) -> Given:
+    return {name: getattr(body, name) for name in _SAMPLING} | {"stop": stops(body.stop)}
+
+
+def _echo(asked: Asked, running: Running) -> str:
+    return asked.model.tokenizer.decode(running.prompt_ids[0]) if asked.body.echo else ""
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+    }
+
+
+def _timings(usage: Usage) -> dict[str, float | None]:
+    first, total = usage.first_token_seconds, usage.total_seconds
+    rate = (usage.completion_tokens - 1) / (total - first) if first is not None and total > first else None
+    return {
+        "queued_seconds": usage.queued_seconds,
+        "first_token_seconds": first,
+        "total_seconds": total,
+        "tokens_per_second": rate,
+    }

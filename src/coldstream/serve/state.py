@@ -1,0 +1,154 @@
+"""What the HTTP application serves: settings, models, keys, and whether the server is closing.
+
+The engine, the tokenizer and the model are protocols here, so that the application needs neither torch nor weights to
+be imported, and tests put a scripted engine in their place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from coldstream.engine.request import Request, SamplingParams, TokenEvent
+from coldstream.serve.keys import ApiKeys
+from coldstream.serve.streams import Stream
+from coldstream.settings import Settings
+from coldstream.timeline import Timeline
+
+Deliver = Callable[[TokenEvent], None]
+
+
+class Generates(Protocol):
+    """The part of `coldstream.engine.engine.Engine` that a request needs."""
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        """Queue a request; `deliver` is called on the engine's thread, the last time with a `finish_reason`."""
+
+    def cancel(self, request_id: str) -> None:
+        """End a request within one step; unknown and finished ids are ignored."""
+
+    def stats(self) -> Any:
+        """A frozen dataclass of counters and gauges."""
+
+
+class Tokenizes(Protocol):
+    """The part of `coldstream.engine.tokenizer.Tokenizer` that a request needs."""
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    @property
+    def template_uses_tools(self) -> bool: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def token_text(self, token_id: int) -> str: ...
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str: ...
+
+
+class ServedModel(Protocol):
+    """One model of the server, which may still be loading.
+
+    Only `name`, `uri`, `created`, `is_ready`, `retry_after` and `ready` may be used before `ready()` has returned.
+    `defaults` are the sampling parameters of its generation_config, with its stop ids.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def uri(self) -> str: ...
+    @property
+    def created(self) -> int:
+        """Unix time, as OpenAI's model objects carry it."""
+
+    @property
+    def is_ready(self) -> bool: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def tokenizer(self) -> Tokenizes: ...
+    @property
+    def engine(self) -> Generates: ...
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def defaults(self) -> SamplingParams: ...
+
+    async def ready(self) -> None:
+        """Wait until requests can be accepted; raise the error of the load, or NotReady, where it failed."""
+
+    def retry_after(self) -> float:
+        """Seconds until the model is expected to be ready, from the measured rate of its load."""
+
+
+class Lifecycle:
+    """Which streams are open, and whether new work is still taken. Touched on the event loop only."""
+
+    def __init__(self) -> None:
+        self.closing = False
+        self.streams: set[Stream] = set()
+        self._requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def enter(self) -> None:
+        """A request begins."""
+        self._requests += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """A request has been answered completely, or its client is gone."""
+        self._requests -= 1
+        if not self._requests:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no request is open."""
+        await self._idle.wait()
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """Everything that `create_app` needs. Build it on the event loop that will serve."""
+
+    settings: Settings
+    models: Mapping[str, ServedModel]
+    keys: ApiKeys = field(default_factory=ApiKeys)
+    timeline: Timeline | None = None
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+
+    def begin_shutdown(self) -> None:
+        """Take no new work: requests from now on get 503. Those that run go on."""
+        self.lifecycle.closing = True
+
+    async def shut_down(self, grace: float | None = None) -> None:
+        """Take no new work, let what runs finish within `grace` seconds (default: the settings'), then end the rest.
+
+        When it returns, every open response has had its valid last event handed to the server.
+        """
+        self.begin_shutdown()
+        grace = self.settings.server.grace if grace is None else grace
+        try:
+            await asyncio.wait_for(self.lifecycle.idle(), grace)
+        except TimeoutError:
+            for stream in tuple(self.lifecycle.streams):
+                stream.end()
+            await asyncio.wait_for(self.lifecycle.idle(), _LAST_WORDS)
+
+
+_LAST_WORDS = 1.0
+"""Seconds in which ended streams may still write their last event; a client that does not read is not waited for."""

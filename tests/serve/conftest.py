@@ -1,0 +1,77 @@
+"""A real uvicorn on a free port around an application with scripted models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import httpx2
+import pytest
+import uvicorn
+
+from coldstream.serve.app import create_app
+from coldstream.serve.keys import ApiKeys
+from coldstream.serve.state import ServedModel, ServerState
+from coldstream.settings import Settings, for_uri
+from tests.serve.scripted import Script, ScriptedEngine
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server and a client for it."""
+
+    state: ServerState
+    client: httpx2.AsyncClient
+    url: str
+
+
+Serve = Callable[..., Awaitable[Served]]
+
+
+@pytest.fixture
+def engine() -> Iterator[Callable[..., ScriptedEngine]]:
+    """Makes scripted engines and stops their threads."""
+    engines: list[ScriptedEngine] = []
+
+    def make(script: Script | str = "hello", *, manual: bool = False) -> ScriptedEngine:
+        chosen = (lambda request: list(script)) if isinstance(script, str) else script
+        engines.append(ScriptedEngine(chosen, manual=manual))
+        return engines[-1]
+
+    yield make
+    for item in engines:
+        item.close()
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Serves models over a real socket."""
+    running: list[tuple[uvicorn.Server, asyncio.Task[None], httpx2.AsyncClient]] = []
+
+    async def start(
+        models: ServedModel | Mapping[str, ServedModel],
+        settings: Settings | None = None,
+        keys: ApiKeys | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+    ) -> Served:
+        named = models if isinstance(models, Mapping) else {models.name: models}
+        state = ServerState(settings or for_uri("gs://bucket/default"), named, keys or ApiKeys())
+        config = uvicorn.Config(create_app(state, environ=environ or {}), port=0, log_config=None, lifespan="off")
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.001)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        client = httpx2.AsyncClient(base_url=url, timeout=10)
+        running.append((server, task, client))
+        return Served(state, client, url)
+
+    yield start
+    for server, task, client in running:
+        await client.aclose()
+        server.should_exit = True
+        await task
