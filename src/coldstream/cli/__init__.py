@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -45,4 +46,11 @@ def main() -> None:
         if os.environ.get("COLDSTREAM_DEBUG"):
             raise
         sys.stderr.write(f"error: {exc}\n")
-        sys.exit(exc.exit_code)
+        _leave(exc.exit_code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit at once: threads may be inside `import torch` or a store's runtime, and have nothing to save."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

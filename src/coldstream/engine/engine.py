@@ -208,6 +208,13 @@ class Engine:
             self._thread.join(timeout)
         self._end_all(Finish("cancelled"))
 
+    def fail(self, error: ColdstreamError) -> None:
+        """The model can never answer (its load failed): whoever waits gets `error`, also those held back."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._end_all(Finish("error", error=error))
+
     def recompute_all(self) -> None:
         """Weights were replaced: forget every key and value, and start again whatever nobody has seen a token of."""
         with self._changed:

@@ -106,6 +106,7 @@ class TokenizerProcess:
 
     def _stop(self) -> None:
         self._socket.close()
+        self._process.kill()  # it may be in the middle of building a tokenizer, and has nothing to save
         self._process.wait()
 
     def _send_file(self) -> None:

@@ -4,7 +4,7 @@ It serves the health routes and the progress of the start itself, from plain dat
 in a bounded number, for the application behind it. Importing this costs nothing but the standard library.
 
     GET /healthz       200 as soon as the port is open
-    GET /readyz        200 when every model is ready; 503 with progress and Retry-After until then
+    GET /readyz        200 when every model is ready, or has failed beside one that is; until then 503, with progress
     GET /startup       the whole state and timeline as JSON; as server-sent events for `Accept: text/event-stream`
     GET /startup.svg   the waterfall of the start
 """
@@ -105,7 +105,7 @@ class Door:
 
     async def _readyz(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = self._startup.state()
-        if state["status"] == "ready":
+        if state["status"] in ("ready", "degraded"):
             await _json(send, 200, state)
             return
         seconds = math.ceil(self._startup.retry_after())

@@ -114,6 +114,7 @@ class _Process:
             await state.shut_down()
             server.should_exit = True
             await serving
+            self._loop = None
 
     def _application(self, state: ServerState) -> ASGIApp:
         with self._timeline.span("import FastAPI, build the application"):

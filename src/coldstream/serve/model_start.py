@@ -1,7 +1,7 @@
 """One model from its URI to a running engine, in three strands that meet where they must.
 
     stream (event loop)    open -> small files -> tensors into the landing
-    tokenizer (thread)     wait for tokenizer.json -> tokenizer process -> with the decoder: the engine, accepting requests
+    tokenizer (thread)     tokenizer.json -> tokenizer process -> with the decoder: the engine, which takes requests
     model (thread)         import torch -> decoder -> take tensors from the landing -> verified: tokens may leave
 
 A request may be submitted as soon as the engine stands; its prefill waits layer by layer for the bytes, and none of its
@@ -71,7 +71,6 @@ class ModelStart:
         self._landing = Landing()
         self._all_landed = False
         self._is_ready = False
-        self._ended = False
         self._opened: Future[Checkpoint] = Future()
         self._files: Future[dict[str, bytes]] = Future()
         self._decoder: Future[Decoder] = Future()
@@ -93,12 +92,13 @@ class ModelStart:
 
     def end(self) -> None:
         """Stop what still runs. Nothing of this model may be used afterwards."""
-        self._ended = True
-        self._fail(ModelError(f"{self.uri}: the server is shutting down"))
         if self._engine is not None:
             self._engine.stop()
+        failed = self.error is not None
+        self._fail(ModelError(f"{self.uri}: the server is shutting down"))
         for thread in self._threads:
-            thread.join(_LONGEST_JOIN)
+            # A model that failed has nothing to save, and its thread may have seconds of `import torch` before it.
+            thread.join(0 if failed else _LONGEST_JOIN)
         if self._process is not None:
             self._process.close()
 
@@ -279,6 +279,8 @@ class ModelStart:
             )
             engine.start()
         self._engine = engine
+        if self.error is not None:  # it failed while the engine was being made
+            engine.fail(self.error)
         _settle(self._accepting, None)
 
     def _build_model(self) -> None:
@@ -295,10 +297,10 @@ class ModelStart:
         again = self._take(self._assembly, as_tensor)
         self._assembly.finish()
         self._accepting.result()
-        if again and self._engine is not None:
-            self._engine.recompute_all()
-        self._verified.set()
+        if again:
+            self.engine.recompute_all()
         self._is_ready = True
+        self.engine.release()
         self._timeline.mark(f"{self.name} ready")
         self._on_change()
 
@@ -332,6 +334,8 @@ class ModelStart:
         self._landing.end(self.error)
         if self._assembly is not None:
             self._assembly.fail(self.error)
+        if self._engine is not None:
+            self._engine.fail(self.error)
         for future in (self._opened, self._files, self._decoder, self._accepting):
             with contextlib.suppress(InvalidStateError):
                 future.set_exception(self.error)

@@ -13,6 +13,7 @@ Only the standard library is imported at the top: importing this file is on the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -57,7 +58,8 @@ class Startup:
         """Stop what still runs: the streams, the engines, the tokenizers' processes."""
         self._ended = True
         if self._stream_loop is not None and self._stream_task is not None:
-            self._stream_loop.call_soon_threadsafe(self._stream_task.cancel)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left to cancel
+                self._stream_loop.call_soon_threadsafe(self._stream_task.cancel)
         self._stream.join()
         for model in self.models.values():
             model.end()

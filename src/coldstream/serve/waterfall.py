@@ -13,7 +13,7 @@ from typing import Any
 
 from coldstream.timeline import Span
 
-_WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 1000, 210, 120, 20, 56
+_WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 1000, 250, 110, 20, 56
 _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#1f2933}.t{font-weight:600;font-size:15px}.q{fill:#61707f}"
     "rect.b{fill:#3b82c4}rect.r{fill:#7fb3de}rect.bg{fill:#ffffff}line.g{stroke:#e3e8ed}line.m{stroke:#c2410c}"
@@ -54,7 +54,7 @@ def rows(spans: Iterable[Span]) -> tuple[Row, ...]:
 
 
 _SHARED = {
-    "range": "bytes, connection {lane}",
+    "range": "bytes, {lane}",
     "checksum": "checksums, {lane}",
     "prefill layer": "first prefill, layer by layer",
 }
@@ -92,7 +92,7 @@ def _axis(end: float, scale: float, height: int) -> list[str]:
 
 def _row(row: Row, y: float, scale: float) -> list[str]:
     kind = "r" if row.shared else "b"
-    parts = [f'<text x="{_LEFT - 10}" y="{y + 14}" text-anchor="end">{escape(row.name)}</text>']
+    parts = [f'<text x="{_LEFT - 10}" y="{y + 14}" text-anchor="end">{escape(_short(row.name))}</text>']
     for span in row.spans:
         width = max((span.end - span.start) * scale, 1.0)
         x = _LEFT + span.start * scale
@@ -115,6 +115,10 @@ def _mark(mark: Span, index: int, above: int, scale: float) -> list[str]:
         f'<text class="m" x="{x + dx:.1f}" y="{y}" text-anchor="{anchor}">'
         f"{escape(mark.name)} {mark.start:.2f} s</text>",
     ]
+
+
+def _short(name: str, longest: int = 38) -> str:
+    return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 + 1 :]}"
 
 
 def _describe(span: Span) -> str:
