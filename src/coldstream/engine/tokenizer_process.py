@@ -1,12 +1,13 @@
 """The tokenizers library in a process of its own, behind the methods of `tokenizers.Tokenizer` that we use.
 
-Building the tokenizer of a large vocabulary takes over a second (Gemma 3: 262,144 tokens, 33 MB of JSON), and the library
-holds the GIL for all of it: in our own process it would stop the event loop and `import torch`. Beside them, on the
-second core, it is free. Afterwards a call costs a round trip of some 50 microseconds.
+Building the tokenizer of a large vocabulary takes over a second (Gemma 3: 262,144 tokens, 33 MB of JSON), and the
+library holds the GIL for all of it: in our own process it would stop the event loop and `import torch`. Beside them, on
+the second core, it is free. Afterwards a call costs a round trip of some 50 microseconds; decoding, which happens for
+every token, costs none: the library's own decoder runs here, on names of tokens that the child was asked for once.
 
 The child is started by `exec`, gets the file through a memfd, answers one JSON message after the other on a socket, and
-ends when the socket closes, which it does when we end, however that happens. Should it be killed, the next call starts it
-again from the same memfd.
+ends when the socket closes, which it does when we end, however that happens. Should it be killed, the next call starts
+it again from the same memfd.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from coldstream.errors import EngineError, TokenizerError
 
 _LENGTH = struct.Struct("<I")
-_METHODS = frozenset({"encode", "decode", "token_to_id", "id_to_token", "get_vocab_size", "to_str"})
+_METHODS = frozenset({"encode", "names", "token_to_id", "get_vocab_size", "to_str"})
+# A tokenizer with nothing in it but a decoder: the part of the library that turns names of tokens into text.
+_ONLY_A_DECODER = """{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+"pre_tokenizer": null, "post_processor": null, "decoder": %s,
+"model": {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,9 @@ class TokenizerProcess:
         self._lock = threading.Lock()
         self._file: int | None = None
         self._source = ""
+        self._names: dict[int, str | None] = {}
+        self._special: frozenset[int] = frozenset()
+        self._join: Callable[[list[str]], str] = " ".join
         self._start()
 
     def build(self, tokenizer_json: bytes, *, source: str) -> TokenizerProcess:
@@ -56,7 +64,12 @@ class TokenizerProcess:
             file.write(tokenizer_json)
         self._source = source
         with self._lock:
-            self._send_file()
+            built = self._send_file()
+        self._special = frozenset(built["special"])
+        if built["decoder"] is not None:
+            import tokenizers
+
+            self._join = tokenizers.Tokenizer.from_str(_ONLY_A_DECODER % built["decoder"]).decoder.decode
         return self
 
     def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Encoding:
@@ -64,9 +77,15 @@ class TokenizerProcess:
         return Encoding(self._call("encode", sequence, add_special_tokens))
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of the ids."""
-        text: str = self._call("decode", list(ids), skip_special_tokens)
-        return text
+        """The text of the ids; those that are not in the vocabulary have none.
+
+        As `TokenizerImpl::decode` does it (tokenizers/src/tokenizer/mod.rs): names, special ones left out, to the decoder.
+        """
+        unknown = [number for number in ids if number not in self._names]
+        if unknown:
+            self._names.update(zip(unknown, self._call("names", unknown), strict=True))
+        names = (self._names[number] for number in ids if not (skip_special_tokens and number in self._special))
+        return self._join([name for name in names if name is not None])
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token by its exact name."""
@@ -75,7 +94,7 @@ class TokenizerProcess:
 
     def id_to_token(self, id: int) -> str | None:
         """The name of a token."""
-        name: str | None = self._call("id_to_token", id)
+        name: str | None = self._call("names", [id])[0]
         return name
 
     def get_vocab_size(self, *, with_added_tokens: bool = True) -> int:
@@ -87,6 +106,11 @@ class TokenizerProcess:
         """The tokenizer as JSON again."""
         text: str = self._call("to_str")
         return text
+
+    @property
+    def pid(self) -> int:
+        """The child's process id; another one after it had to be started again."""
+        return self._process.pid
 
     def close(self) -> None:
         """End the child and wait for it."""
@@ -109,10 +133,11 @@ class TokenizerProcess:
         self._process.kill()  # it may be in the middle of building a tokenizer, and has nothing to save
         self._process.wait()
 
-    def _send_file(self) -> None:
+    def _send_file(self) -> dict[str, Any]:
         assert self._file is not None
         socket.send_fds(self._socket, [b"f"], [self._file])
-        self._reply()
+        built: dict[str, Any] = self._reply()
+        return built
 
     def _call(self, method: str, *args: Any) -> Any:
         with self._lock:
@@ -158,9 +183,18 @@ def serve(descriptor: int) -> None:
     except Exception as exc:  # the library raises plain Exception; the parent turns it into a TokenizerError
         _send(connection, {"error": f"cannot be read by tokenizers: {exc}"})
         return
-    _send(connection, {"value": None})
+    _send(connection, {"value": _about(backend)})
     while (message := _receive(connection)) is not None:
         _send(connection, _answer(backend, message))
+
+
+def _about(backend: Any) -> dict[str, Any]:
+    """What decoding needs beside the names of the tokens."""
+    added = backend.get_added_tokens_decoder()
+    return {
+        "decoder": backend.decoder.__getstate__().decode() if backend.decoder is not None else None,
+        "special": [number for number, token in added.items() if token.special],
+    }
 
 
 def _answer(backend: Any, message: list[Any]) -> dict[str, Any]:
@@ -170,8 +204,8 @@ def _answer(backend: Any, message: list[Any]) -> dict[str, Any]:
             raise ValueError(f"no method {method}")
         if method == "encode":
             return {"value": backend.encode(args[0], add_special_tokens=args[1]).ids}
-        if method == "decode":
-            return {"value": backend.decode(args[0], skip_special_tokens=args[1])}
+        if method == "names":
+            return {"value": [backend.id_to_token(number) for number in args[0]]}
         return {"value": getattr(backend, method)(*args)}
     except Exception as exc:  # likewise: whatever it is, the parent must hear of it
         return {"error": f"{method}: {exc}"}
