@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import typer
 
+import coldstream.cli.demo
 import coldstream.cli.inspect
 import coldstream.cli.serve
 from coldstream.errors import ColdstreamError
@@ -26,7 +27,7 @@ def _app() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    for group in (coldstream.cli.serve, coldstream.cli.inspect):
+    for group in (coldstream.cli.serve, coldstream.cli.inspect, coldstream.cli.demo):
         group.register(app)
     return app
 

@@ -17,8 +17,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote, urlencode
 
+from coldstream.demo import child
 from coldstream.errors import ColdstreamError, MissingExtra
 
 _ATTRIBUTE = "user.metadata"
@@ -37,14 +36,6 @@ _BLOCK = 1 << 22
 _START_SECONDS = 10.0
 _STOP_SECONDS = 5.0
 _NEVER = "0001-01-01T00:00:00Z"
-
-# PR_SET_PDEATHSIG (prctl(2), option 1) survives execve, so the server ends with us however we end. It is set in a
-# small interpreter of its own because `preexec_fn` may deadlock in a process that already has threads.
-_LAUNCHER = (
-    "import ctypes, os, signal, sys\n"
-    "ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
-    "if os.getppid() == int(sys.argv[1]): os.execv(sys.argv[2], sys.argv[2:])\n"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +120,7 @@ class LocalBucket:
     def stop(self) -> None:
         """Stop the server (SIGTERM, then SIGKILL) and remove its temporary folder. Harmless when it is not running."""
         if self._process is not None:
-            _end(self._process)
+            child.end(self._process, patience=_STOP_SECONDS)
             self._process, self._port = None, 0
         if self._folder is not None and self._given is None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -178,24 +169,21 @@ class LocalBucket:
     def _launch(self, binary: Path) -> None:
         tries = 1 if self._wanted_port else 3  # another process may take a free port before the server binds it
         for attempt in range(tries):
-            self._port = self._wanted_port or _free_port()
+            self._port = self._wanted_port or child.free_port()
             self._process = self._spawn(binary)
             if self._answers_in_time(self._process):
                 return
-            _end(self._process)
+            child.end(self._process, patience=_STOP_SECONDS)
             if attempt == tries - 1:
-                raise ColdstreamError(f"fake-gcs-server did not start on port {self._port}: {self._last_lines()}")
+                lines = child.last_lines(self.folder / "server.log", 3)
+                raise ColdstreamError(f"fake-gcs-server did not start on port {self._port}: {lines}")
 
     def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
         address = f"127.0.0.1:{self._port}"
         flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(self._port), "-log-level", "error"]
         flags += ["-backend", "filesystem", "-filesystem-root", str(self.folder / "objects")]
         flags += ["-public-host", address, "-external-url", f"http://{address}"]
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
-        with (self.folder / "server.log").open("wb") as log:
-            return subprocess.Popen(  # noqa: S603  our own argument list, no shell
-                [*launcher, str(binary), *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        return child.spawn([str(binary), *flags], log=self.folder / "server.log")
 
     def _answers_in_time(self, process: subprocess.Popen[bytes]) -> bool:
         """Whether this server answers, and not another one on the same port: it must know a bucket of this folder."""
@@ -212,10 +200,6 @@ class LocalBucket:
             return False
         finally:
             marker.rmdir()
-
-    def _last_lines(self) -> str:
-        text = (self.folder / "server.log").read_text(encoding="utf-8", errors="replace").strip()
-        return " / ".join(text.splitlines()[-3:]) or "it said nothing"
 
     def _make_bucket(self, bucket: str) -> None:
         if not (self.folder / "objects" / bucket).is_dir():
@@ -281,22 +265,6 @@ def _checked(response: http.client.HTTPResponse, method: str, path: str) -> byte
         text = body.decode("utf-8", errors="replace").strip()[:200]
         raise ColdstreamError(f"the local bucket answered {response.status} to {method} {path}: {text}")
     return body
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _has_attributes(folder: Path) -> bool:

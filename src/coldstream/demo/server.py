@@ -1,0 +1,144 @@
+"""`coldstream serve` in a process of its own, as a user starts it, and the questions put to it over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from coldstream.demo import child
+from coldstream.demo.questions import Answer, Question
+from coldstream.errors import ColdstreamError
+
+_POLL_SECONDS = 0.05
+_GRACE_SECONDS = 15.0
+
+
+class Server:
+    """A context manager around one server process on 127.0.0.1.
+
+    `arguments` follow `coldstream serve`; `environment` is added to ours. Leaving the context ends the process.
+    """
+
+    def __init__(self, arguments: tuple[str, ...], *, port: int, environment: Mapping[str, str]) -> None:
+        self.port = port
+        self._arguments = arguments
+        self._environment = {**os.environ, **environment}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Server:
+        self._folder = tempfile.TemporaryDirectory(prefix="coldstream-demo-")
+        command = [sys.executable, "-m", "coldstream", "serve", *self._arguments]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        self._process = child.spawn(command, log=self.log, environment=self._environment)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if self._process is not None:
+            child.end(self._process, patience=_GRACE_SECONDS)
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """What the server wrote to stdout and stderr."""
+        if self._folder is None:
+            raise ColdstreamError("the server has not been started; use it in a with statement")
+        return Path(self._folder.name) / "serve.log"
+
+    def wait_until_ready(self, progress: Callable[[Mapping[str, Any]], None], *, deadline: float) -> None:
+        """Poll /readyz until every model is ready; `progress` gets each state of the load.
+
+        Raises:
+            ColdstreamError: the process ended (with its last lines), a model failed, or `deadline` seconds passed.
+        """
+        end = time.monotonic() + deadline
+        while time.monotonic() < end:
+            self.check_alive()
+            reply = self._get("/readyz")
+            if reply is not None:
+                status, state = reply
+                progress(state)
+                if status == 200:
+                    return
+                if state.get("status") in ("failed", "degraded"):
+                    raise ColdstreamError(f"coldstream serve could not load {_failures(state)}")
+            time.sleep(_POLL_SECONDS)
+        raise ColdstreamError(f"the server was not ready after {deadline:.0f} s: {child.last_lines(self.log, 5)}")
+
+    def ask(self, question: Question) -> Answer:
+        """Send the question as it stands, timed, and once more with `details`.
+
+        Raises:
+            ColdstreamError: the server is gone, or answers with an error.
+        """
+        started = time.monotonic()
+        text = self._post("/generate", question.body)
+        seconds = time.monotonic() - started
+        details = self._post("/generate", {**question.body, "details": True})
+        if not isinstance(text, str) or not isinstance(details, dict):
+            raise ColdstreamError(f"{self.url}/generate answered {text!r} and {details!r}; expected text and an object")
+        return Answer(text, seconds, details)
+
+    def wait(self) -> None:
+        """Return when the server ends.
+
+        Raises:
+            ColdstreamError: always, with the last lines: nobody asked it to.
+        """
+        if self._process is not None:
+            self._process.wait()
+        self.check_alive()
+
+    def check_alive(self) -> None:
+        """Raise ColdstreamError when the process is gone."""
+        if self._process is not None and self._process.poll() is not None:
+            lines = child.last_lines(self.log, 8)
+            raise ColdstreamError(f"coldstream serve ended with code {self._process.returncode}: {lines}")
+
+    def _get(self, path: str) -> tuple[int, Mapping[str, Any]] | None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            return reply.status, json.loads(reply.read())
+        except (OSError, http.client.HTTPException):
+            return None  # not listening yet; `check_alive` tells a dead process from a young one
+        finally:
+            connection.close()
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        try:
+            connection.request("POST", path, json.dumps(body).encode(), {"content-type": "application/json"})
+            reply = connection.getresponse()
+            data = reply.read()
+        except (OSError, http.client.HTTPException) as exc:
+            self.check_alive()
+            raise ColdstreamError(f"POST {self.url}{path} failed: {exc}; {child.last_lines(self.log, 5)}") from exc
+        finally:
+            connection.close()
+        if reply.status != 200:
+            raise ColdstreamError(
+                f"POST {self.url}{path} answered {reply.status}: {data.decode(errors='replace')[:500]}"
+            )
+        return json.loads(data)
+
+
+def _failures(state: Mapping[str, Any]) -> str:
+    failed = {name: model["error"]["message"] for name, model in state["models"].items() if "error" in model}
+    return "; ".join(f"{name}: {message}" for name, message in failed.items())
