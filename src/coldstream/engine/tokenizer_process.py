@@ -79,7 +79,7 @@ class TokenizerProcess:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of the ids; those that are not in the vocabulary have none.
 
-        As `TokenizerImpl::decode` does it (tokenizers/src/tokenizer/mod.rs): names, special ones left out, to the decoder.
+        As `TokenizerImpl::decode` does it (tokenizers/src/tokenizer/mod.rs): the names, joined by the decoder.
         """
         unknown = [number for number in ids if number not in self._names]
         if unknown:

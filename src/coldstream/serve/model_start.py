@@ -19,6 +19,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
+from coldstream.serve.firsts import FirstForward, WatchedEngine
 from coldstream.serve.landing import Landing
 from coldstream.serve.making import build_decoder, import_torch, plan_memory
 from coldstream.settings import ModelSettings, Settings
@@ -79,15 +80,16 @@ class ModelStart:
         self._process: TokenizerProcess | None = None
         self._tokenizer: Tokenizer | None = None
         self._engine: Engine | None = None
+        self._watched: WatchedEngine | None = None
         self._assembly: Assembly | None = None
-        self._threads = [
+        self.threads = tuple(
             threading.Thread(target=self._guarded, args=(work,), name=f"{kind} {self.name}", daemon=True)
             for kind, work in (("tokenizer", self._build_tokenizer), ("model", self._build_model))
-        ]
+        )
 
     def begin(self) -> None:
         """Start the strands that need no event loop."""
-        for thread in self._threads:
+        for thread in self.threads:
             thread.start()
 
     def end(self) -> None:
@@ -96,7 +98,7 @@ class ModelStart:
             self._engine.stop()
         failed = self.error is not None
         self._fail(ModelError(f"{self.uri}: the server is shutting down"))
-        for thread in self._threads:
+        for thread in self.threads:
             # A model that failed has nothing to save, and its thread may have seconds of `import torch` before it.
             thread.join(0 if failed else _LONGEST_JOIN)
         if self._process is not None:
@@ -111,9 +113,13 @@ class ModelStart:
             return "failed"
         if self._is_ready:
             return "ready"
-        if self.progress is None or self.progress.phase == "failed":
-            return "waiting"
-        return "assembling" if self.progress.phase == "done" else self.progress.phase
+        match self.progress.phase if self.progress is not None else "waiting":
+            case "waiting" | "failed" | "cancelled":  # the error, if there is one, is on its way
+                return "waiting"
+            case "done":
+                return "assembling"
+            case phase:
+                return phase
 
     @property
     def is_ready(self) -> bool:
@@ -179,15 +185,16 @@ class ModelStart:
         return self._tokenizer
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> WatchedEngine:
         """Only after `ready()`."""
-        assert self._engine is not None
-        return self._engine
+        assert self._watched is not None
+        return self._watched
 
     @property
     def max_context(self) -> int:
         """Prompt and answer together, in tokens. Only after `ready()`."""
-        return self.engine.max_context
+        assert self._engine is not None
+        return self._engine.max_context
 
     @property
     def defaults(self) -> SamplingParams:
@@ -268,7 +275,7 @@ class ModelStart:
 
         with self._timeline.span("engine", model=self.name):
             engine = Engine(
-                decoder,
+                FirstForward(decoder, self._timeline),
                 tokenizer,
                 decoder.config,
                 self._settings.engine,
@@ -278,7 +285,7 @@ class ModelStart:
                 name=self.name,
             )
             engine.start()
-        self._engine = engine
+        self._engine, self._watched = engine, WatchedEngine(engine, self._timeline)
         if self.error is not None:  # it failed while the engine was being made
             engine.fail(self.error)
         _settle(self._accepting, None)
@@ -297,10 +304,11 @@ class ModelStart:
         again = self._take(self._assembly, as_tensor)
         self._assembly.finish()
         self._accepting.result()
+        assert self._engine is not None
         if again:
-            self.engine.recompute_all()
+            self._engine.recompute_all()
         self._is_ready = True
-        self.engine.release()
+        self._engine.release()
         self._timeline.mark(f"{self.name} ready")
         self._on_change()
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from coldstream.errors import ColdstreamError
 from coldstream.serve.model_start import ModelStart
+from coldstream.serve.priority import give_way
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline
 
@@ -70,6 +71,9 @@ class Startup:
         self._change.clear()
 
     def _changed(self) -> None:
+        loading = [model for model in self.models.values() if model.phase not in ("ready", "failed")]
+        if loading and len(loading) < len(self.models):
+            give_way((self._stream, *(thread for model in loading for thread in model.threads)))
         self._change.set()
         self._on_change()
 
@@ -145,7 +149,7 @@ class Order:
     async def turn(self, model: ModelStart) -> None:
         """Return when it is this model's turn."""
         while self.first() not in (model, None):
-            await asyncio.sleep(_TURN)
+            await asyncio.sleep(_TURN)  # noqa: ASYNC110  what it waits for is decided on several threads
 
 
 _TURN = 0.02

@@ -1,0 +1,84 @@
+"""What the timeline says of the first request: its prefill, layer by layer, and its first token.
+
+Both wrap a seam and step aside after the first time: the decoder's `forward`, and the engine's `submit`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from coldstream.timeline import Span, Timeline
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from coldstream.engine.request import Request, TokenEvent
+    from coldstream.engine.runner import Decoding
+    from coldstream.serve.state import Deliver, Generates
+
+Attend = Callable[[int, "Tensor", "Tensor", "Tensor"], "Tensor"]
+
+
+class FirstForward:
+    """A decoder whose first `forward` is recorded: a layer lasts from its attention to the next layer's."""
+
+    def __init__(self, decoder: Decoding, timeline: Timeline) -> None:
+        self._decoder, self._timeline = decoder, timeline
+        self._is_first = True
+
+    @property
+    def attention_dtype(self) -> torch.dtype:
+        """See `Decoder.attention_dtype`."""
+        return self._decoder.attention_dtype
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor, **more: Any) -> Tensor:
+        """See `Decoder.forward`."""
+        if not self._is_first:
+            return self._decoder.forward(ids, positions, attend, rows, **more)
+        self._is_first = False
+        starts: list[float] = []
+
+        def timed(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            starts.append(self._timeline.now())
+            return attend(layer, q, k, v)
+
+        with self._timeline.span("first prefill", tokens=len(ids)):
+            logits = self._decoder.forward(ids, positions, timed, rows, **more)
+        thread = threading.current_thread().name
+        for layer, (start, end) in enumerate(zip(starts, [*starts[1:], self._timeline.now()], strict=True)):
+            self._timeline.record(Span("prefill layer", start, end, thread, {"layer": layer}))
+        return logits
+
+
+class WatchedEngine:
+    """An engine that marks the moment in which the first token of all was there."""
+
+    def __init__(self, engine: Generates, timeline: Timeline) -> None:
+        self._engine, self._timeline = engine, timeline
+        self._is_first = True
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        """See `Generates.submit`."""
+        self._engine.submit(request, self._watched(deliver) if self._is_first else deliver)
+
+    def cancel(self, request_id: str) -> None:
+        """See `Generates.cancel`."""
+        self._engine.cancel(request_id)
+
+    def stats(self) -> Any:
+        """See `Generates.stats`."""
+        return self._engine.stats()
+
+    def _watched(self, deliver: Deliver) -> Deliver:
+        self._timeline.mark("first request")
+
+        def watched(event: TokenEvent) -> None:
+            if self._is_first and event.token_ids:
+                self._is_first = False
+                self._timeline.mark("first token")
+            deliver(event)
+
+        return watched
