@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx2
@@ -24,6 +26,22 @@ class Served:
     state: ServerState
     client: httpx2.AsyncClient
     url: str
+
+
+class Announced(uvicorn.Server):
+    """Says when it listens, and leaves the test's signals alone."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 Serve = Callable[..., Awaitable[Served]]
@@ -59,11 +77,9 @@ async def serve() -> AsyncIterator[Serve]:
         named = models if isinstance(models, Mapping) else {models.name: models}
         state = ServerState(settings or for_uri("gs://bucket/default"), named, keys or ApiKeys())
         config = uvicorn.Config(create_app(state, environ=environ or {}), port=0, log_config=None, lifespan="off")
-        server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        server = Announced(config)
         task = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.001)
+        await asyncio.wait({task, asyncio.ensure_future(server.up.wait())}, return_when=asyncio.FIRST_COMPLETED)
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         client = httpx2.AsyncClient(base_url=url, timeout=10)

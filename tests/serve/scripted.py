@@ -133,7 +133,9 @@ class ScriptedEngine:
                 self._end(request_id, "error", done, error=EngineError("the script says so"))
                 return
             self._running[request_id] = (request, deliver, pieces, done + 1, begun)
-            deliver(TokenEvent(request_id, text=piece, token_ids=(ord(piece[0]),), logprobs=_logprobs(request, piece)))
+            prompt = () if done else _prompt_logprobs(request)
+            scored = _logprobs(request, piece)
+            deliver(TokenEvent(request_id, piece, (ord(piece[0]),), scored, prompt_logprobs=prompt))
         if self._running[request_id][3] >= min(len(pieces), limit):
             self._end(request_id, "stop" if len(pieces) <= limit else "length", min(len(pieces), limit))
 
@@ -143,8 +145,7 @@ class ScriptedEngine:
         request, deliver, _, _, begun = self._running.pop(request_id)
         seconds = time.monotonic() - begun
         usage = Usage(len(request.prompt_ids), 0, completion, 0.0, seconds if completion else None, seconds)
-        prompt = _prompt_logprobs(request)
-        deliver(TokenEvent(request_id, finish_reason=reason, usage=usage, error=error, prompt_logprobs=prompt))
+        deliver(TokenEvent(request_id, finish_reason=reason, usage=usage, error=error))
 
 
 def _logprobs(request: Request, piece: str) -> tuple[TokenLogprob, ...]:

@@ -26,12 +26,19 @@ from coldstream.serve import failures, metrics, tasks
 from coldstream.serve.generate import generate
 from coldstream.serve.inference import Inference
 from coldstream.serve.middleware import CheckKey, Observe, WholeBody
+from coldstream.serve.openai import chat as openai_chat
+from coldstream.serve.openai import completions as openai_completions
+from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
 from coldstream.serve.schema import GenerateRequest
 from coldstream.serve.sse import JsonReply
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.serve.trail import SCOPE_KEY
 
-_BODIES: Mapping[str, tuple[str, ...]] = {"/generate": tuple(GenerateRequest.model_fields)}
+_BODIES: Mapping[str, tuple[str, ...]] = {
+    "/generate": tuple(GenerateRequest.model_fields),
+    openai_chat.PATH: tuple(ChatRequest.model_fields),
+    openai_completions.PATH: tuple(CompletionRequest.model_fields),
+}
 _ERROR = {"description": "An error that says which field is wrong and what is allowed"}
 _ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 413, 422, 429, 500, 503, 504), _ERROR)
 
@@ -49,6 +56,7 @@ def create_app(state: ServerState, *, environ: Mapping[str, str] = os.environ) -
         telemetry={"tracing": False, "metrics": False, "logs": False},  # its logs would hold what users sent
     )
     _add_generate(app, state, inference)
+    _add_openai(app, state, inference)
     _add_reads(app, state, measured)
     _add_failures(app)
     app.add_middleware(WholeBody, state=state)
@@ -63,6 +71,18 @@ def _add_generate(app: FastAPI, state: ServerState, inference: Inference) -> Non
     async def generate_route(body: GenerateRequest, request: Request) -> Response:
         """Answer a task: a JSON string, an object with `details`, server-sent events with `stream`."""
         return await generate(state, inference, body, request.scope[SCOPE_KEY])
+
+
+def _add_openai(app: FastAPI, state: ServerState, inference: Inference) -> None:
+    @app.post(openai_chat.PATH, response_model=None, responses=_ERRORS)
+    async def chat_route(body: ChatRequest, request: Request) -> Response:
+        """OpenAI's chat completions; `model` names a model or a task."""
+        return await openai_chat.chat(state, inference, body, request.scope[SCOPE_KEY])
+
+    @app.post(openai_completions.PATH, response_model=None, responses=_ERRORS)
+    async def completions_route(body: CompletionRequest, request: Request) -> Response:
+        """OpenAI's text completions; with echo and logprobs they score a text."""
+        return await openai_completions.complete(state, inference, body, request.scope[SCOPE_KEY])
 
 
 def _add_reads(app: FastAPI, state: ServerState, measured: metrics.Metrics) -> None:

@@ -17,7 +17,7 @@ from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, In
 from coldstream.serve.admission import Gate
 from coldstream.serve.metrics import Metrics, ModelMetrics
 from coldstream.serve.sampling import Given, resolve
-from coldstream.serve.state import ServedModel, ServerState
+from coldstream.serve.state import Lifecycle, ServedModel, ServerState
 from coldstream.serve.streams import Bridge, Stream
 from coldstream.serve.trail import Trail
 from coldstream.settings import SamplingSettings
@@ -125,7 +125,7 @@ class Inference:
         with self.gates[model.name].enter(
             job.sequences, loading=None if model.is_ready else model.retry_after()
         ) as ticket:
-            await _ready(model, deadline)
+            await _ready(model, lifecycle, deadline)
             prompt_ids = await _encode(job)
             sampling = _sampling(job, prompt_ids)
             ticket.claim(sum(map(len, prompt_ids)) * job.samples)
@@ -187,14 +187,23 @@ def closing() -> NotReady:
     return NotReady("the server is shutting down; ask again, another instance will answer", retry_after=1.0)
 
 
-async def _ready(model: ServedModel, deadline: float) -> None:
+async def _ready(model: ServedModel, lifecycle: Lifecycle, deadline: float) -> None:
+    """Wait for the model, but no longer than the request's deadline or the server's own end."""
     if model.is_ready:
         return
+    loading = asyncio.ensure_future(model.ready())
+    ending = asyncio.ensure_future(lifecycle.ended.wait())
     try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            await model.ready()
-    except TimeoutError as exc:
-        raise DeadlineExceeded(f"model {model.name!r} was still loading when the request's deadline passed") from exc
+        await asyncio.wait({loading, ending}, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+        elif ending.done():
+            raise closing()
+        else:
+            raise DeadlineExceeded(f"model {model.name!r} was still loading when the request's deadline passed")
+    finally:
+        loading.cancel()
+        ending.cancel()
 
 
 async def _encode(job: Job) -> list[list[int]]:

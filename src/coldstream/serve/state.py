@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,6 +101,7 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.closing = False
+        self.ended = asyncio.Event()
         self.streams: set[Stream] = set()
         self._requests = 0
         self._idle = asyncio.Event()
@@ -138,17 +140,19 @@ class ServerState:
     async def shut_down(self, grace: float | None = None) -> None:
         """Take no new work, let what runs finish within `grace` seconds (default: the settings'), then end the rest.
 
-        When it returns, every open response has had its valid last event handed to the server.
+        When it returns, every open response whose client reads has had its valid last event.
         """
         self.begin_shutdown()
         grace = self.settings.server.grace if grace is None else grace
         try:
             await asyncio.wait_for(self.lifecycle.idle(), grace)
         except TimeoutError:
+            self.lifecycle.ended.set()
             for stream in tuple(self.lifecycle.streams):
                 stream.end()
-            await asyncio.wait_for(self.lifecycle.idle(), _LAST_WORDS)
+            with suppress(TimeoutError):  # who does not read its last event is hung up on
+                await asyncio.wait_for(self.lifecycle.idle(), _LAST_WORDS)
 
 
 _LAST_WORDS = 1.0
-"""Seconds in which ended streams may still write their last event; a client that does not read is not waited for."""
+"""Seconds in which ended requests may still write their last event; a client that does not read is not waited for."""

@@ -1,0 +1,220 @@
+"""POST /v1/completions, with what scores a text: echo and logprobs, as lm-eval's loglikelihood asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+from coldstream.engine.request import TokenEvent, TokenLogprob
+from coldstream.errors import ColdstreamError, InvalidRequest
+from coldstream.serve import failures, generate, sse
+from coldstream.serve.inference import Inference, Job, Result, Running
+from coldstream.serve.openai import logprobs
+from coldstream.serve.openai.common import Envelope, Target, envelope, sampling, target, usage
+from coldstream.serve.openai.constraint import Constraint, constraint
+from coldstream.serve.openai.schema import CompletionRequest
+from coldstream.serve.state import ServedModel, ServerState
+from coldstream.serve.tasks import render
+from coldstream.serve.trail import Trail
+from coldstream.settings import TaskSettings
+
+PATH = "/v1/completions"
+_MAX_TOKENS = 16
+"""OpenAI's default for this endpoint."""
+_MOST_PROMPTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A completion request that has been understood."""
+
+    body: CompletionRequest
+    target: Target
+    prompts: tuple[str | tuple[int, ...], ...]
+    constraint: Constraint | None
+
+    @property
+    def max_tokens(self) -> int | None:
+        """What the request says; None leaves it to the task, where there is one that says something."""
+        if self.body.max_tokens is not None:
+            return self.body.max_tokens
+        return None if self.target.sampling.max_tokens is not None else _MAX_TOKENS
+
+    @property
+    def scores(self) -> bool:
+        """Whether this only scores its prompt. Its one token is then a token like any other, also one that ends texts:
+        clients cut the last one off, and would else cut off the prompt's.
+        """
+        return bool(self.body.echo and self.body.logprobs is not None and self.max_tokens in (0, 1))
+
+    def job(self) -> Job:
+        """What the model is to do. The engine draws at least one token; with `max_tokens` 0 it is left out."""
+        body = self.body
+        given = sampling(body) | {
+            "max_tokens": self.max_tokens if self.max_tokens is None else max(self.max_tokens, 1),
+            "logprobs": body.logprobs,
+            "prompt_logprobs": body.logprobs if body.echo else None,
+            "grammar": self.constraint.grammar() if self.constraint else None,
+        }
+        if self.scores:
+            given["ignore_eos"] = True
+        return Job(
+            model=self.target.model,
+            encode=lambda model: [encode(model, self.target.task, prompt, body) for prompt in self.prompts],
+            given=given,
+            characters=sum(map(len, self.prompts)),
+            samples=body.n or 1,
+            prompts=len(self.prompts),
+            task=self.target.sampling,
+        )
+
+    def echoed(self, running: Running, index: int) -> str:
+        """The text of a sequence's prompt."""
+        place = index // running.job.samples
+        prompt = self.prompts[place]
+        if isinstance(prompt, str) and self.target.task is None:
+            return prompt
+        return self.target.model.tokenizer.decode(running.prompt_ids[place], skip_special_tokens=False)
+
+
+def understand(state: ServerState, body: CompletionRequest) -> Asked:
+    """Everything that can be refused before a tokenizer is there.
+
+    Raises:
+        UnknownTask, InvalidRequest: naming the field.
+    """
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options needs stream = true", field="stream_options")
+    found, prompts = target(state, body), _prompts(body)
+    if found.task is not None and not all(isinstance(prompt, str) for prompt in prompts):
+        raise InvalidRequest(f"task {found.task.name!r} needs its prompt as text, not as token ids", field="prompt")
+    return Asked(body, found, prompts, constraint(body))
+
+
+async def complete(state: ServerState, inference: Inference, body: CompletionRequest, trail: Trail) -> Response:
+    """Answer the request."""
+    asked = understand(state, body)
+    trail.task = asked.target.task.name if asked.target.task else None
+    if state.settings.server.log_prompts:
+        trail.prompt = str(body.prompt)
+    if body.stream:
+        return await sse.opened(_frames(asked, inference, trail))
+    async with inference.start(asked.job(), trail) as running:
+        results = await running.collect()
+    writers = [_Writer(asked, running, index) for index in range(len(results))]
+    choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
+    frame = envelope("cmpl", "text_completion", body.model, asked.target.model)
+    return sse.JsonReply(frame.wrap(choices, usage=_usage(asked, running, results)))
+
+
+def encode(
+    model: ServedModel, task: TaskSettings | None, prompt: str | tuple[int, ...], body: CompletionRequest
+) -> list[int]:
+    """The prompt's ids: given, encoded as they stand, or put into the task's template."""
+    if isinstance(prompt, tuple):
+        return list(prompt)
+    if task is None:
+        return model.tokenizer.encode(prompt)
+    rendered = render(task, prompt if task.prompt_input in task.variables else None, body.inputs or {})
+    return generate.encode(model, rendered)
+
+
+def _prompts(body: CompletionRequest) -> tuple[str | tuple[int, ...], ...]:
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return (prompt,)
+    if prompt and isinstance(prompt[0], int):
+        return (tuple(item for item in prompt if isinstance(item, int)),)
+    if not 1 <= len(prompt) <= _MOST_PROMPTS:
+        raise InvalidRequest(f"prompt: a list of 1 to {_MOST_PROMPTS} prompts, not {len(prompt)}", field="prompt")
+    return tuple(tuple(item) if isinstance(item, list) else str(item) for item in prompt)
+
+
+def _usage(asked: Asked, running: Running, results: Sequence[Result]) -> dict[str, Any]:
+    return usage(running.job, results, completion_tokens=0 if asked.max_tokens == 0 else None)
+
+
+class _Writer:
+    """Turns one sequence's events into its choice, whole or piece by piece."""
+
+    def __init__(self, asked: Asked, running: Running, index: int) -> None:
+        self._asked = asked
+        self._index = index
+        self._silent = asked.max_tokens == 0
+        self._tokenizer = asked.target.model.tokenizer
+        self._ids = running.prompt_ids[index // running.job.samples]
+        self._echo = asked.echoed(running, index) if asked.body.echo else ""
+        self._offset = len(self._echo)
+        self._begun = False
+        self.result = Result()
+
+    def whole(self, result: Result) -> dict[str, Any]:
+        """The choice of an answer."""
+        event = TokenEvent(
+            "",
+            text=result.text,
+            logprobs=tuple(result.logprobs),
+            prompt_logprobs=result.prompt_logprobs,
+            finish_reason=result.finish_reason,
+        )
+        return self._choice(event)
+
+    def chunk(self, event: TokenEvent) -> dict[str, Any] | None:
+        """The choice of a chunk; None when the event says nothing."""
+        self.result.add(event)
+        silent = not (event.text or event.logprobs or event.prompt_logprobs or event.finish_reason)
+        return None if silent else self._choice(event)
+
+    def _choice(self, event: TokenEvent) -> dict[str, Any]:
+        first, self._begun = not self._begun, True
+        text = (self._echo if first else "") + ("" if self._silent else event.text)
+        return {
+            "index": self._index,
+            "text": text,
+            "logprobs": self._logprobs(event, first),
+            "finish_reason": "length" if self._silent and event.finish_reason else event.finish_reason,
+        }
+
+    def _logprobs(self, event: TokenEvent, first: bool) -> dict[str, Any] | None:
+        if self._asked.body.logprobs is None:
+            return None
+        scored: tuple[TokenLogprob | None, ...] = () if self._silent else event.logprobs
+        offset = self._offset
+        prompt: list[str] = []
+        if first and self._asked.body.echo:
+            scored = (*(event.prompt_logprobs or [None] * len(self._ids)), *scored)
+            prompt, offset = [self._tokenizer.token_text(item) for item in self._ids], 0
+        shown = logprobs.completion(scored, prompt, offset=offset)
+        self._offset = offset + sum(map(len, shown["tokens"]))
+        return shown
+
+
+async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGenerator[bytes, None]:
+    begun = False
+    options = asked.body.stream_options
+    shows_usage = bool(options and options.include_usage)
+    no_usage = {"usage": None} if shows_usage else {}
+    try:
+        async with AsyncExitStack() as stack:
+            running = await stack.enter_async_context(inference.start(asked.job(), trail))
+            frame: Envelope = envelope("cmpl", "text_completion", asked.body.model, asked.target.model)
+            writers = [_Writer(asked, running, index) for index in range(running.job.sequences)]
+            async for batch in running.events:
+                made = [writers[index].chunk(event) for index, event in batch]
+                pieces = [sse.frame(frame.wrap([choice], **no_usage)) for choice in made if choice is not None]
+                if pieces:
+                    yield b"".join(pieces)
+                    begun = True
+            if shows_usage:
+                counted = _usage(asked, running, [writer.result for writer in writers])
+                yield sse.frame(frame.wrap([], usage=counted))
+    except ColdstreamError as error:
+        if not begun:
+            raise
+        trail.error = type(error).__name__
+        yield sse.frame(failures.body(error, PATH))
+    yield sse.DONE
