@@ -148,8 +148,8 @@ class Order:
 
     async def turn(self, model: ModelStart) -> None:
         """Return when it is this model's turn."""
-        while self.first() not in (model, None):
-            await asyncio.sleep(_TURN)  # noqa: ASYNC110  what it waits for is decided on several threads
+        while self.first() not in (model, None):  # noqa: ASYNC110  what it waits for is decided on several threads
+            await asyncio.sleep(_TURN)
 
 
 _TURN = 0.02
