@@ -11,13 +11,17 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from coldstream.errors import ParameterMismatch
-from coldstream.model.decoder import EMBEDDING, HEAD, Decoder, Parameter, Unit
-from coldstream.model.names import Ignored, Text, Vision, destination
+from coldstream.model.decoder import EMBEDDING, HEAD, Decoder
+from coldstream.model.names import Ignored, Text, Unknown, Vision, destination
+from coldstream.model.parameter import Parameter, Unit
+from coldstream.model.vision import UNUSED, canonical
 
 _SHOWN = 8
+_DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.float64})
 
 
 class Assembly:
@@ -31,6 +35,8 @@ class Assembly:
     def __init__(self, decoder: Decoder, shapes: Mapping[str, Sequence[int]]) -> None:
         self._decoder = decoder
         self._parameters = {parameter.name: parameter for parameter in decoder.parameters()}
+        tower = decoder.vision.parameters() if decoder.vision is not None else ()
+        self._parameters |= {parameter.name: parameter for parameter in tower}
         self._targets: dict[str, str] = {}
         self._vision: list[str] = []
         self._ignored: dict[str, str] = {}
@@ -53,9 +59,9 @@ class Assembly:
 
     @property
     def ignored(self) -> Mapping[str, str]:
-        """Tensors that the text decoder leaves alone -> why."""
-        vision = dict.fromkeys(self._vision, "part of the vision tower, which text does not need")
-        return self._ignored | vision
+        """Tensors that are not part of this model -> why."""
+        unseen = [name for name in self._vision if name not in self._targets]
+        return self._ignored | dict.fromkeys(unseen, "part of the vision tower, which text does not need")
 
     @property
     def vision(self) -> tuple[str, ...]:
@@ -75,6 +81,8 @@ class Assembly:
         parameter = self._parameters[target]
         if tuple(tensor.shape) != parameter.shape:
             raise ParameterMismatch(_misshapen(name, tensor.shape, parameter))
+        if tensor.dtype not in _DTYPES:
+            raise ParameterMismatch(f"{name} has dtype {tensor.dtype}; weights must be bfloat16, float16 or float32")
         parameter.fill(tensor)
         self._note(parameter, name)
 
@@ -119,9 +127,9 @@ class Assembly:
         """Sort the checkpoint's names into targets, vision and ignored; yield what does not fit."""
         sources: dict[str, str] = {}
         for key, shape in shapes.items():
-            match destination(key):
-                case Vision():
-                    self._vision.append(key)
+            match self._destination(key):
+                case None:
+                    pass
                 case Ignored(reason):
                     self._ignored[key] = reason
                 case Text(name) if name in self._parameters:
@@ -134,6 +142,17 @@ class Assembly:
                 case _:
                     yield f"{key} is unexpected: no parameter of {self._decoder.config.architecture} has that name"
         yield from (f"{name} is missing" for name in self._parameters if name not in sources and name != HEAD)
+
+    def _destination(self, key: str) -> Text | Ignored | Unknown | None:
+        """Where a tensor belongs in this model; None for one of a vision tower that this model has not."""
+        found = destination(key)
+        if not isinstance(found, Vision):
+            return found
+        self._vision.append(key)
+        if self._decoder.vision is None:
+            return None
+        plain = canonical(found.name)
+        return Ignored("part of SigLIP that Gemma 3 does not run") if UNUSED.match(plain) else Text(plain)
 
     def _decide_head(self, problems: list[str]) -> bool:
         if HEAD in self._targets.values():

@@ -7,7 +7,7 @@ sequences. Every unit (embedding, each layer, norm, head) has a gate on which `f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
@@ -20,22 +20,14 @@ from coldstream.model.config import ModelConfig
 from coldstream.model.gate import Gate
 from coldstream.model.layers import Attention, Norm, Rope, activation, rotate
 from coldstream.model.linear import DenseLinear, Linear
+from coldstream.model.parameter import Parameter, Unit
+from coldstream.model.vision import VisionTower
+from coldstream.model.vision_config import VisionConfig
 
 DecoderPrecision = Literal["float32", "bfloat16"]
-Unit = Literal["embedding", "norm", "head"] | int
 
 HEAD = "lm_head.weight"
 EMBEDDING = "embed_tokens.weight"
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A tensor that the decoder waits for: its shape, the unit that needs it, and how it is taken in."""
-
-    name: str
-    shape: tuple[int, ...]
-    unit: Unit
-    fill: Callable[[Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +122,18 @@ class Layer:
 
 
 class Decoder:
-    """Token ids to logits. Filled through `parameters()` (see build.Assembly); holds no keys, values or sequences."""
+    """Token ids to logits. Filled through `parameters()` (see build.Assembly); holds no keys, values or sequences.
+
+    With a VisionConfig there is a tower beside it (`vision`), filled with it, whose vectors come in as `embeds`.
+    """
 
     def __init__(
-        self, config: ModelConfig, *, device: torch.device | str = "cpu", precision: DecoderPrecision = "float32"
+        self,
+        config: ModelConfig,
+        *,
+        device: torch.device | str = "cpu",
+        precision: DecoderPrecision = "float32",
+        vision: VisionConfig | None = None,
     ) -> None:
         self.config = config
         self.device = torch.device(device)
@@ -148,6 +148,8 @@ class Decoder:
         self._head = self._untied
         self._ropes = {rope: Rope(rope, config.head_dim, self.device) for rope in config.ropes}
         self._scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
+        tower = partial(VisionTower, linear=linear, dtype=self.dtype, device=self.device)
+        self.vision = tower(vision) if vision is not None else None
 
     @property
     def attention_dtype(self) -> torch.dtype:
@@ -158,6 +160,9 @@ class Decoder:
         """The gate that holds `forward` back until the unit's parameters are filled."""
         if isinstance(unit, int):
             return self.layers[unit].gate
+        if unit == "vision":
+            assert self.vision is not None
+            return self.vision.gate
         return {"embedding": self.embedding_gate, "norm": self.norm_gate, "head": self.head_gate}[unit]
 
     def gates(self) -> Iterator[Gate]:
@@ -165,6 +170,8 @@ class Decoder:
         yield self.embedding_gate
         yield from (layer.gate for layer in self.layers)
         yield from (self.norm_gate, self.head_gate)
+        if self.vision is not None:
+            yield self.vision.gate
 
     def parameters(self) -> Iterator[Parameter]:
         """Everything that can be filled, in order of execution; `lm_head.weight` is not needed by a tied model."""
