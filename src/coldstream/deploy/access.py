@@ -1,0 +1,225 @@
+"""Who needs what: the steps of a deployment x the principals x their permissions, as data; pure.
+
+`NEEDS` is the table. A need that is not met is mended by its own `role` on its own resource, so what a fix grants is
+what a check asked for, and nothing else. Permissions and roles: https://cloud.google.com/iam/docs/roles-permissions;
+tests/fakecloud/roles.json holds what the roles contained, and on which day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from coldstream.deploy.target import Kind, Resource, Target
+
+Answer = Literal["yes", "no", "unknown"]
+
+APIS = (
+    "run.googleapis.com",
+    "cloudbuild.googleapis.com",
+    "artifactregistry.googleapis.com",
+    "storage.googleapis.com",
+    "iam.googleapis.com",
+    "iamcredentials.googleapis.com",
+    "cloudresourcemanager.googleapis.com",
+    "serviceusage.googleapis.com",
+    "logging.googleapis.com",
+    # Read-only helpers of the checks themselves.
+    "policytroubleshooter.googleapis.com",
+    "cloudquotas.googleapis.com",
+    "orgpolicy.googleapis.com",
+    "cloudbilling.googleapis.com",
+)
+
+
+class Principal(StrEnum):
+    """Who acts."""
+
+    CALLER = "caller"
+    BUILD = "build account"
+    RUNTIME = "runtime account"
+    INVOKER = "invoker"
+
+
+class Place(StrEnum):
+    """On what; resolved for a target by `resources`."""
+
+    PROJECT = "project"
+    SOURCE_BUCKET = "source bucket"
+    MODEL_BUCKET = "model bucket"
+    REPOSITORY = "repository"
+    BUILD_ACCOUNT = "build account"
+    RUNTIME_ACCOUNT = "runtime account"
+    INVOKER_ACCOUNT = "invoker account"
+    SERVICE = "service"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A row of the table. `role` is what mends it; `public` rows count for a public service only."""
+
+    step: str
+    principal: Principal
+    permission: str
+    place: Place
+    role: str
+    public: bool = False
+
+
+_C, _B, _R, _I = Principal.CALLER, Principal.BUILD, Principal.RUNTIME, Principal.INVOKER
+
+NEEDS = (
+    Need("apis", _C, "serviceusage.services.get", Place.PROJECT, "roles/serviceusage.serviceUsageConsumer"),
+    Need("apis", _C, "resourcemanager.projects.get", Place.PROJECT, "roles/browser"),
+    Need("repository", _C, "artifactregistry.repositories.get", Place.REPOSITORY, "roles/artifactregistry.reader"),
+    Need("repository", _C, "artifactregistry.tags.get", Place.REPOSITORY, "roles/artifactregistry.reader"),
+    Need("source bucket", _C, "storage.objects.create", Place.SOURCE_BUCKET, "roles/storage.objectUser"),
+    Need("source bucket", _C, "storage.objects.get", Place.SOURCE_BUCKET, "roles/storage.objectUser"),
+    Need("source bucket", _B, "storage.objects.get", Place.SOURCE_BUCKET, "roles/storage.objectViewer"),
+    Need("build", _C, "cloudbuild.builds.create", Place.PROJECT, "roles/cloudbuild.builds.editor"),
+    Need("build", _C, "cloudbuild.builds.get", Place.PROJECT, "roles/cloudbuild.builds.editor"),
+    Need("build", _C, "cloudbuild.builds.list", Place.PROJECT, "roles/cloudbuild.builds.editor"),
+    Need(
+        "push", _B, "artifactregistry.repositories.uploadArtifacts", Place.REPOSITORY, "roles/artifactregistry.writer"
+    ),
+    Need(
+        "push", _B, "artifactregistry.repositories.downloadArtifacts", Place.REPOSITORY, "roles/artifactregistry.writer"
+    ),
+    Need("logs", _B, "logging.logEntries.create", Place.PROJECT, "roles/logging.logWriter"),
+    Need("logs", _C, "logging.logEntries.list", Place.PROJECT, "roles/logging.viewer"),
+    Need("act as", _C, "iam.serviceAccounts.actAs", Place.BUILD_ACCOUNT, "roles/iam.serviceAccountUser"),
+    Need("act as", _C, "iam.serviceAccounts.actAs", Place.RUNTIME_ACCOUNT, "roles/iam.serviceAccountUser"),
+    Need("deploy", _C, "run.services.create", Place.PROJECT, "roles/run.developer"),
+    Need("deploy", _C, "run.services.get", Place.PROJECT, "roles/run.developer"),
+    Need("deploy", _C, "run.services.update", Place.PROJECT, "roles/run.developer"),
+    Need("deploy", _C, "run.operations.get", Place.PROJECT, "roles/run.developer"),
+    Need("deploy", _C, "run.revisions.get", Place.PROJECT, "roles/run.developer"),
+    Need("deploy", _C, "run.revisions.list", Place.PROJECT, "roles/run.developer"),
+    Need("deploy", _C, "run.services.setIamPolicy", Place.PROJECT, "roles/run.admin", public=True),
+    Need("read the model", _C, "storage.buckets.get", Place.MODEL_BUCKET, "roles/storage.bucketViewer"),
+    Need("read the model", _C, "storage.objects.get", Place.MODEL_BUCKET, "roles/storage.objectViewer"),
+    Need("read the model", _C, "storage.objects.list", Place.MODEL_BUCKET, "roles/storage.objectViewer"),
+    Need("read the model", _R, "storage.objects.get", Place.MODEL_BUCKET, "roles/storage.objectViewer"),
+    Need("read the model", _R, "storage.objects.list", Place.MODEL_BUCKET, "roles/storage.objectViewer"),
+    Need(
+        "invoke",
+        _C,
+        "iam.serviceAccounts.getOpenIdToken",
+        Place.INVOKER_ACCOUNT,
+        "roles/iam.serviceAccountOpenIdTokenCreator",
+    ),
+    Need("invoke", _I, "run.routes.invoke", Place.SERVICE, "roles/run.invoker"),
+)
+
+# What the checks themselves read, and what lets a caller mend things; asked for, never granted.
+GRANTING = {
+    Kind.PROJECT: "resourcemanager.projects.setIamPolicy",
+    Kind.BUCKET: "storage.buckets.setIamPolicy",
+    Kind.REPOSITORY: "artifactregistry.repositories.setIamPolicy",
+    Kind.ACCOUNT: "iam.serviceAccounts.setIamPolicy",
+    Kind.SERVICE: "run.services.setIamPolicy",
+}
+MAKING = {
+    "apis": "serviceusage.services.enable",
+    Kind.REPOSITORY: "artifactregistry.repositories.create",
+    Kind.BUCKET: "storage.buckets.create",
+    Kind.ACCOUNT: "iam.serviceAccounts.create",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One role for one member on one resource."""
+
+    role: str
+    member: str
+    resource: Resource
+
+    def __str__(self) -> str:
+        return f"{self.role} on {self.resource} for {self.member.partition(':')[2]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Make:
+    """A resource that somebody has to make; `apis` are those to turn on, where it is that."""
+
+    resource: Resource
+    apis: tuple[str, ...] = ()
+    region: str = ""
+
+    def __str__(self) -> str:
+        return f"turn on {', '.join(self.apis)}" if self.apis else f"make {self.resource}"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question with its answer, the call that said so, and what mends it (a grant, something to make, advice)."""
+
+    step: str
+    question: str
+    answer: Answer
+    evidence: str
+    mend: Grant | Make | str | None = None
+
+    @property
+    def met(self) -> bool:
+        return self.answer == "yes"
+
+
+def principal_member(principal: Principal, target: Target, caller: str) -> str:
+    """The IAM member behind a principal; `caller` is one already."""
+    email = {
+        Principal.BUILD: target.build_account,
+        Principal.RUNTIME: target.runtime_account,
+        Principal.INVOKER: target.invoker_account,
+    }.get(principal)
+    return caller if email is None else f"serviceAccount:{email}"
+
+
+def resources(place: Place, target: Target) -> tuple[Resource, ...]:
+    """The resources that a place means; a target may read from several model buckets."""
+    if place is Place.MODEL_BUCKET:
+        return tuple(target.resource(Kind.BUCKET, name) for name in target.model_buckets)
+    single = {
+        Place.PROJECT: (Kind.PROJECT, None),
+        Place.SOURCE_BUCKET: (Kind.BUCKET, target.source_bucket),
+        Place.REPOSITORY: (Kind.REPOSITORY, None),
+        Place.BUILD_ACCOUNT: (Kind.ACCOUNT, target.build_account),
+        Place.RUNTIME_ACCOUNT: (Kind.ACCOUNT, target.runtime_account),
+        Place.INVOKER_ACCOUNT: (Kind.ACCOUNT, target.invoker_account),
+        Place.SERVICE: (Kind.SERVICE, None),
+    }[place]
+    return (target.resource(*single),)
+
+
+def needs(target: Target) -> Iterator[tuple[Need, Resource]]:
+    """Every need of a target with the resource it is about."""
+    for need in NEEDS:
+        if need.public and not target.public:
+            continue
+        for resource in resources(need.place, target):
+            yield need, resource
+
+
+def made_resources(target: Target) -> tuple[Resource, ...]:
+    """What a deployment makes when it is not there: the accounts that are ours, the repository, the source bucket."""
+    accounts = [target.resource(Kind.ACCOUNT, email) for email in target.accounts if target.dedicated(email)]
+    bucket = target.resource(Kind.BUCKET, target.source_bucket)
+    return (*accounts, target.resource(Kind.REPOSITORY), bucket)
+
+
+def asked_of_caller(target: Target) -> dict[Resource, tuple[str, ...]]:
+    """For each resource, every permission to test for the caller: one call a resource."""
+    asked: dict[Resource, list[str]] = {}
+    for need, resource in needs(target):
+        if need.principal is Principal.CALLER:
+            asked.setdefault(resource, []).append(need.permission)
+    project = target.resource(Kind.PROJECT)
+    for resource in (*asked, *made_resources(target), target.resource(Kind.SERVICE)):
+        asked.setdefault(resource, []).append(GRANTING[resource.kind])
+    # What a resource that does not exist yet would inherit is asked of the project.
+    inherited = [permission for resource in list(asked) for permission in asked[resource]]
+    asked[project] += [*MAKING.values(), *inherited]
+    return {resource: tuple(dict.fromkeys(permissions)) for resource, permissions in asked.items()}

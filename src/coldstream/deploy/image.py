@@ -1,0 +1,162 @@
+"""What an image is built from, and what a failed build means; pure, but for reading the installed package.
+
+The build context is the Dockerfile, the installed versions of our dependencies and the installed package itself. Its
+tag is a digest of exactly that: an image that exists under its tag need not be built again, and configuration is not
+part of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from coldstream.deploy.access import NEEDS, Grant, Need, Principal, principal_member, resources
+from coldstream.deploy.target import Target
+from coldstream.errors import DeployError
+
+Variant = Literal["gpu", "cpu"]
+
+BUILDER = "gcr.io/cloud-builders/docker"
+BUILD_TIMEOUT = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The files of a build: path to content, and which Dockerfile they are for."""
+
+    variant: Variant
+    files: Mapping[str, bytes]
+
+    @property
+    def tag(self) -> str:
+        """The image's tag; the same files give the same one."""
+        digest = sha256()
+        for name in sorted(self.files):
+            digest.update(f"{len(name)}:{name}:{len(self.files[name])}:".encode() + self.files[name])
+        return f"{self.variant}-{digest.hexdigest()[:12]}"
+
+    def archive(self) -> bytes:
+        """A .tar.gz whose bytes depend on nothing but the files."""
+        buffer = io.BytesIO()
+        with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+            for name in sorted(self.files):
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(self.files[name]), 0o644
+                tar.addfile(entry, io.BytesIO(self.files[name]))
+        return buffer.getvalue()
+
+
+def context(variant: Variant) -> Context:
+    """The build context of the installed Coldstream.
+
+    Raises:
+        DeployError: the installation lacks the Dockerfiles.
+    """
+    package = Path(__file__).resolve().parents[1]
+    files = {
+        f"coldstream/{path.relative_to(package).as_posix()}": path.read_bytes()
+        for path in sorted(package.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+    }
+    docker = docker_folder(package)
+    files["Dockerfile"] = (docker / f"{variant}.Dockerfile").read_bytes()
+    files["entry.py"] = (docker / "entry.py").read_bytes()
+    files["requirements.txt"] = requirements().encode()
+    return Context(variant, files)
+
+
+def docker_folder(package: Path) -> Path:
+    """Where the Dockerfiles lie: inside an installed package, or at the root of a checkout (src/coldstream)."""
+    for folder in (package / "deploy" / "docker", package.parents[1] / "docker"):
+        if (folder / "cpu.Dockerfile").is_file():
+            return folder
+    raise DeployError(
+        f"no Dockerfiles beside {package}; install coldstream from its wheel, or name an image of your own"
+    )
+
+
+def requirements() -> str:
+    """The project's own dependencies, pinned to what is installed here: what was tried is what is deployed."""
+    lines = []
+    for line in metadata.requires("coldstream") or []:
+        name, _, marker = line.partition(";")
+        if "extra ==" in marker:
+            continue
+        project = _project_name(name)
+        # "+cpu" names the index a wheel came from; the Dockerfile chooses the index.
+        version = metadata.version(project).partition("+")[0]
+        lines.append(f"{project}=={version}")
+    return "\n".join(sorted(lines)) + "\n"
+
+
+def _project_name(requirement: str) -> str:
+    for index, character in enumerate(requirement):
+        if not (character.isalnum() or character in "-_."):
+            return requirement[:index]
+    return requirement
+
+
+def build_request(target: Target, built: Context, source_object: str) -> dict[str, Any]:
+    """A Cloud Build that makes one image; the layers of the last one are its cache."""
+    image, cache = f"{target.image}:{built.tag}", f"{target.image}:{built.variant}-cache"
+    args = ["build", "--cache-from", cache, "--build-arg", "BUILDKIT_INLINE_CACHE=1", "-t", image, "-t", cache, "."]
+    return {
+        "source": {"storage_source": {"bucket": target.source_bucket, "object_": source_object}},
+        "steps": [{"name": BUILDER, "env": ["DOCKER_BUILDKIT=1"], "args": args}],
+        "images": [image, cache],
+        "timeout": {"seconds": BUILD_TIMEOUT},
+        "service_account": f"projects/{target.project}/serviceAccounts/{target.build_account}",
+        # A build with an account of its own must say where its logs go, and may not use Cloud Build's own bucket.
+        "options": {"logging": "CLOUD_LOGGING_ONLY"},
+        "tags": ["coldstream", built.tag],
+    }
+
+
+RUNNING = frozenset({"PENDING", "QUEUED", "WORKING"})
+
+_LACKS: Mapping[str, tuple[str, str]] = {
+    "FETCH_SOURCE_FAILED": ("source bucket", "the build account could not read the source"),
+    "LOGGING_FAILURE": ("logs", "the build account could not write logs"),
+    "PUSH_NOT_AUTHORIZED": ("push", "the build account may not push the image"),
+}
+_MEANS: Mapping[str, str] = {
+    "PUSH_FAILED": "the image could not be pushed; is the repository still there? run the deployment again",
+    "PUSH_IMAGE_NOT_FOUND": "the build ended without an image; look at its log",
+    "USER_BUILD_STEP": "a line of the Dockerfile failed; its output is above and in the log",
+    "TIMEOUT": f"the build took longer than {BUILD_TIMEOUT} s; run the deployment again",
+    "CANCELLED": "somebody cancelled the build; run the deployment again",
+    "EXPIRED": "the build waited too long for a worker; run the deployment again later",
+    "INTERNAL_ERROR": "Cloud Build failed by itself; run the deployment again",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a build failed and what mends it."""
+
+    cause: str
+    message: str
+    grant: Grant | None
+
+
+def failure(target: Target, build: Mapping[str, Any]) -> Failure:
+    """A failed build's `failure_info` and status, turned into the fix."""
+    info = build.get("failure_info", {})
+    cause = info.get("type_") or build.get("status", "FAILURE")
+    detail = info.get("detail") or build.get("status_detail") or "no detail"
+    if cause in _LACKS:
+        step, meaning = _LACKS[cause]
+        need = next(item for item in NEEDS if item.step == step and item.principal is Principal.BUILD)
+        return Failure(cause, f"{meaning}: {detail}", _grant(target, need))
+    return Failure(cause, f"{_MEANS.get(cause, 'the build failed')}: {detail}", None)
+
+
+def _grant(target: Target, need: Need) -> Grant:
+    return Grant(need.role, principal_member(need.principal, target, ""), resources(need.place, target)[0])

@@ -1,0 +1,353 @@
+"""Checkpoint + machine -> memory, concurrency, probe, seconds and dollars; pure.
+
+Every figure that is not read from the checkpoint is a named assumption in `Machine`, `Prices` or a constant below, and
+`Size.assumptions` prints them beside the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from coldstream.errors import DeployError, UnsupportedConfig
+
+GIB = 1024**3
+DEFAULT_CONTEXT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an architecture's keys, values and activations weigh. `window` is a sliding layer's reach in tokens."""
+
+    architecture: str
+    layers: int
+    sliding_layers: int
+    window: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    intermediate: int
+    vocab: int
+    context: int
+
+    def kv_bytes(self, tokens: int, *, item: int) -> int:
+        """Keys and values of one sequence, `item` bytes each."""
+        full = (self.layers - self.sliding_layers) * tokens
+        sliding = self.sliding_layers * min(tokens, self.window)
+        return 2 * self.kv_heads * self.head_dim * item * (full + sliding)
+
+    def activation_bytes(self, tokens: int, rows: int, *, item: int) -> int:
+        """The largest moment of a step of `tokens`: two hidden, three intermediate, and float32 logits of `rows`."""
+        return tokens * (2 * self.hidden + 3 * self.intermediate) * item + 2 * rows * self.vocab * 4
+
+
+def shape(config: Mapping[str, Any]) -> Shape:
+    """From config.json, in transformers' 4.x or 5.x spelling.
+
+    Raises:
+        UnsupportedConfig: a number that the plan needs is missing.
+    """
+    text = config.get("text_config", config)
+    heads, hidden = _number(text, "num_attention_heads"), _number(text, "hidden_size")
+    layers = _number(text, "num_hidden_layers")
+    window = text.get("sliding_window") or 0
+    return Shape(
+        architecture=str((config.get("architectures") or [config.get("model_type", "unknown")])[0]),
+        layers=layers,
+        sliding_layers=_sliding_layers(text, layers) if window else 0,
+        window=window,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_dim=text.get("head_dim") or hidden // heads,
+        hidden=hidden,
+        intermediate=_number(text, "intermediate_size"),
+        vocab=_number(text, "vocab_size"),
+        context=int(text.get("max_position_embeddings") or DEFAULT_CONTEXT),
+    )
+
+
+def _number(text: Mapping[str, Any], key: str) -> int:
+    defaults = {"num_attention_heads": 8, "vocab_size": 262_208} if text.get("model_type") == "gemma3_text" else {}
+    value = text.get(key, defaults.get(key))
+    if not isinstance(value, int) or value < 1:
+        raise UnsupportedConfig(f"config.json: {key} = {value!r}; the plan needs it as a whole number")
+    return value
+
+
+def _sliding_layers(text: Mapping[str, Any], layers: int) -> int:
+    kinds = text.get("layer_types")
+    if isinstance(kinds, list):
+        return sum(1 for kind in kinds if kind == "sliding_attention")
+    pattern = text.get("sliding_window_pattern") or (6 if str(text.get("model_type", "")).startswith("gemma3") else 0)
+    if pattern:
+        return layers - layers // pattern
+    return 0 if text.get("use_sliding_window") is False else layers
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One checkpoint as it will be served."""
+
+    uri: str
+    bytes: int
+    parameters: int
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """An instance of Cloud Run with what is assumed of it. Bandwidths in bytes a second.
+
+    `memory_bandwidth` is NVIDIA's figure for the L4 and a cautious one for a shared CPU; `efficiency` is the part of it
+    that decoding reaches. `fetch` is what a stream from a bucket in the same region is assumed to reach for each vCPU.
+    """
+
+    name: str
+    gpu: bool
+    device_bytes: int
+    memory_bandwidth: float
+    efficiency: float
+    fetch_per_cpu: float
+    fetch_most: float
+    start_seconds: float
+    import_seconds: float
+
+
+L4 = Machine(
+    name="NVIDIA L4",
+    gpu=True,
+    device_bytes=int(22.0 * GIB),
+    memory_bandwidth=300e9,
+    efficiency=0.55,
+    fetch_per_cpu=0.15e9,
+    fetch_most=1.0e9,
+    start_seconds=12.0,
+    import_seconds=6.0,
+)
+CPU = Machine(
+    name="CPU",
+    gpu=False,
+    device_bytes=0,
+    memory_bandwidth=5e9,
+    efficiency=0.5,
+    fetch_per_cpu=0.1e9,
+    fetch_most=0.6e9,
+    start_seconds=4.0,
+    import_seconds=3.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Dollars a second, instance-based billing, tier 1 regions; https://cloud.google.com/run/pricing, to be checked."""
+
+    vcpu: float = 0.000018
+    gib: float = 0.000002
+    l4: float = 0.0001867
+    l4_redundant: float = 0.0002909
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the settings fix; None is for the plan to choose."""
+
+    cpu: int | None = None
+    memory_gib: int | None = None
+    concurrency: int | None = None
+    max_sequences: int = 16
+    step_tokens: int = 512
+    context: int | None = None
+    zonal_redundancy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """One instance, and what it will do."""
+
+    machine: str
+    gpu: bool
+    cpu: int
+    memory_gib: int
+    concurrency: int
+    context: int
+    weight_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    host_bytes: int
+    device_bytes: int
+    seconds_to_first_token: float
+    probe_period: int
+    probe_failures: int
+    dollars_per_hour: float
+    tokens_per_second: float
+    assumptions: tuple[str, ...] = field(repr=False)
+
+    @property
+    def needed_bytes(self) -> int:
+        """On the device: weights, keys and values at the concurrency, activations, and the runtime's own."""
+        return self.weight_bytes + self.kv_bytes + self.activation_bytes + (GIB if self.gpu else 0)
+
+    @property
+    def dollars_per_million_tokens(self) -> float:
+        """At full concurrency, around the clock; idle time makes it more."""
+        return self.dollars_per_hour / (self.tokens_per_second * 3600) * 1e6
+
+
+# https://cloud.google.com/run/docs/configuring/services/memory-limits: the least CPU for a memory limit.
+_LEAST_CPU = ((4, 1), (8, 2), (16, 4), (24, 6), (32, 8))
+_RUNTIME_BYTES = int(1.5 * GIB)
+_IN_FLIGHT_BYTES = GIB
+# Of 1,800 s on a GPU and 240 s without one: https://cloud.google.com/run/docs/configuring/healthchecks.
+_PROBE_LIMIT = {True: 1800, False: 240}
+
+
+def size(models: tuple[Weights, ...], machine: Machine, wish: Wish, *, prices: Prices) -> Size:
+    """One instance that serves all the models.
+
+    Raises:
+        DeployError: they do not fit in the largest instance; the message says by how much and what would fit.
+    """
+    return _gpu_size(models, machine, wish, prices) if machine.gpu else _cpu_size(models, machine, wish, prices)
+
+
+def _gpu_size(models: tuple[Weights, ...], machine: Machine, wish: Wish, prices: Prices) -> Size:
+    weights = sum(model.bytes for model in models)
+    activations = max(model.shape.activation_bytes(wish.step_tokens, wish.max_sequences, item=2) for model in models)
+    context = _context(models, wish)
+    free = int(machine.device_bytes * 0.95) - weights - activations - GIB
+    sequences, context = _sequences(models, free, context, wish, item=2)
+    if sequences < 1:
+        raise DeployError(
+            f"{weights / GIB:.1f} GiB of weights and one sequence of {context} tokens do not fit in the "
+            f"{machine.device_bytes / GIB:.0f} GiB of one {machine.name}; quantize the model or lower max_context"
+        )
+    cpu = wish.cpu or (4 if weights < 2 * GIB else 8)
+    host = _RUNTIME_BYTES + _IN_FLIGHT_BYTES + int(weights * 0.1) + 2 * GIB
+    memory = wish.memory_gib or max(16 if cpu < 8 else 32, math.ceil(host / GIB))
+    _check_gpu_instance(cpu, memory)
+    kv = sequences * _kv(models, context, item=2)
+    gpu_price = prices.l4_redundant if wish.zonal_redundancy else prices.l4
+    hourly = 3600 * (cpu * prices.vcpu + memory * prices.gib + gpu_price)
+    return _finish(models, machine, cpu, memory, sequences, context, weights, kv, activations, host, hourly)
+
+
+def _check_gpu_instance(cpu: int, memory: int) -> None:
+    # https://cloud.google.com/run/docs/configuring/services/gpu: an L4 wants at least 4 vCPU and 16 GiB.
+    if cpu not in (4, 6, 8) or not 16 <= memory <= 32 or cpu < _least_cpu(memory):
+        raise DeployError(
+            f"an L4 instance with {cpu} vCPU and {memory} GiB is not possible; use 4 vCPU with 16 GiB, or 8 with 16-32"
+        )
+
+
+def _cpu_size(models: tuple[Weights, ...], machine: Machine, wish: Wish, prices: Prices) -> Size:
+    # int8: one byte a parameter and a scale a row; loading lets each layer's source go (design, decision 4).
+    weights = sum(int(model.parameters * 1.05) for model in models)
+    activations = max(model.shape.activation_bytes(wish.step_tokens, wish.max_sequences, item=4) for model in models)
+    context = _context(models, wish)
+    room = 32 * GIB - weights - activations - _RUNTIME_BYTES - _IN_FLIGHT_BYTES
+    sequences, context = _sequences(models, room, context, wish, item=4)
+    if sequences < 1:
+        raise DeployError(
+            f"{weights / GIB:.1f} GiB of int8 weights do not fit in Cloud Run's largest instance (32 GiB); "
+            "leave --cpu out"
+        )
+    kv = sequences * _kv(models, context, item=4)
+    host = weights + kv + activations + _RUNTIME_BYTES + _IN_FLIGHT_BYTES
+    memory = wish.memory_gib or max(2, math.ceil(host * 1.1 / GIB))
+    cpu = wish.cpu or max(4, _least_cpu(memory))
+    if memory > 32 or cpu not in (1, 2, 4, 6, 8) or cpu < _least_cpu(memory):
+        raise DeployError(
+            f"an instance with {cpu} vCPU and {memory} GiB is not possible; 8 vCPU and 32 GiB are the most"
+        )
+    hourly = 3600 * (cpu * prices.vcpu + memory * prices.gib)
+    return _finish(models, machine, cpu, memory, sequences, context, weights, kv, activations, host, hourly)
+
+
+def _least_cpu(memory_gib: int) -> int:
+    return next((cpu for most, cpu in _LEAST_CPU if memory_gib <= most), 8)
+
+
+def _context(models: tuple[Weights, ...], wish: Wish) -> int:
+    limit = min(model.shape.context for model in models)
+    return min(limit, wish.context or DEFAULT_CONTEXT)
+
+
+def _kv(models: tuple[Weights, ...], context: int, *, item: int) -> int:
+    return max(model.shape.kv_bytes(context, item=item) for model in models)
+
+
+def _sequences(models: tuple[Weights, ...], free: int, context: int, wish: Wish, *, item: int) -> tuple[int, int]:
+    """How many sequences fit, and of what length; without a wish for the context, it is halved until four fit."""
+    wanted = wish.concurrency or wish.max_sequences
+    while True:
+        fits = max(0, free) // _kv(models, context, item=item)
+        enough = fits >= min(4, wanted) or wish.context is not None or context <= 1024
+        if enough:
+            return min(wanted, fits), context
+        context //= 2
+
+
+def _finish(
+    models: tuple[Weights, ...],
+    machine: Machine,
+    cpu: int,
+    memory: int,
+    sequences: int,
+    context: int,
+    weights: int,
+    kv: int,
+    activations: int,
+    host: int,
+    hourly: float,
+) -> Size:
+    fetch = min(machine.fetch_most, cpu * machine.fetch_per_cpu)
+    read = sum(model.bytes for model in models)
+    first = machine.start_seconds + max(machine.import_seconds, read / fetch) + 1.0
+    bandwidth = machine.memory_bandwidth * (1 if machine.gpu else cpu) * machine.efficiency
+    # Decoding reads every weight once a step, whatever the batch, until arithmetic is what limits it.
+    speed = min(sequences, 16) * bandwidth / max(1, max(model.bytes for model in models) / (1 if machine.gpu else 2))
+    period, failures = _probe(first, gpu=machine.gpu)
+    return Size(
+        machine=machine.name,
+        gpu=machine.gpu,
+        cpu=cpu,
+        memory_gib=memory,
+        concurrency=sequences,
+        context=context,
+        weight_bytes=weights,
+        kv_bytes=kv,
+        activation_bytes=activations,
+        host_bytes=host,
+        device_bytes=machine.device_bytes if machine.gpu else memory * GIB,
+        seconds_to_first_token=first,
+        probe_period=period,
+        probe_failures=failures,
+        dollars_per_hour=hourly,
+        tokens_per_second=speed,
+        assumptions=_assumptions(machine, fetch, context),
+    )
+
+
+def _probe(seconds: float, *, gpu: bool) -> tuple[int, int]:
+    """(period, failures): six times the expected start, within Cloud Run's limit, asked every two seconds or more."""
+    budget = min(_PROBE_LIMIT[gpu], max(120, math.ceil(6 * seconds)))
+    if budget < 1.5 * seconds:
+        raise DeployError(
+            f"the model needs about {seconds:.0f} s to load, and Cloud Run waits {_PROBE_LIMIT[gpu]} s at most; "
+            f"use {'a smaller model' if gpu else 'a GPU service (leave --cpu out), which may take 1800 s'}"
+        )
+    period = 2 if budget <= 240 else 5
+    return period, budget // period
+
+
+def _assumptions(machine: Machine, fetch: float, context: int) -> tuple[str, ...]:
+    return (
+        f"{context} tokens of context for every sequence at once (max_context changes it)",
+        f"{fetch / 1e9:.2f} GB/s from a bucket in the same region, {machine.start_seconds:.0f} s for an instance to "
+        f"start, {machine.import_seconds:.0f} s of imports behind the stream",
+        f"decoding at {machine.efficiency:.0%} of {machine.memory_bandwidth / 1e9:.0f} GB/s memory bandwidth"
+        f"{'' if machine.gpu else ' a vCPU'}, all slots busy; not measured on Cloud Run",
+        "prices of tier 1 regions with instance-based billing, without free tier or discounts; "
+        "an idle instance is paid for 10-15 minutes more",
+    )

@@ -1,0 +1,129 @@
+"""Cloud Build in the fake: what becomes of a build follows from what its account may do."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tests.fakecloud.methods import Call, Handler, missing
+from tests.fakecloud.world import CloudError, World
+
+LOGGING_WITH_OWN_ACCOUNT = {"CLOUD_LOGGING_ONLY", "NONE"}
+
+
+def create_build(call: Call) -> Any:
+    world, body = call.world, call.body
+    call.need("cloudbuild.builds.create", world.project_name)
+    email = _account(world, body)
+    if "serviceAccount" in body:
+        if email not in world.accounts:
+            raise CloudError(404, "NOT_FOUND", f"service account {email} does not exist")
+        call.need("iam.serviceAccounts.actAs", world.account_name(email))
+        if body.get("options", {}).get("logging") not in LOGGING_WITH_OWN_ACCOUNT and "logsBucket" not in body:
+            text = (
+                "if 'build.service_account' is specified, the build must either (a) specify 'build.logs_bucket', "
+                "(b) use the REGIONAL_USER_OWNED_BUCKET build.options.default_logs_bucket_behavior option, or "
+                "(c) use either CLOUD_LOGGING_ONLY / NONE logging options"
+            )
+            raise CloudError(400, "INVALID_ARGUMENT", text)
+    identity = f"{world.next_generation():08x}-0000-4000-8000-000000000000"
+    place = "projects/{projectsId}/locations/{locationsId}".format(**call.path)
+    build = {**body, "id": identity, "name": f"{place}/builds/{identity}", "projectId": world.project}
+    build |= {"status": "QUEUED", "createTime": world.timestamp()}
+    build["logUrl"] = f"https://console.cloud.google.com/cloud-build/builds/{identity}"
+    world.builds[identity] = {"build": build, "at": world.clock.now(), "account": email, "settled": False}
+    _write_logs(world, identity)
+    kind = "type.googleapis.com/google.devtools.cloudbuild.v1.BuildOperationMetadata"
+    return {"name": f"{place}/operations/build-{identity}", "metadata": {"@type": kind, "build": build}}
+
+
+def _write_logs(world: World, identity: str) -> None:
+    resource = {"type": "build", "labels": {"build_id": identity, "project_id": world.project}}
+    record = world.builds[identity]
+    if not world.iam.allowed(f"serviceAccount:{record['account']}", "logging.logEntries.create", world.project_name):
+        return
+    lines = ("FETCHSOURCE", "BUILD", "Step 1/9 : FROM python:3.11-slim", "PUSH", "DONE")
+    for index, line in enumerate(lines):
+        world.log(resource, line, at=record["at"] + world.build_seconds * index / len(lines))
+
+
+def _account(world: World, body: dict[str, Any]) -> str:
+    named = body.get("serviceAccount")
+    return named.rsplit("/", 1)[1] if named else f"{world.number}-compute@developer.gserviceaccount.com"
+
+
+def settle(world: World, identity: str) -> dict[str, Any]:
+    """The build as it stands now; deciding its outcome when its time has come."""
+    record = world.builds[identity]
+    build, age = record["build"], world.clock.now() - record["at"]
+    if record["settled"]:
+        return build
+    if age < world.build_seconds:
+        build["status"] = "QUEUED" if age < 5 else "WORKING"
+        return build
+    record["settled"] = True
+    failure = _failure(world, record)
+    build["finishTime"] = world.timestamp()
+    if failure is None:
+        build["status"] = "SUCCESS"
+        for image in build.get("images", []):
+            world.images[image] = f"sha256:{world.next_generation():064x}"
+    elif failure[0] in ("TIMEOUT", "CANCELLED", "EXPIRED", "INTERNAL_ERROR"):
+        build["status"] = failure[0]
+        build["statusDetail"] = failure[1]
+    else:
+        build["status"] = "FAILURE"
+        build["failureInfo"] = {"type": failure[0], "detail": failure[1]}
+    return build
+
+
+def _failure(world: World, record: dict[str, Any]) -> tuple[str, str] | None:
+    account, build = f"serviceAccount:{record['account']}", record["build"]
+    source = build["source"]["storageSource"]
+    bucket = world.bucket_name(source["bucket"])
+    if not world.iam.allowed(account, "storage.objects.get", bucket):
+        return "FETCH_SOURCE_FAILED", f"{record['account']} does not have storage.objects.get access to the object."
+    if source["object"] not in world.buckets[source["bucket"]].objects:
+        return "FETCH_SOURCE_FAILED", f"gs://{source['bucket']}/{source['object']} not found"
+    if not world.iam.allowed(account, "logging.logEntries.create", world.project_name):
+        return "LOGGING_FAILURE", f"The service account {record['account']} does not have permission to write logs."
+    if world.build_breaks is not None:
+        return world.build_breaks, "Build step failure: build step 0 failed: step exited with non-zero status: 1"
+    for image in build.get("images", []):
+        found = re.fullmatch(r"([\w-]+)-docker\.pkg\.dev/([^/]+)/([^/]+)/[^:]+:\S+", image)
+        name = "projects/{1}/locations/{0}/repositories/{2}".format(*found.groups()) if found else image
+        if name not in world.repositories:
+            return "PUSH_FAILED", f"repository {name} not found"
+        if not world.iam.allowed(account, "artifactregistry.repositories.uploadArtifacts", world.repository_name(name)):
+            return "PUSH_NOT_AUTHORIZED", "Permission 'artifactregistry.repositories.uploadArtifacts' denied"
+    return None
+
+
+def get_build(call: Call) -> Any:
+    call.need("cloudbuild.builds.get", call.world.project_name)
+    if call.path["buildsId"] not in call.world.builds:
+        raise missing(call.path["buildsId"])
+    return settle(call.world, call.path["buildsId"])
+
+
+def list_builds(call: Call) -> Any:
+    call.need("cloudbuild.builds.list", call.world.project_name)
+    tags = re.findall(r'tags="([^"]+)"', call.first("filter"))
+    builds = [settle(call.world, identity) for identity in call.world.builds]
+    found = [build for build in builds if all(tag in build.get("tags", []) for tag in tags)]
+    return {"builds": list(reversed(found))}
+
+
+def default_account(call: Call) -> Any:
+    call.need("cloudbuild.builds.get", call.world.project_name)
+    place = "projects/{projectsId}/locations/{locationsId}/defaultServiceAccount".format(**call.path)
+    email = f"{call.world.number}-compute@developer.gserviceaccount.com"
+    return {"name": place, "serviceAccountEmail": f"projects/{call.world.project}/serviceAccounts/{email}"}
+
+
+HANDLERS: dict[str, Handler] = {
+    "cloudbuild.projects.locations.builds.create": create_build,
+    "cloudbuild.projects.locations.builds.get": get_build,
+    "cloudbuild.projects.locations.builds.list": list_builds,
+    "cloudbuild.projects.locations.getDefaultServiceAccount": default_account,
+}

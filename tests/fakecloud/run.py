@@ -1,0 +1,345 @@
+"""Cloud Run in the fake: services, revisions that become ready or do not, traffic, and the deployed server itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any
+
+from tests.fakecloud.methods import (
+    Call,
+    Handler,
+    already,
+    get_operation,
+    get_policy,
+    missing,
+    service_of,
+    set_policy,
+    show_operation,
+    start_operation,
+    test_permissions,
+)
+from tests.fakecloud.world import GIB, CloudError, World
+
+L4_QUOTA = "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"
+L4_ZONAL_QUOTA = "NvidiaL4GpuAllocPerProjectRegion"
+
+
+def _limits(template: dict[str, Any]) -> tuple[float, float, int]:
+    """vCPU, GiB, GPUs of one instance."""
+    limits = template["containers"][0].get("resources", {}).get("limits", {})
+    cpu = limits.get("cpu", "1")
+    cores = float(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)
+    memory = limits.get("memory", "512Mi")
+    gib = float(memory[:-2]) / (1 if memory.endswith("Gi") else 1024)
+    return cores, gib, int(limits.get("nvidia.com/gpu", "0"))
+
+
+def _check(call: Call, template: dict[str, Any]) -> None:
+    """What Cloud Run refuses at once."""
+    world = call.world
+    cores, gib, gpus = _limits(template)
+    problems = []
+    if gpus and (cores < 4 or gib < 16):
+        problems.append("GPU nvidia-l4 requires at least 4 CPU and 16Gi memory.")
+    if gpus and template.get("nodeSelector", {}).get("accelerator") != "nvidia-l4":
+        problems.append("nvidia.com/gpu requires node_selector.accelerator.")
+    probe = template["containers"][0].get("startupProbe", {})
+    budget = probe.get("failureThreshold", 3) * probe.get("periodSeconds", 10)
+    if budget > (1800 if gpus else 240) or probe.get("periodSeconds", 10) > 240:
+        problems.append("startup_probe: failure_threshold x period_seconds is out of range.")
+    if probe.get("timeoutSeconds", 1) > probe.get("periodSeconds", 10):
+        problems.append("startup_probe: timeout_seconds must not exceed period_seconds.")
+    if not 1 <= template.get("maxInstanceRequestConcurrency", 80) <= 1000:
+        problems.append("max_instance_request_concurrency must be 1-1000.")
+    if problems:
+        raise CloudError(400, "INVALID_ARGUMENT", " ".join(problems))
+    _check_quota(world, template, cores, gib, gpus)
+    email = template.get("serviceAccount", "")
+    if email not in world.accounts:
+        raise CloudError(404, "NOT_FOUND", f"Service account {email} does not exist.")
+    call.need("iam.serviceAccounts.actAs", world.account_name(email))
+    if template["containers"][0]["image"] not in world.images and call.first("validateOnly") != "true":
+        raise CloudError(404, "NOT_FOUND", f"Image '{template['containers'][0]['image']}' not found.")
+
+
+def _check_quota(world: World, template: dict[str, Any], cores: float, gib: float, gpus: int) -> None:
+    most = template.get("scaling", {}).get("maxInstanceCount", 100)
+    if gpus:
+        name = L4_QUOTA if template.get("gpuZonalRedundancyDisabled") else L4_ZONAL_QUOTA
+        if name == L4_QUOTA and world.quotas.get(name, 3) == 0 and world.quota_auto_grant:
+            world.quotas[name] = 3
+        if most > world.quotas.get(name, 3 if name == L4_QUOTA else 0):
+            kind = "without" if name == L4_QUOTA else "with"
+            text = f"You do not have quota for using GPUs {kind} zonal redundancy."
+            raise CloudError(400, "FAILED_PRECONDITION", text)
+    violated = []
+    for name, asked, default in (
+        ("CpuAllocPerProjectRegion", most * cores * 1000, 20_000),
+        ("MemAllocPerProjectRegion", most * gib * GIB, 40 * GIB),
+    ):
+        allowed = world.quotas.get(name, default)
+        if asked > allowed:
+            violated.append(f"- {name} requested: {asked:.0f} allowed: {allowed}")
+    if violated:
+        text = "Max instances must be set lower to set the requested total CPU. Quota violated:\n" + "\n".join(violated)
+        raise CloudError(400, "FAILED_PRECONDITION", text)
+
+
+def create_service(call: Call) -> Any:
+    world = call.world
+    call.need("run.services.create", world.project_name)
+    place = "projects/{projectsId}/locations/{locationsId}".format(**call.path)
+    name = f"{place}/services/{call.first('serviceId')}"
+    if name in world.services:
+        raise already(name)
+    _check(call, call.body["template"])
+    if call.first("validateOnly") == "true":
+        return {"name": f"{place}/operations/validate", "done": True, "response": _typed({"name": name})}
+    world.services[name] = {**call.body, "name": name, "creator": call.principal, "createTime": world.timestamp()}
+    return _apply(world, name, call.body)
+
+
+def patch_service(call: Call) -> Any:
+    world = call.world
+    place = service_of(call)
+    call.need("run.services.update", place)
+    name = place.removeprefix("//run.googleapis.com/")
+    before = world.services[name]
+    if call.body.get("etag") and call.body["etag"] != before["etag"]:
+        raise CloudError(
+            409, "ABORTED", f"Conflict for resource '{name}': version '{call.body['etag']}' was specified."
+        )
+    _check(call, call.body["template"])
+    if call.first("validateOnly") == "true":
+        return {"name": f"{name}/operations/validate", "done": True, "response": _typed({"name": name})}
+    return _apply(world, name, call.body)
+
+
+def _apply(world: World, name: str, body: dict[str, Any]) -> Any:
+    service, template = world.services[name], body["template"]
+    revision = (
+        f"{name}/revisions/{template.get('revision') or name.rsplit('/', 1)[1] + '-' + str(world.next_generation())}"
+    )
+    known = world.revisions.get(revision)
+    if known is not None and known["template"] != template:
+        raise CloudError(409, "ALREADY_EXISTS", f"Revision named '{revision.rsplit('/', 1)[1]}' already exists.")
+    names = {item.rsplit("/", 1)[1] for item in world.revisions if item.startswith(f"{name}/")} | {
+        revision.rsplit("/", 1)[1]
+    }
+    for target in body.get("traffic", []):
+        if target.get("revision") and target["revision"] not in names:
+            raise CloudError(400, "INVALID_ARGUMENT", f"Revision {target['revision']} in traffic does not exist.")
+    if sum(target.get("percent", 0) for target in body.get("traffic", [])) not in (0, 100):
+        raise CloudError(400, "INVALID_ARGUMENT", "traffic percentages must add up to 100")
+    service |= body
+    service["etag"] = f'"{world.next_generation()}"'
+    service["updateTime"] = world.timestamp()
+    service["latestCreatedRevision"] = revision
+    service["uri"] = f"{world.base_url}/app/{name.rsplit('/', 1)[1]}"
+    ready_in = 2.0
+    if known is None:
+        world.revisions[revision] = {"template": template, "at": world.clock.now(), "state": "PENDING", "message": ""}
+        ready_in = _ready_in(world, template)
+    location = name.rsplit("/services/", 1)[0]
+
+    def finish() -> dict[str, Any]:
+        state = settle(world, revision)
+        if state["state"] == "FAILED":
+            raise CloudError(400, "FAILED_PRECONDITION", state["message"])
+        service["latestReadyRevision"] = revision
+        return _typed(show_service(world, name))
+
+    operation = start_operation(world, f"{location}/operations/{world.next_generation()}", ready_in, finish)
+    operation.metadata = _typed(show_service(world, name))
+    return show_operation(world, operation)
+
+
+def _typed(service: dict[str, Any]) -> dict[str, Any]:
+    return {"@type": "type.googleapis.com/google.cloud.run.v2.Service", **service}
+
+
+def _probe_budget(template: dict[str, Any]) -> float:
+    probe = template["containers"][0].get("startupProbe", {})
+    return float(probe.get("failureThreshold", 3) * probe.get("periodSeconds", 10))
+
+
+def _model_bucket(template: dict[str, Any]) -> str | None:
+    container = template["containers"][0]
+    text = " ".join([*container.get("args", []), *(item.get("value", "") for item in container.get("env", []))])
+    found = re.search(r"gs://([^/\s\"]+)", text)
+    return found.group(1) if found else None
+
+
+def _refusal(world: World, template: dict[str, Any]) -> str | None:
+    """Why the container cannot start, in the words of its log."""
+    bucket = _model_bucket(template)
+    if bucket is None:
+        return None
+    account = f"serviceAccount:{template['serviceAccount']}"
+    if bucket not in world.buckets or not world.iam.allowed(account, "storage.objects.get", world.bucket_name(bucket)):
+        return f"AccessDenied: gs://{bucket}: storage.objects.get is missing for {template['serviceAccount']}"
+    return None
+
+
+def _ready_in(world: World, template: dict[str, Any]) -> float:
+    if world.provisioning_failure is not None:
+        return 600.0
+    if _refusal(world, template) is not None or not world.container.ready:
+        return _probe_budget(template)
+    return min(world.container.start_seconds, _probe_budget(template))
+
+
+def settle(world: World, revision: str) -> dict[str, Any]:
+    """The revision as it stands now."""
+    state = world.revisions[revision]
+    template = state["template"]
+    if state["state"] != "PENDING" or world.clock.now() < state["at"] + _ready_in(world, template):
+        return state
+    service, name = revision.split("/")[5], revision.rsplit("/", 1)[1]
+    labels = {"service_name": service, "revision_name": name}
+    resource = {"type": "cloud_run_revision", "labels": labels}
+    refusal = _refusal(world, template)
+    if world.provisioning_failure is not None:
+        state |= {"state": "FAILED", "reason": "MIN_INSTANCES_NOT_PROVISIONED", "message": world.provisioning_failure}
+    elif refusal or not world.container.ready or world.container.start_seconds > _probe_budget(template):
+        text = (
+            f"Revision '{name}' is not ready and cannot serve traffic. The user-provided container failed the "
+            "configured startup probe checks. Logs for this revision might contain more information."
+        )
+        world.log(resource, refusal or "coldstream: still loading", severity="ERROR")
+        state |= {"state": "FAILED", "reason": "HEALTH_CHECK_CONTAINER_ERROR", "message": text}
+    else:
+        world.log(resource, "coldstream: ready")
+        state |= {"state": "READY", "message": ""}
+    return state
+
+
+def show_service(world: World, name: str) -> dict[str, Any]:
+    service = dict(world.services[name])
+    short = name.rsplit("/", 1)[1]
+    statuses = []
+    for target in service.get("traffic", []):
+        status = dict(target)
+        if target.get("tag"):
+            status["uri"] = f"{world.base_url}/app/{target['tag']}---{short}"
+        statuses.append(status)
+    service["trafficStatuses"] = statuses
+    service["urls"] = [service["uri"]]
+    latest = settle(world, service["latestCreatedRevision"])
+    service["terminalCondition"] = _condition(latest)
+    service["reconciling"] = latest["state"] == "PENDING"
+    return service
+
+
+def _condition(state: dict[str, Any]) -> dict[str, Any]:
+    shown = {"READY": "CONDITION_SUCCEEDED", "FAILED": "CONDITION_FAILED", "PENDING": "CONDITION_RECONCILING"}
+    condition = {"type": "Ready", "state": shown[state["state"]], "message": state["message"]}
+    if state.get("reason"):
+        condition["revisionReason"] = state["reason"]
+    return condition
+
+
+def get_service(call: Call) -> Any:
+    call.need("run.services.get", service_of(call))
+    return show_service(call.world, service_of(call).removeprefix("//run.googleapis.com/"))
+
+
+def delete_service(call: Call) -> Any:
+    world = call.world
+    place = service_of(call)
+    call.need("run.services.delete", place)
+    name = place.removeprefix("//run.googleapis.com/")
+    gone = _typed(show_service(world, name))
+    del world.services[name]
+    world.iam.policies.pop(place, None)
+    for revision in [item for item in world.revisions if item.startswith(f"{name}/")]:
+        del world.revisions[revision]
+    location = name.rsplit("/services/", 1)[0]
+    operation = f"{location}/operations/{world.next_generation()}"
+    return show_operation(world, start_operation(world, operation, 5.0, lambda: gone))
+
+
+def show_revision(world: World, name: str) -> dict[str, Any]:
+    state = settle(world, name)
+    template = {key: value for key, value in state["template"].items() if key != "revision"}
+    shown = {"name": name, "service": name.rsplit("/revisions/", 1)[0], "conditions": [_condition(state)]}
+    return {**template, **shown, "createTime": world.timestamp(state["at"]), "reconciling": state["state"] == "PENDING"}
+
+
+def get_revision(call: Call) -> Any:
+    call.need("run.revisions.get", service_of(call))
+    name = service_of(call).removeprefix("//run.googleapis.com/") + f"/revisions/{call.path['revisionsId']}"
+    if name not in call.world.revisions:
+        raise missing(name)
+    return show_revision(call.world, name)
+
+
+def list_revisions(call: Call) -> Any:
+    place = service_of(call)
+    call.need("run.revisions.list", place)
+    prefix = place.removeprefix("//run.googleapis.com/") + "/"
+    names = [item for item in call.world.revisions if item.startswith(prefix)]
+    return {"revisions": [show_revision(call.world, item) for item in reversed(names)]}
+
+
+def list_services(call: Call) -> Any:
+    call.need("run.services.list", call.world.project_name)
+    return {"services": [show_service(call.world, name) for name in call.world.services]}
+
+
+def application(world: World, http: str, path: str, authorization: str, body: bytes) -> tuple[int, Any]:
+    """The deployed server behind its door: (status, JSON)."""
+    _, _, host, *rest = path.split("/")
+    tag, _, short = host.rpartition("---")
+    name = next((item for item in world.services if item.endswith(f"/services/{short}")), None)
+    if name is None:
+        return 404, {"error": "no such service"}
+    refused = _door(world, name, authorization)
+    if refused is not None:
+        return refused, {"error": "the invoker is not allowed"}
+    service = world.services[name]
+    wanted = [item for item in service.get("traffic", []) if (item.get("tag") == tag if tag else item.get("percent"))]
+    if not wanted:
+        return 404, {"error": "no traffic"}
+    revision = (
+        f"{name}/revisions/{wanted[0]['revision']}" if wanted[0].get("revision") else service["latestCreatedRevision"]
+    )
+    if settle(world, revision)["state"] != "READY":
+        return 503, {"error": "not ready"}
+    if rest == ["readyz"]:
+        return 200, {"status": "ready"}
+    if rest == ["generate"] and http == "POST":
+        task = json.loads(body)["type"]
+        return world.container.status, world.container.answers.get(task, world.container.default_answer)
+    return 404, {"error": "no such path"}
+
+
+def _door(world: World, name: str, authorization: str) -> int | None:
+    service = world.services[name]
+    if service.get("invokerIamDisabled"):
+        return None
+    if not authorization.startswith("Bearer id-token."):
+        return 403
+    claims = json.loads(base64.urlsafe_b64decode(authorization.removeprefix("Bearer id-token.")))
+    if claims["aud"] != service["uri"]:
+        return 401
+    member = f"serviceAccount:{claims['email']}"
+    return None if world.iam.allowed(member, "run.routes.invoke", world.service_name(name)) else 403
+
+
+_SERVICE = "run.projects.locations.services"
+HANDLERS: dict[str, Handler] = {
+    f"{_SERVICE}.create": create_service,
+    f"{_SERVICE}.patch": patch_service,
+    f"{_SERVICE}.get": get_service,
+    f"{_SERVICE}.list": list_services,
+    f"{_SERVICE}.delete": delete_service,
+    f"{_SERVICE}.testIamPermissions": test_permissions(service_of),
+    f"{_SERVICE}.getIamPolicy": get_policy("run.services.getIamPolicy", service_of),
+    f"{_SERVICE}.setIamPolicy": set_policy("run.services.setIamPolicy", service_of),
+    f"{_SERVICE}.revisions.get": get_revision,
+    f"{_SERVICE}.revisions.list": list_revisions,
+    "run.projects.locations.operations.get": get_operation,
+}
