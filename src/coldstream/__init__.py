@@ -1,8 +1,10 @@
 """Coldstream: from `gs://bucket/model` to the first token, in the time the bytes need to cross the wire.
 
-    load_state_dict(uri)    dict of verified tensors
-    iter_tensors(uri)       (name, tensor) as they land, in execution order
+    load_state_dict(uri)    verified tensors by name
+    iter_tensors(uri)       names and tensors as they land, in execution order
+    from_pretrained(uri)    a transformers model over the streamed buffers
     open_checkpoint(uri)    what lies in the bucket; reads headers only
+    verify(uri)             streams every byte, checks CRC32C, keeps nothing
 
 Nothing is imported before it is used: `import coldstream` costs neither torch nor obstore.
 """
@@ -14,24 +16,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coldstream.weights.checkpoint import Checkpoint, open_checkpoint
+    from coldstream.weights.header import TensorInfo
     from coldstream.weights.load import iter_tensors, load_state_dict
+    from coldstream.weights.pretrained import from_pretrained
+    from coldstream.weights.progress import Progress
     from coldstream.weights.stream import StreamOptions
+    from coldstream.weights.verify import VerifyReport, verify
 
-__all__ = ["Checkpoint", "StreamOptions", "iter_tensors", "load_state_dict", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Progress",
+    "StreamOptions",
+    "TensorInfo",
+    "VerifyReport",
+    "from_pretrained",
+    "iter_tensors",
+    "load_state_dict",
+    "open_checkpoint",
+    "verify",
+]
 
 _HOME = {
-    "Checkpoint": "coldstream.weights.checkpoint",
-    "StreamOptions": "coldstream.weights.stream",
-    "iter_tensors": "coldstream.weights.load",
-    "load_state_dict": "coldstream.weights.load",
-    "open_checkpoint": "coldstream.weights.checkpoint",
+    "Checkpoint": "checkpoint",
+    "Progress": "progress",
+    "StreamOptions": "stream",
+    "TensorInfo": "header",
+    "VerifyReport": "verify",
+    "from_pretrained": "pretrained",
+    "iter_tensors": "load",
+    "load_state_dict": "load",
+    "open_checkpoint": "checkpoint",
+    "verify": "verify",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(f"coldstream.weights.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 
 import google_crc32c
 
@@ -75,6 +75,7 @@ def _multiply(a: int, b: int) -> int:
     return product
 
 
+@lru_cache(maxsize=1024)
 def _power(length: int) -> int:
     """x^(8 * length) modulo the polynomial."""
     result = _ONE

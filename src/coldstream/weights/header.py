@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -69,6 +69,21 @@ class TensorInfo:
     def numel(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    def rows(self, start: int, stop: int) -> TensorInfo:
+        """Rows `start` to `stop` (exclusive) of the first dimension, which lie side by side: one rank's share, say.
+
+        Raises:
+            ValueError: there are no such rows, or a row is not a whole number of bytes.
+        """
+        if not self.shape or not 0 <= start <= stop <= self.shape[0]:
+            raise ValueError(f"{self.name!r} of shape {list(self.shape)} has no rows {start} to {stop}")
+        row, rest = divmod(self.nbytes, self.shape[0] or 1)
+        if rest:
+            raise ValueError(f"{self.name!r}: rows of {self.dtype} {list(self.shape)} do not begin at whole bytes")
+        return replace(
+            self, shape=(stop - start, *self.shape[1:]), start=self.start + start * row, end=self.start + stop * row
+        )
 
 
 @dataclass(frozen=True, slots=True)

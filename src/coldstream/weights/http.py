@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 MAX_BODY = 64 * 1024 * 1024
@@ -103,3 +104,15 @@ async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> byt
     if "content-length" in headers:
         return await reader.readexactly(int(headers["content-length"]))
     return await reader.read()
+
+
+def retry_after(response: Response) -> float | None:
+    """Seconds from Retry-After (RFC 9110, section 10.2.3), in either of its spellings."""
+    text = response.headers.get("retry-after", "")
+    if text.isdecimal():
+        return float(text)
+    try:
+        when = datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())

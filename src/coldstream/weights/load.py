@@ -2,59 +2,106 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 
 import torch
 
-from coldstream.weights.checkpoint import open_checkpoint_async
+from coldstream.timeline import Timeline
+from coldstream.weights.background import BackgroundIterator
+from coldstream.weights.checkpoint import Checkpoint, open_checkpoint_async
+from coldstream.weights.device import DeviceCopier
 from coldstream.weights.progress import Progress
-from coldstream.weights.stream import Select, StreamOptions, stream
-from coldstream.weights.tensors import as_tensor
+from coldstream.weights.stream import Select, StreamOptions, chosen, stream, stream_ranges
+from coldstream.weights.tensors import as_tensor, torch_dtype
+
+Named = tuple[str, torch.Tensor]
 
 
 def iter_tensors(
-    uri: str,
+    uri: str | Checkpoint,
     *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
     select: Select | None = None,
     options: StreamOptions | None = None,
     progress: Callable[[Progress], None] | None = None,
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors, about in execution order, as they land; the CPU tensors are views of what was received.
+    timeline: Timeline | None = None,
+) -> Iterator[Named]:
+    """Names and tensors, about in execution order, as they land; more land while the caller computes.
 
-    Verified only when the iterator has ended without an error. Must not be called inside an event loop.
+    On the CPU a tensor is a view of what was received, not to be written to, and alive as long as any tensor of its
+    range. Verified only when the iterator has ended without an error; a tensor whose file was damaged on the way comes
+    a second time, and the later one counts.
+
+    Args:
+        uri: the checkpoint's folder, or a checkpoint that is open already.
+        device: "cpu" copies nothing; any other device gets each range as it lands, and the host's bytes are let go.
+        dtype: floating-point tensors are converted to it.
+        select: which tensors; `lambda info: "lora" in info.name`, or rows: `lambda info: info.rows(0, 128)`.
+        progress: called with a `Progress` after each range, on the loading thread.
 
     Raises:
         StoreError, CheckpointError.
     """
     report = Progress(on_change=progress)
-    with asyncio.Runner() as runner:
-        tensors = _tensors(uri, select, options, report)
-        try:
-            while (item := runner.run(_next(tensors))) is not None:
-                yield item
-        finally:
-            runner.run(tensors.aclose())
+    tensors = BackgroundIterator(
+        _tensors(uri, torch.device(device), select, options, report, timeline or Timeline()), name="coldstream-load"
+    )
+    try:
+        for name, tensor in tensors:
+            yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    finally:
+        tensors.close()
 
 
 def load_state_dict(
-    uri: str,
+    uri: str | Checkpoint,
     *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
     select: Select | None = None,
     options: StreamOptions | None = None,
     progress: Callable[[Progress], None] | None = None,
+    timeline: Timeline | None = None,
 ) -> dict[str, torch.Tensor]:
-    """All tensors by name; see `iter_tensors`. Everything in it is verified, where the store knows a checksum."""
-    return dict(iter_tensors(uri, select=select, options=options, progress=progress))
+    """All tensors by name, verified where the store knows a checksum; see `iter_tensors`.
+
+    Raises:
+        StoreError, CheckpointError.
+    """
+    tensors = iter_tensors(
+        uri, device=device, dtype=dtype, select=select, options=options, progress=progress, timeline=timeline
+    )
+    return dict(tensors)
 
 
 async def _tensors(
-    uri: str, select: Select | None, options: StreamOptions | None, progress: Progress
-) -> AsyncGenerator[tuple[str, torch.Tensor], None]:
-    checkpoint = await open_checkpoint_async(uri, progress=progress)
-    async for landed in stream(checkpoint, select=select, options=options, progress=progress):
-        yield landed.info.name, as_tensor(landed)
-
-
-async def _next(tensors: AsyncGenerator[tuple[str, torch.Tensor], None]) -> tuple[str, torch.Tensor] | None:
-    return await anext(tensors, None)
+    uri: str | Checkpoint,
+    device: torch.device,
+    select: Select | None,
+    options: StreamOptions | None,
+    progress: Progress,
+    timeline: Timeline,
+) -> AsyncGenerator[Named, None]:
+    if isinstance(uri, Checkpoint):
+        checkpoint = uri
+    else:
+        checkpoint = await open_checkpoint_async(uri, progress=progress, timeline=timeline)
+    for info in chosen(checkpoint, select):
+        torch_dtype(info)  # refused before the first byte is read
+    if device.type == "cpu":
+        whole = stream(checkpoint, select=select, options=options, progress=progress, timeline=timeline)
+        async with aclosing(whole):
+            async for landed in whole:
+                yield landed.info.name, as_tensor(landed)
+        return
+    copier = DeviceCopier(device)
+    for info in chosen(checkpoint, select):
+        if not info.nbytes:
+            yield info.name, torch.empty(info.shape, dtype=torch_dtype(info), device=device)
+    ranges = stream_ranges(checkpoint, select=select, options=options, progress=progress, timeline=timeline)
+    async with aclosing(ranges):
+        async for part in ranges:
+            for item in copier.add(part):
+                yield item

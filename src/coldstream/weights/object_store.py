@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -33,13 +34,15 @@ from coldstream.weights.store import Buffer, Interrupted, Pin, Store
 from coldstream.weights.uri import Location
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, ObjectMeta
+    from obstore import GetOptions, GetResult, ObjectMeta
     from obstore.store import ObjectStore
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _RETRIED = frozenset({408, 425, 429})
 # Seconds without a byte after which a read is cut.
 STALL = 10.0
+# What a broken connection can cost at most, once reads are made piecewise.
+PIECE = 256 * 1024
 
 WELL_KNOWN = (
     "config.json",
@@ -99,24 +102,53 @@ class ObjectStoreAdapter:
         except ObjectNotFound:
             return None
 
-    async def read(self, pin: Pin, start: int, end: int) -> Buffer:
+    async def read(self, pin: Pin, start: int, end: int, *, piecewise: bool = False) -> Buffer:
         """See `Store.read`."""
         where = self.location.child(pin.name)
         options: GetOptions = {"range": (start, end), **self._condition(pin)}
-        with _mapped(where):
-            result = await obstore.get_async(self._store, self._path(pin.name), options=options)
-            self._check_version(pin, result.meta)
-            data = memoryview(await result.bytes_async())
-        if len(data) != end - start:
-            raise BadResponse(f"{where}: asked for bytes {start}-{end}, got {len(data)}; the server ignores ranges")
-        return data
+        try:
+            with _mapped(where):
+                result = await obstore.get_async(self._store, self._path(pin.name), options=options)
+                self._check_reply(pin, start, end, result)
+                return await _pieces(result) if piecewise else memoryview(await result.bytes_async())
+        except Interrupted as failure:
+            if failure.throttled and failure.retry_after is None:
+                failure.retry_after = await self._ask_when(pin)
+            raise
+
+    async def _ask_when(self, pin: Pin) -> float | None:
+        """Retry-After, from a request of our own for one byte: obstore does not hand headers on."""
+        signed = await self._signed(pin)
+        if signed is None:
+            return None
+        url, headers = signed
+        try:
+            response = await http.request(url, headers={**headers, "Range": "bytes=0-0"}, seconds=5.0)
+        except http.HttpFailure:
+            return None
+        return http.retry_after(response)
+
+    async def _signed(self, pin: Pin) -> tuple[str, Mapping[str, str]] | None:
+        """A URL and headers with which anybody may read the object; None where there is no such thing."""
+        if not isinstance(self._store, S3Store | AzureStore):
+            return None
+        return await obstore.sign_async(self._store, "GET", self._path(pin.name), timedelta(minutes=1)), {}
 
     def _condition(self, pin: Pin) -> GetOptions:
         return {"if_match": pin.etag} if pin.etag else {}
 
-    def _check_version(self, pin: Pin, meta: ObjectMeta) -> None:
-        if meta["size"] != pin.size or (pin.etag and meta["e_tag"] and meta["e_tag"] != pin.etag):
-            raise _changed(self.location.child(pin.name))
+    def _check_reply(self, pin: Pin, start: int, end: int, result: GetResult) -> None:
+        where = self.location.child(pin.name)
+        if not self._same_version(pin, result.meta):
+            raise _changed(where)
+        if tuple(result.range) != (start, end):
+            raise BadResponse(
+                f"{where}: asked for bytes {start}-{end}, the answer is {result.range}; use another server"
+            )
+
+    def _same_version(self, pin: Pin, meta: ObjectMeta) -> bool:
+        etag = meta["e_tag"]
+        return meta["size"] == pin.size and (not pin.etag or not etag or etag == pin.etag)
 
     def _path(self, name: str) -> str:
         return self.location.child(name).path.lstrip("/")
@@ -132,6 +164,9 @@ class WebStore(ObjectStoreAdapter):
         """See `Store.list`."""
         pins = await asyncio.gather(*(self.pin(name) for name in WELL_KNOWN))
         return {pin.name: pin for pin in pins if pin is not None}
+
+    async def _signed(self, pin: Pin) -> tuple[str, Mapping[str, str]]:
+        return str(self.location.child(pin.name)), {}
 
 
 class GoogleStore(ObjectStoreAdapter):
@@ -171,10 +206,8 @@ class GoogleStore(ObjectStoreAdapter):
         return _google_pin({**item, "name": name}, "")
 
     async def _get_json(self, path: str) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {await self._token.value()}"} if self._token else {}
-        url = f"{self._api}/storage/v1/{path}"
         try:
-            response = await http.request(url, headers=headers)
+            response = await http.request(f"{self._api}/storage/v1/{path}", headers=await self._headers())
         except http.HttpFailure as exc:
             raise Interrupted(str(exc), refused=exc.refused) from exc
         if response.status != 200:
@@ -190,10 +223,27 @@ class GoogleStore(ObjectStoreAdapter):
     def _condition(self, pin: Pin) -> GetOptions:
         return {"version": pin.generation} if pin.generation else {}
 
-    def _check_version(self, pin: Pin, meta: ObjectMeta) -> None:
+    def _same_version(self, pin: Pin, meta: ObjectMeta) -> bool:
         version = meta["version"]
-        if meta["size"] != pin.size or (pin.generation and version and version != pin.generation):
-            raise _changed(self.location.child(pin.name))
+        return meta["size"] == pin.size and (not pin.generation or not version or version == pin.generation)
+
+    async def _signed(self, pin: Pin) -> tuple[str, Mapping[str, str]]:
+        bucket, path = quote(self.location.bucket, safe=""), quote(self.location.child(pin.name).path, safe="")
+        return f"{self._api}/storage/v1/b/{bucket}/o/{path}?alt=media", await self._headers()
+
+    async def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {await self._token.value()}"} if self._token else {}
+
+
+async def _pieces(result: GetResult) -> Buffer:
+    """The body piece by piece, so that what has landed outlives a broken connection."""
+    landed = bytearray()
+    try:
+        async for piece in result.stream(min_chunk_size=PIECE):
+            landed += piece
+    except BaseError as exc:
+        raise Interrupted(_summary(exc), partial=memoryview(landed)) from exc
+    return memoryview(landed).toreadonly()
 
 
 def _google(location: Location, environ: Mapping[str, str], stall: float) -> Store:
@@ -232,12 +282,7 @@ def _changed(where: Location) -> ObjectChanged:
 def _raise_for_status(response: http.Response, where: Location) -> None:
     status = response.status
     if status in _RETRIED or status >= 500:
-        after = response.headers.get("retry-after", "")
-        raise Interrupted(
-            f"HTTP {status}",
-            throttled=status in (429, 503),
-            retry_after=float(after) if after.isdecimal() else None,
-        )
+        raise Interrupted(f"HTTP {status}", throttled=status in (429, 503), retry_after=http.retry_after(response))
     raise _refusal(status, where)
 
 
@@ -275,15 +320,21 @@ def _mapped(where: Location) -> Iterator[None]:
     except NotSupportedError as exc:
         raise _ignores_ranges(where) from exc
     except BaseError as exc:
-        raise _generic(str(exc), where) from exc
+        raise _generic(exc, where) from exc
 
 
 def _ignores_ranges(where: Location) -> BadResponse:
     return BadResponse(f"{where}: the server ignores ranges (answered 200 to a range); use another server")
 
 
-def _generic(text: str, where: Location) -> Exception:
-    summary = text.partition("\n")[0]
+def _summary(exc: BaseError) -> str:
+    """The first line, without the URL, which may be signed."""
+    text = str(exc).partition("\n")[0]
+    return text.rpartition(" - ")[2] or text
+
+
+def _generic(exc: BaseError, where: Location) -> Exception:
+    text = str(exc)
     status = _STATUS.search(text)
     if status is not None:
         code = int(status[1])
@@ -294,4 +345,4 @@ def _generic(text: str, where: Location) -> Exception:
         return _ignores_ranges(where)
     if "Permission denied" in text:
         return _denied(where, 403)
-    return Interrupted(summary, refused="ConnectionRefused" in text)
+    return Interrupted(_summary(exc), refused="ConnectionRefused" in text)

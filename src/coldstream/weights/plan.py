@@ -14,7 +14,7 @@ from itertools import pairwise
 from coldstream.weights.header import TensorInfo
 
 MIB = 1024 * 1024
-PART_SIZE = 16 * MIB
+PART_SIZE = 32 * MIB
 # Below this, the time to the first byte costs more than the bytes.
 SMALLEST_PART = 2 * MIB
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Phase = Literal["waiting", "listing", "headers", "streaming", "verifying", "done", "failed"]
+Phase = Literal["waiting", "listing", "headers", "streaming", "verifying", "done", "failed", "cancelled"]
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Progress:
         self.phase = phase
         if phase == "streaming" and self.started is None:
             self.started = time.monotonic()
-        if phase in ("done", "failed"):
+        if phase in ("done", "failed", "cancelled"):
             self.finished = time.monotonic()
         self.notify()
 

@@ -12,6 +12,9 @@ from typing import TypeVar
 from coldstream.errors import StoreUnavailable
 from coldstream.weights.store import Interrupted
 
+# A refusal costs nothing, and the network may come up at any moment.
+REFUSED_DELAY = 1.0
+
 _T = TypeVar("_T")
 
 
@@ -54,6 +57,13 @@ class Attempts:
         """Seconds until the deadline."""
         return self._deadline - time.monotonic()
 
+    def check_deadline(self) -> None:
+        """Raises StoreUnavailable when no time is left."""
+        if self.remaining <= 0:
+            raise StoreUnavailable(
+                f"{self._where}: the deadline of {self._policy.deadline:g} s is spent; try again later"
+            )
+
     def progressed(self) -> None:
         """Bytes arrived: the count of failures starts again."""
         self._failures = 0
@@ -73,6 +83,7 @@ class Attempts:
                 f"{self._where}: {failure}; the deadline of {self._policy.deadline:g} s is spent"
             ) from failure
         if failure.refused:
+            delay = min(delay, REFUSED_DELAY)
             self._refused_since = self._refused_since or now
             if now - self._refused_since < self._policy.refused_window:
                 return delay

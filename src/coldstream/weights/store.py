@@ -80,11 +80,13 @@ class Store(Protocol):
         """
         ...
 
-    async def read(self, pin: Pin, start: int, end: int) -> Buffer:
+    async def read(self, pin: Pin, start: int, end: int, *, piecewise: bool = False) -> Buffer:
         """Bytes `start` to `end` (exclusive) of exactly this version; never fewer, never more.
 
+        `piecewise` costs a copy, and keeps what has landed for `Interrupted.partial` when the read breaks off.
+
         Raises:
-            Interrupted: it may work when asked again.
+            Interrupted: it may work when asked again. Also when no byte came for some seconds.
             ObjectNotFound, AccessDenied, ObjectChanged, BadResponse: it will not.
         """
         ...

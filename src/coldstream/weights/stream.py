@@ -1,41 +1,70 @@
-"""Runs a plan: bytes in flight bounded, retry, verification -> tensors as they land. Imports no torch."""
+"""Runs a plan: bytes in flight bounded, every byte verified -> tensors as they land. Imports no torch."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+import ctypes
+import mmap
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from coldstream.errors import ChecksumMismatch
 from coldstream.timeline import Span, Timeline
-from coldstream.weights.checkpoint import Checkpoint
-from coldstream.weights.checksum import Fold, crc32c
+from coldstream.weights.budget import ByteBudget
+from coldstream.weights.checkpoint import Checkpoint, Shard
+from coldstream.weights.checksum import Fold, crc32c, pinned
+from coldstream.weights.concurrency import Bounds, Concurrency
+from coldstream.weights.fetch import Fetcher, HedgeBudget
 from coldstream.weights.header import TensorInfo
 from coldstream.weights.plan import Read, ReadPlan, part_size_for, plan
 from coldstream.weights.progress import Progress
-from coldstream.weights.retry import RetryPolicy, with_retries
+from coldstream.weights.retry import RetryPolicy
 
-Select = Callable[[TensorInfo], bool]
+# True: fetch it. A TensorInfo from `info.rows(...)`: fetch only these rows.
+Select = Callable[[TensorInfo], "bool | TensorInfo"]
+
+DEFAULT_BYTES_IN_FLIGHT = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
     """How bytes are fetched. Sizes in bytes; None lets the plan choose.
 
-    `max_bytes_in_flight` bounds what was asked for and not yet taken from the iterator.
+    `max_bytes_in_flight` bounds what was asked for and not yet taken from the iterator; where a tensor is larger, its
+    parts are put into the tensor's own memory as they land. `hedge_fraction` of the bytes may be read a second time to
+    cut off the slowest tail. `concurrency` adapts between its bounds; a number keeps it there.
     """
 
     max_bytes_in_flight: int | None = None
-    concurrency: int | None = None
+    concurrency: Bounds | int | None = None
     part_size: int | None = None
     verify: bool = True
+    hedge_fraction: float = 0.04
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+    @property
+    def bounds(self) -> Bounds:
+        """How many reads may run at once."""
+        if isinstance(self.concurrency, int):
+            return Bounds.fixed(self.concurrency)
+        return self.concurrency or Bounds()
+
+
+@dataclass(frozen=True, slots=True)
+class LandedRange:
+    """The bytes of one read."""
+
+    read: Read
+    data: memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A tensor's bytes, read-only; the view keeps the buffer of its range alive."""
+    """A tensor's bytes; the view keeps the buffer of its range alive. Not to be written to."""
 
     info: TensorInfo
     data: memoryview
@@ -48,7 +77,7 @@ async def stream(
     options: StreamOptions | None = None,
     progress: Progress | None = None,
     timeline: Timeline | None = None,
-) -> AsyncIterator[Landed]:
+) -> AsyncGenerator[Landed, None]:
     """The chosen tensors, about in execution order, as they land.
 
     A tensor may come twice, when its file failed its checksum and was fetched again: the later one counts.
@@ -57,96 +86,280 @@ async def stream(
     Raises:
         StoreError: see `coldstream.errors`; then nothing that was yielded may be used.
     """
-    run = _Run(checkpoint, select, options or StreamOptions(), progress or Progress(), timeline or Timeline())
-    async for landed in run.tensors():
-        yield landed
+    run = _Run(checkpoint, select, options, progress, timeline)
+    for info in run.plan.empty:
+        yield Landed(info, memoryview(b""))
+    assembly = _Assembly()
+    async with contextlib.aclosing(run.ranges()) as ranges:
+        async for landed in ranges:
+            if landed.read.whole:
+                for piece in _views(landed):
+                    run.budget.release(piece.info.nbytes)
+                    yield piece
+            else:
+                tensor = await run.in_worker(assembly.add, landed)
+                run.budget.release(landed.read.nbytes)
+                if tensor is not None:
+                    yield tensor
+
+
+async def stream_ranges(
+    checkpoint: Checkpoint,
+    *,
+    select: Select | None = None,
+    options: StreamOptions | None = None,
+    progress: Progress | None = None,
+    timeline: Timeline | None = None,
+) -> AsyncGenerator[LandedRange, None]:
+    """Like `stream`, but each read as it came: for consumers that keep nothing, or copy at once to a device.
+
+    Empty tensors do not occur. A read may come twice, as in `stream`.
+    """
+    run = _Run(checkpoint, select, options, progress, timeline)
+    async with contextlib.aclosing(run.ranges()) as ranges:
+        async for landed in ranges:
+            run.budget.release(landed.read.nbytes)
+            yield landed
+
+
+def chosen(checkpoint: Checkpoint, select: Select | None) -> list[TensorInfo]:
+    """The tensors, or rows of them, that `select` wants."""
+    if select is None:
+        return list(checkpoint.tensors.values())
+    answers = ((info, select(info)) for info in checkpoint.tensors.values())
+    return [info if answer is True else answer for info, answer in answers if answer]
+
+
+def _views(landed: LandedRange) -> Iterator[Landed]:
+    base = landed.read.start
+    for info in landed.read.tensors:
+        yield Landed(info, landed.data[info.start - base : info.end - base])
+
+
+class _Assembly:
+    """Tensors that are larger than a read. Anonymous memory: unlike a bytearray's it is not written before its use."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, mmap.mmap] = {}
+        self._missing: dict[str, int] = {}
+
+    def add(self, landed: LandedRange) -> Landed | None:
+        """Put a cut in its place; the tensor, when that was the last one."""
+        info, read = landed.read.tensors[0], landed.read
+        if info.name not in self._buffers:
+            self._buffers[info.name] = mmap.mmap(-1, info.nbytes)
+            self._missing[info.name] = info.nbytes
+        buffer = self._buffers[info.name]
+        with pinned(memoryview(buffer)) as target, pinned(landed.data) as source:
+            # memmove through ctypes runs without the GIL.
+            ctypes.memmove(ctypes.byref(target, read.start - info.start), source, read.nbytes)
+        self._missing[info.name] -= read.nbytes
+        if self._missing[info.name]:
+            return None
+        del self._buffers[info.name]
+        return Landed(info, memoryview(buffer))
+
+
+@dataclass(slots=True)
+class _File:
+    """What has landed of a shard. `complete`: all of its bytes are read, so its checksum can be known."""
+
+    shard: Shard
+    reads: list[Read]
+    complete: bool
+    fold: Fold
+    left: int = 0
+    refetched: bool = False
+
+    @property
+    def verifiable(self) -> bool:
+        return self.complete and self.shard.pin.crc32c is not None
+
+    def begin(self) -> None:
+        """Nothing has landed."""
+        self.left = len(self.reads)
+        header = memoryview(self.shard.header_bytes)
+        self.fold = Fold(self.shard.pin.size)
+        self.fold.add(0, header.nbytes, crc32c(header))
 
 
 class _Run:
+    """One load: its plan, its limits, and what has landed of each file."""
+
     def __init__(
         self,
         checkpoint: Checkpoint,
         select: Select | None,
-        options: StreamOptions,
-        progress: Progress,
-        timeline: Timeline,
+        options: StreamOptions | None,
+        progress: Progress | None,
+        timeline: Timeline | None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.options = options
-        self.progress = progress
-        self.timeline = timeline
-        tensors = [info for info in checkpoint.tensors.values() if select is None or select(info)]
-        total = sum(info.nbytes for info in tensors)
-        self.concurrency = options.concurrency or 8
-        part = options.part_size or part_size_for(total, connections=self.concurrency)
-        self.plan: ReadPlan = plan(tensors, part_size=part)
-        self.whole = len(tensors) == len(checkpoint.tensors)
-        self.folds = {shard.name: Fold(shard.pin.size) for shard in checkpoint.shards}
-        for shard in checkpoint.shards:
-            header = memoryview(shard.header_bytes)
-            self.folds[shard.name].add(0, len(header), crc32c(header))
-        self.buffers: dict[str, bytearray] = {}
-        self.missing: dict[str, int] = {}
-        self.workers = ThreadPoolExecutor(2, thread_name_prefix="crc32c")
+        self.options = options or StreamOptions()
+        self.progress = progress or Progress()
+        self.timeline = timeline or Timeline()
+        tensors = chosen(checkpoint, select)
+        self.budget = ByteBudget(self.options.max_bytes_in_flight or DEFAULT_BYTES_IN_FLIGHT)
+        self.plan: ReadPlan = plan(tensors, part_size=self._part_size(tensors))
+        self._files = {file.shard.name: file for file in self._begin_files(tensors)}
+        self._concurrency = Concurrency(self.options.bounds, now=time.monotonic())
+        self._fetcher = self._new_fetcher()
+        self._pending = deque(self.plan.reads)
+        self._open_reads = len(self.plan.reads)
+        self._ready: asyncio.Queue[LandedRange | Exception | None] = asyncio.Queue()
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle = list(range(self.options.bounds.high))
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix="coldstream-crc32c")
 
-    async def tensors(self) -> AsyncIterator[Landed]:
+    async def ranges(self) -> AsyncGenerator[LandedRange, None]:
+        """The reads as they land; what is yielded holds its part of the budget until the caller releases it."""
         self.progress.total_bytes = self.plan.total_bytes
         self.progress.enter("streaming")
-        for info in self.plan.empty:
-            yield Landed(info, memoryview(b""))
-        gate = asyncio.Semaphore(self.concurrency)
-        tasks = [asyncio.create_task(self._fetch(read, gate)) for read in self.plan.reads]
+        dispatcher = asyncio.create_task(self._dispatch())
         try:
-            for task in asyncio.as_completed(tasks):
-                for landed in await task:
-                    yield landed
-            self.progress.enter("verifying")
-            self._verify()
-            self.progress.enter("done")
+            if not self._open_reads:
+                self._ready.put_nowait(None)
+            while (item := await self._ready.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+            self._finish()
+        except (GeneratorExit, asyncio.CancelledError):
+            self.progress.enter("cancelled")
+            raise
         except BaseException:
             self.progress.enter("failed")
             raise
         finally:
-            for item in tasks:
-                item.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.workers.shutdown(wait=True)
+            await self._close(dispatcher)
 
-    async def _fetch(self, read: Read, gate: asyncio.Semaphore) -> list[Landed]:
-        pin = self.checkpoint.shard(read.file).pin
-        where = f"{self.checkpoint.location.child(read.file)}, bytes {read.start}-{read.end}"
-        async with gate:
-            start = self.timeline.now()
-            self.progress.counters.requests += 1
-            data = await with_retries(
-                lambda: self.checkpoint.store.read(pin, read.start, read.end), self.options.retry, where=where
-            )
-            self.timeline.record(Span("range", start, self.timeline.now(), read.file, {"bytes": read.nbytes}))
-        if self.options.verify and pin.crc32c is not None:
-            crc = await asyncio.get_running_loop().run_in_executor(self.workers, crc32c, data)
-            self.folds[read.file].add(read.start, read.end, crc)
-        self.progress.landed(read.nbytes)
-        return self._land(read, data)
+    async def in_worker(self, call: Callable[[LandedRange], Landed | None], landed: LandedRange) -> Landed | None:
+        """Run it off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, call, landed)
 
-    def _land(self, read: Read, data: memoryview) -> list[Landed]:
-        if read.whole:
-            return [Landed(info, data[info.start - read.start : info.end - read.start]) for info in read.tensors]
-        info = read.tensors[0]
-        buffer = self.buffers.setdefault(info.name, bytearray(info.nbytes))
-        buffer[read.start - info.start : read.end - info.start] = data
-        self.missing[info.name] = self.missing.get(info.name, info.nbytes) - read.nbytes
-        if self.missing[info.name]:
-            return []
-        return [Landed(info, memoryview(self.buffers.pop(info.name)).toreadonly())]
+    def _part_size(self, tensors: list[TensorInfo]) -> int:
+        total = sum(info.nbytes for info in tensors)
+        part = self.options.part_size or part_size_for(total, connections=self.options.bounds.start)
+        # At least two reads fit into the budget, so that one lands while another is being taken.
+        return max(1, min(part, self.budget.limit // 2))
 
-    def _verify(self) -> None:
-        unverified = []
+    def _begin_files(self, tensors: list[TensorInfo]) -> Iterator[_File]:
         for shard in self.checkpoint.shards:
-            if shard.pin.crc32c is None or not self.whole or not self.options.verify:
-                unverified.append(shard.name)
-            elif self.folds[shard.name].value != shard.pin.crc32c:
-                where = self.checkpoint.location.child(shard.name)
-                raise ChecksumMismatch(f"{where}: the bytes do not match its CRC32C; upload it again")
-            else:
-                self.progress.verified_files += 1
-        self.progress.unverified_files = tuple(unverified)
+            mine = [info for info in tensors if info.file == shard.name]
+            if mine:
+                reads = [read for read in self.plan.reads if read.file == shard.name]
+                complete = sum(info.nbytes for info in mine) == shard.pin.size - shard.header.data_start
+                file = _File(shard, reads, complete, Fold(0))
+                file.begin()
+                yield file
+
+    def _new_fetcher(self) -> Fetcher:
+        share = self.options.hedge_fraction
+        spare = max(int(self.plan.total_bytes * share), self.plan.part_size) if share > 0 else 0
+        return Fetcher(
+            self.checkpoint.store,
+            policy=self.options.retry,
+            counters=self.progress.counters,
+            deadline=time.monotonic() + self.options.retry.deadline,
+            hedges=HedgeBudget(spare),
+            reserve=self.budget.try_reserve,
+            release=self.budget.release,
+            throttled=lambda: self._concurrency.throttled(now=time.monotonic()),
+        )
+
+    async def _dispatch(self) -> None:
+        """Start reads in the plan's order, as budget and concurrency allow."""
+        while True:
+            while not self._pending or self._running >= self._concurrency.limit:
+                self._changed.clear()
+                await self._changed.wait()
+            await self.budget.reserve(self._pending[0].nbytes)
+            read = self._pending.popleft()
+            task = asyncio.create_task(self._one(read, self._idle.pop(0)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    @property
+    def _running(self) -> int:
+        return self.options.bounds.high - len(self._idle)
+
+    async def _one(self, read: Read, connection: int) -> None:
+        try:
+            data = await self._on_connection(read, connection)
+            await self._check(read, data)
+            self.progress.landed(read.nbytes)
+            self._ready.put_nowait(LandedRange(read, data))
+            await self._landed(self._files[read.file])
+        except Exception as exc:  # handed to the consumer, who raises it
+            self._ready.put_nowait(exc)
+
+    async def _on_connection(self, read: Read, connection: int) -> memoryview:
+        start = self.timeline.now()
+        try:
+            data = await self._fetcher.read(self._files[read.file].shard.pin, read.start, read.end)
+        finally:
+            self._idle.append(connection)
+            self._changed.set()
+        end = self.timeline.now()
+        details: dict[str, str | int | float] = {"file": read.file, "start": read.start, "bytes": read.nbytes}
+        self.timeline.record(Span("range", start, end, f"connection {connection}", details))
+        self._concurrency.completed(read.nbytes, now=time.monotonic())
+        return data
+
+    async def _check(self, read: Read, data: memoryview) -> None:
+        file = self._files[read.file]
+        if self.options.verify and file.verifiable:
+            start = self.timeline.now()
+            crc = await asyncio.get_running_loop().run_in_executor(self._workers, crc32c, data)
+            file.fold.add(read.start, read.end, crc)
+            self.timeline.record(Span("crc32c", start, self.timeline.now(), read.file, {"bytes": read.nbytes}))
+
+    async def _landed(self, file: _File) -> None:
+        file.left -= 1
+        if not file.left and self.options.verify and file.verifiable:
+            await self._verify(file)
+        self._open_reads -= 1
+        if not self._open_reads:
+            self._ready.put_nowait(None)
+
+    async def _verify(self, file: _File) -> None:
+        pin = file.shard.pin
+        if file.fold.value == pin.crc32c:
+            self.progress.verified_files += 1
+            return
+        uri = self.checkpoint.location.child(pin.name)
+        if file.refetched:
+            raise ChecksumMismatch(
+                f"{uri}: what arrived, twice, has CRC32C {file.fold.value:08x}, the object's is {pin.crc32c:08x};"
+                " something between here and the store changes bytes"
+            )
+        header = await self._fetcher.read(pin, 0, len(file.shard.header_bytes))
+        if header != file.shard.header_bytes:
+            raise ChecksumMismatch(f"{uri}: its header arrived damaged, so every tensor is in doubt; start again")
+        self._refetch(file)
+
+    def _refetch(self, file: _File) -> None:
+        size = sum(read.nbytes for read in file.reads)
+        file.refetched = True
+        file.begin()
+        self.progress.counters.refetches += 1
+        self.progress.counters.wasted_bytes += size
+        self.progress.landed(-size)
+        self._pending.extend(file.reads)
+        self._open_reads += len(file.reads)
+        self._changed.set()
+
+    def _finish(self) -> None:
+        files = self._files.values()
+        checked = {file.shard.name for file in files if self.options.verify and file.verifiable}
+        self.progress.unverified_files = tuple(name for name in self._files if name not in checked)
+        self.progress.enter("done")
+
+    async def _close(self, dispatcher: asyncio.Task[None]) -> None:
+        """Nothing is left behind: no task, no request in flight, no thread."""
+        running = [dispatcher, *self._tasks]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._workers.shutdown(wait=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
 
 from coldstream.errors import HeaderError
+from coldstream.weights.checksum import pinned
+from coldstream.weights.header import TensorInfo
 from coldstream.weights.stream import Landed
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -36,6 +37,20 @@ DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 )
 
 
+def torch_dtype(info: TensorInfo) -> torch.dtype:
+    """The torch dtype of a tensor.
+
+    Raises:
+        HeaderError: torch has none.
+    """
+    dtype = DTYPES.get(info.dtype)
+    if dtype is None:
+        raise HeaderError(
+            f"{info.file}: tensor {info.name!r}: torch has no dtype for {info.dtype}; convert the checkpoint"
+        )
+    return dtype
+
+
 def as_tensor(landed: Landed) -> torch.Tensor:
     """A tensor over the landed buffer; it keeps the buffer alive and must not be written to.
 
@@ -44,16 +59,18 @@ def as_tensor(landed: Landed) -> torch.Tensor:
     Raises:
         HeaderError: torch has no such dtype.
     """
-    info = landed.info
-    dtype = DTYPES.get(info.dtype)
-    if dtype is None:
-        raise HeaderError(f"{info.file}: tensor {info.name!r}: torch has no dtype for {info.dtype}")
-    if not info.nbytes:
-        return torch.empty(info.shape, dtype=dtype)
-    with warnings.catch_warnings():
-        # The buffer is read-only and so is the tensor's use.
-        warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
-        raw = torch.frombuffer(landed.data, dtype=torch.uint8)
+    dtype = torch_dtype(landed.info)
+    if not landed.info.nbytes:
+        return torch.empty(landed.info.shape, dtype=dtype)
+    raw = raw_bytes(landed.data)
     if raw.data_ptr() % dtype.itemsize:
         raw = raw.clone()
-    return raw.view(dtype).view(info.shape)
+    return raw.view(dtype).view(landed.info.shape)
+
+
+def raw_bytes(data: memoryview) -> torch.Tensor:
+    """A uint8 tensor over a buffer that is not empty, which it keeps alive."""
+    # torch.frombuffer warns about every read-only buffer; an array over the same bytes says nothing of the kind.
+    with pinned(data) as array:
+        array.__dict__["owner"] = data
+        return torch.frombuffer(array, dtype=torch.uint8)

@@ -1,0 +1,117 @@
+"""A transformers model whose parameters are the streamed buffers. Needs the `transformers` extra; imports torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from coldstream.errors import MissingExtra, ParameterMismatch, UnknownArchitecture
+from coldstream.weights.checkpoint import Checkpoint, open_checkpoint
+from coldstream.weights.load import load_state_dict
+from coldstream.weights.progress import Progress
+from coldstream.weights.stream import StreamOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def from_pretrained(
+    uri: str,
+    *,
+    model_class: type[PreTrainedModel] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    options: StreamOptions | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """The model in eval mode, its parameters views of what was streamed (none is copied unless `dtype` converts it).
+
+    Args:
+        model_class: a concrete transformers class; None takes `architectures[0]` of config.json.
+        kwargs: handed to the class's own `from_pretrained`.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        UnknownArchitecture: transformers has no such class.
+        ParameterMismatch: a parameter is missing, left over, misshapen, or still without memory.
+        StoreError, CheckpointError.
+    """
+    checkpoint = open_checkpoint(uri)
+    model_class = model_class or _class_of(checkpoint)
+    state = load_state_dict(checkpoint, device=device, options=options, progress=progress)
+    # The annotation of transformers leaves out that output_loading_info makes it a pair.
+    loaded: Any = model_class.from_pretrained(
+        None,
+        config=_config(checkpoint, model_class),
+        state_dict=state,
+        dtype=dtype or _main_dtype(state),
+        output_loading_info=True,
+        **kwargs,
+    )
+    model: PreTrainedModel
+    model, info = loaded
+    _require_complete(model, info, uri)
+    _set_generation_config(model, checkpoint)
+    model.eval()
+    return model
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as exc:
+        raise MissingExtra("from_pretrained needs transformers; run: pip install 'coldstream[transformers]'") from exc
+    return transformers
+
+
+def _class_of(checkpoint: Checkpoint) -> type[PreTrainedModel]:
+    names = checkpoint.config.get("architectures") or []
+    for name in names:
+        found: type[PreTrainedModel] | None = getattr(_transformers(), name, None)
+        if found is not None:
+            return found
+    raise UnknownArchitecture(
+        f"{checkpoint.location}: transformers has no class for architectures={names}; pass model_class="
+    )
+
+
+def _config(checkpoint: Checkpoint, model_class: type[PreTrainedModel]) -> Any:
+    config_class = model_class.config_class
+    if config_class is None:
+        raise UnknownArchitecture(f"{model_class.__name__} has no config class; pass a concrete model_class=")
+    return config_class.from_dict(dict(checkpoint.config))
+
+
+def _main_dtype(state: dict[str, torch.Tensor]) -> torch.dtype | None:
+    """The dtype of most bytes; with any other one transformers would convert, and so copy."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] += tensor.nbytes
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _require_complete(model: PreTrainedModel, info: dict[str, Any], uri: str) -> None:
+    problems = {
+        "missing": info.get("missing_keys"),
+        "unexpected": info.get("unexpected_keys"),
+        "misshapen": info.get("mismatched_keys"),
+        "without memory": [name for name, item in [*model.named_parameters(), *model.named_buffers()] if item.is_meta],
+    }
+    found = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
+    if found:
+        raise ParameterMismatch(f"{uri}: {type(model).__name__} does not fit this checkpoint; {'; '.join(found)}")
+
+
+def _some(names: Any) -> str:
+    listed = sorted(map(str, names))
+    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
+
+
+def _set_generation_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    if checkpoint.generation_config is not None and model.can_generate():
+        model.generation_config = _transformers().GenerationConfig.from_dict(dict(checkpoint.generation_config))
