@@ -19,18 +19,23 @@ SPANS = (
 )
 
 
-def test_ranges_share_a_row_for_each_connection_and_everything_else_has_its_own() -> None:
+def test_each_connection_has_a_row_under_one_name_and_everything_else_a_row_of_its_own() -> None:
     assert [(row.name, len(row.spans)) for row in rows(SPANS)] == [
         ("import torch", 1),
-        ("bytes, 1", 2),
-        ("bytes, 2", 1),
+        ("bytes, 2 connections", 2),
+        ("", 1),
     ]
+
+
+def test_several_models_are_told_apart() -> None:
+    spans = [Span("tokenizer", 0.0, 1.0, "t", {"model": name}) for name in ("a", "b")]
+    assert [row.name for row in rows(spans)] == ["tokenizer, a", "tokenizer, b"]
 
 
 def test_the_picture_names_every_bar_and_its_duration() -> None:
     picture = svg(SPANS, now=2.0)
     words = " ".join(ET.fromstring(picture).itertext())
-    for expected in ("import torch", "1.70 s", "bytes, 1", "port open 0.25 s", "From exec to now: 2.00 s"):
+    for expected in ("import torch", "1.70 s", "bytes, 2 connections", "port open 0.25 s", "From exec to now: 2.00 s"):
         assert expected in words
 
 
@@ -42,7 +47,7 @@ def test_a_name_cannot_leave_its_element() -> None:
 
 def test_the_terminal_gets_one_line_a_row_no_wider_than_it_is() -> None:
     lines = text(SPANS, width=80)
-    assert len(lines) == 4
+    assert len(lines) == 3
     assert all(len(line) <= 80 for line in lines)
 
 

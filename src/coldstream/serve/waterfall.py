@@ -1,7 +1,7 @@
 """The start of the process as a picture (SVG), as lines for a terminal, and as a trace for Perfetto. Pure.
 
-Every bar carries its own name and duration, so that no legend is needed. Reads of ranges are many: they share one row
-a connection. Instants (port open, ready, first token) are vertical lines across the whole picture.
+Every bar carries its own name and duration, so that no legend is needed. Reads of ranges are many: each connection has
+a thin row of its own, under one name. Instants (port open, ready, first token) are vertical lines across all of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from coldstream.timeline import Span
 
-_WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 1000, 250, 110, 20, 56
+_WIDTH, _LEFT, _RIGHT, _TOP = 1000, 250, 110, 56
+_ROW, _THIN = 20, 5
 _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#1f2933}.t{font-weight:600;font-size:15px}.q{fill:#61707f}"
     "rect.b{fill:#3b82c4}rect.r{fill:#7fb3de}rect.bg{fill:#ffffff}line.g{stroke:#e3e8ed}line.m{stroke:#c2410c}"
@@ -24,11 +25,12 @@ _STYLE = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the picture: a name and the spans drawn on it, left to right."""
+    """One line of the picture: a name and the spans drawn on it, left to right. A thin row has no name of its own."""
 
     name: str
     spans: tuple[Span, ...]
-    shared: bool
+    shared: bool = False
+    height: int = _ROW
 
     @property
     def busy(self) -> float:
@@ -37,27 +39,24 @@ class Row:
 
 
 def rows(spans: Iterable[Span]) -> tuple[Row, ...]:
-    """One row a span, in order of start; the spans called `range` share a row for each connection, and the layers of
-    a prefill share one row.
-    """
-    lanes: dict[tuple[str, str], list[Span]] = {}
-    singles: list[Row] = []
-    for span in spans:
-        if span.start == span.end:
-            continue
-        if span.name in _SHARED:
-            lanes.setdefault((span.name, str(span.details.get("lane", span.thread))), []).append(span)
+    """One row a span, in order of start; the ranges of a connection share a thin one, the layers of the prefill one."""
+    lasting = [span for span in spans if span.start != span.end]
+    models = {span.details["model"] for span in lasting if "model" in span.details}
+    shared: dict[tuple[str, str], list[Span]] = {}
+    single: list[Row] = []
+    for span in lasting:
+        if span.name in ("range", "prefill layer"):
+            shared.setdefault((span.name, str(span.details.get("lane", span.thread))), []).append(span)
         else:
-            singles.append(Row(span.name, (span,), shared=False))
-    shared = [Row(_SHARED[name].format(lane=lane), tuple(group), shared=True) for (name, lane), group in lanes.items()]
-    return tuple(sorted([*singles, *shared], key=lambda row: (row.spans[0].start, row.name)))
-
-
-_SHARED = {
-    "range": "bytes, {lane}",
-    "checksum": "checksums, {lane}",
-    "prefill layer": "first prefill, layer by layer",
-}
+            model = f", {span.details['model']}" if len(models) > 1 and "model" in span.details else ""
+            single.append(Row(span.name + model, (span,)))
+    ordered = sorted(shared.items(), key=lambda item: item[1][0].start)
+    layers = [Row("layer by layer", tuple(group), shared=True) for (name, _), group in ordered if name != "range"]
+    lanes = [tuple(group) for (name, _), group in ordered if name == "range"]
+    head = [Row(f"bytes, {len(lanes)} connection{'s' * (len(lanes) > 1)}", lanes[0], shared=True)] if lanes else []
+    first = sorted([*single, *layers, *head], key=lambda row: row.spans[0].start)
+    at = first.index(head[0]) + 1 if head else 0
+    return (*first[:at], *(Row("", lane, shared=True, height=_THIN) for lane in lanes[1:]), *first[at:])
 
 
 def svg(spans: Sequence[Span], *, now: float) -> str:
@@ -66,15 +65,16 @@ def svg(spans: Sequence[Span], *, now: float) -> str:
     end = max([span.end for span in spans], default=now)
     scale = (_WIDTH - _LEFT - _RIGHT) / max(end, 0.001)
     marks = [span for span in spans if span.start == span.end]
-    height = _TOP + _ROW * len(lines) + 18 * len(marks) + 30
+    tops = [_TOP + sum(row.height for row in lines[:index]) for index in range(len(lines) + 1)]
+    height = tops[-1] + 18 * len(marks) + 30
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
         f'role="img" aria-label="Waterfall of the start, {end:.2f} seconds"><style>{_STYLE}</style>',
         f'<rect class="bg" width="{_WIDTH}" height="{height}"/>',
         f'<text class="t" x="16" y="24">From exec to now: {end:.2f} s</text>',
         *_axis(end, scale, height),
-        *(part for index, row in enumerate(lines) for part in _row(row, _TOP + _ROW * index, scale)),
-        *(part for index, mark in enumerate(marks) for part in _mark(mark, index, len(lines), scale)),
+        *(part for row, top in zip(lines, tops, strict=False) for part in _row(row, top, scale)),
+        *(part for index, mark in enumerate(marks) for part in _mark(mark, tops[-1] + 18 * (index + 1), scale)),
         "</svg>",
     ]
     return "\n".join(parts)
@@ -90,24 +90,25 @@ def _axis(end: float, scale: float, height: int) -> list[str]:
     return parts
 
 
-def _row(row: Row, y: float, scale: float) -> list[str]:
+def _row(row: Row, top: float, scale: float) -> list[str]:
     kind = "r" if row.shared else "b"
-    parts = [f'<text x="{_LEFT - 10}" y="{y + 14}" text-anchor="end">{escape(_short(row.name))}</text>']
+    parts = [f'<text x="{_LEFT - 10}" y="{top + 14}" text-anchor="end">{escape(_short(row.name))}</text>']
+    bar = 14 if row.height == _ROW else _THIN - 1
     for span in row.spans:
         width = max((span.end - span.start) * scale, 1.0)
         x = _LEFT + span.start * scale
         parts.append(
-            f'<rect class="{kind}" x="{x:.1f}" y="{y + 3}" width="{width:.1f}" height="14" rx="2">'
-            f"<title>{escape(_describe(span))}</title></rect>"
+            f'<rect class="{kind}" x="{x:.1f}" y="{top + (row.height - bar) / 2:.1f}" width="{width:.1f}" '
+            f'height="{bar}" rx="2"><title>{escape(_describe(span))}</title></rect>'
         )
-    last = _LEFT + row.spans[-1].end * scale
-    parts.append(f'<text class="q" x="{last + 6:.1f}" y="{y + 14}">{_seconds(row.busy)}</text>')
+    if row.name:
+        last = _LEFT + max(span.end for span in row.spans) * scale
+        parts.append(f'<text class="q" x="{last + 6:.1f}" y="{top + 14}">{_seconds(row.busy)}</text>')
     return parts
 
 
-def _mark(mark: Span, index: int, above: int, scale: float) -> list[str]:
+def _mark(mark: Span, y: float, scale: float) -> list[str]:
     x = _LEFT + mark.start * scale
-    y = _TOP + _ROW * above + 18 * (index + 1)
     left = x > _WIDTH * 0.75
     anchor, dx = ("end", -5) if left else ("start", 5)
     return [
@@ -131,8 +132,8 @@ def _seconds(value: float) -> str:
 
 
 def text(spans: Sequence[Span], *, width: int = 100) -> list[str]:
-    """The waterfall in short, one line a row, for a terminal of `width` columns."""
-    lines = rows(spans)
+    """The waterfall in short, one line a named row, for a terminal of `width` columns."""
+    lines = [row for row in rows(spans) if row.name]
     end = max([span.end for span in spans], default=0.0)
     label = max([len(row.name) for row in lines], default=0)
     room = max(width - label - 12, 10)
