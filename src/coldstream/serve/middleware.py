@@ -164,9 +164,10 @@ class WholeBody:
                 return _well_formed(b"".join(pieces))
 
     def _too_large(self) -> failures.HttpError:
-        # The rest of the body is not read: the connection cannot be used for another request.
+        # The connection stays open: the server drops what is still sent, and a client that reads its answer only after
+        # it has sent everything gets this rather than a reset.
         message = f"the body is larger than {self._limit} bytes, the most that this server reads"
-        return failures.HttpError(message, status=413, headers={"connection": "close"})
+        return failures.HttpError(message, status=413)
 
 
 async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:

@@ -69,8 +69,8 @@ class Stream:
 
     @property
     def finished(self) -> bool:
-        """Whether every sequence has had its terminal event."""
-        return not self._open
+        """Whether every sequence's terminal event has been taken; one that has arrived is still to be read."""
+        return not self._open and not self._events
 
     def arrive(self, index: int, event: TokenEvent) -> None:
         """Take one event, on the loop. What comes after a sequence's terminal event is dropped."""

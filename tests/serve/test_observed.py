@@ -1,0 +1,205 @@
+"""Metrics, logs, request ids, CORS, and what the other routes say."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from coldstream.serve import logs
+from coldstream.serve.app import create_app
+from coldstream.serve.state import ServerState
+from coldstream.settings import InputSettings, ServerSettings, TaskSettings, for_uri
+from tests.serve.scripted import LetterTokenizer, ScriptedModel
+from tests.serve.test_generate import with_tasks
+
+
+async def samples(served) -> dict[tuple[str, ...], float]:
+    reply = await served.client.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(reply.text)
+        for sample in family.samples
+    }
+
+
+async def test_metrics_count_requests_tokens_and_times(serve, engine) -> None:
+    served = await serve(ScriptedModel(engine("hello")))
+    await served.client.post("/generate", json={"prompt": "hi"})
+    await served.client.post("/generate", json={})
+    found = await samples(served)
+    assert found["coldstream_http_requests_total", "/generate", "200"] == 1
+    assert found["coldstream_http_requests_total", "/generate", "422"] == 1
+    assert found["coldstream_tokens_total", "prompt", "default"] == 14
+    assert found["coldstream_tokens_total", "completion", "default"] == 5
+    assert found["coldstream_sequences_total", "stop", "default"] == 1
+    assert found["coldstream_time_to_first_token_seconds_count", "default"] == 1
+    assert found["coldstream_model_ready", "default"] == 1
+    assert found["coldstream_open_sequences", "default"] == 0
+    assert found["coldstream_engine_blocks_total", "default"] == 64
+
+
+async def test_two_applications_in_a_process_do_not_share_their_metrics(serve, engine) -> None:
+    one, other = await serve(ScriptedModel(engine())), await serve(ScriptedModel(engine()))
+    await one.client.post("/generate", json={"prompt": "hi"})
+    assert ("coldstream_sequences_total", "stop", "default") in await samples(one)
+    assert ("coldstream_sequences_total", "stop", "default") not in await samples(other)
+
+
+async def test_unknown_paths_do_not_become_labels(serve, engine) -> None:
+    served = await serve(ScriptedModel(engine()))
+    for name in ("/a", "/b"):
+        reply = await served.client.get(name)
+        assert (reply.status_code, reply.json()["error"]["type"]) == (404, "HttpError")
+    assert (await samples(served))["coldstream_http_requests_total", "other", "404"] == 2
+
+
+def lines_of(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def log():
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.JsonFormatter())
+    logger = logging.getLogger(logs.LOGGER)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield stream
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+async def test_a_log_line_joins_trace_and_request_and_holds_no_prompt(serve, engine, log) -> None:
+    served = await serve(ScriptedModel(engine()), environ={"GOOGLE_CLOUD_PROJECT": "p-1"})
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "x-request-id": "mine-1"}
+    reply = await served.client.post("/generate", json={"prompt": "secret plans"}, headers=headers)
+    assert reply.headers["x-request-id"] == "mine-1"
+    (line,) = lines_of(log.getvalue())
+    assert line["severity"] == "INFO"
+    assert line["logging.googleapis.com/trace"] == f"projects/p-1/traces/{trace}"
+    assert (line["request_id"], line["model"], line["task"]) == ("mine-1", "default", "text")
+    assert (line["prompt_tokens"], line["completion_tokens"], line["finish_reasons"]) == (24, 5, ["stop"])
+    assert line["httpRequest"]["status"] == 200
+    assert "secret plans" not in log.getvalue()
+
+
+async def test_prompts_are_logged_where_that_is_asked_for(serve, engine, log) -> None:
+    settings = replace(for_uri("gs://b/m"), server=ServerSettings(log_prompts=True))
+    served = await serve(ScriptedModel(engine()), settings)
+    await served.client.post("/generate", json={"prompt": "plans\nmore"})
+    assert lines_of(log.getvalue())[0]["prompt"] == "plans\nmore"
+
+
+async def test_a_request_id_that_could_forge_a_log_line_is_replaced(serve, engine, log) -> None:
+    served = await serve(ScriptedModel(engine()))
+    reply = await served.client.get("/v1/models", headers={"x-request-id": 'a"} {"severity": "x'})
+    assert reply.headers["x-request-id"].startswith("req-")
+
+
+class Broken(LetterTokenizer):
+    """Fails where nobody expects it."""
+
+    def encode(self, text, *, add_special_tokens=True):
+        raise ZeroDivisionError("secret detail")
+
+
+async def test_an_unexpected_error_is_a_500_whose_details_are_only_in_the_log(serve, engine, log) -> None:
+    served = await serve(ScriptedModel(engine(), tokenizer=Broken()))
+    reply = await served.client.post("/generate", json={"prompt": "x"}, headers={"x-request-id": "r1"})
+    assert (reply.status_code, reply.json()["error"]["type"]) == (500, "EngineError")
+    assert "secret detail" not in reply.text
+    broken, access = lines_of(log.getvalue())
+    assert (broken["severity"], broken["request_id"]) == ("ERROR", "r1")
+    assert "ZeroDivisionError: secret detail" in broken["stack_trace"]
+    assert (access["severity"], access["error"]) == ("ERROR", "ZeroDivisionError")
+
+
+async def test_cors_is_off_unless_an_origin_is_allowed(serve, engine) -> None:
+    ask = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    closed = await serve(ScriptedModel(engine()))
+    reply = await closed.client.options("/generate", headers=ask)
+    assert "access-control-allow-origin" not in reply.headers
+    settings = replace(for_uri("gs://b/m"), server=ServerSettings(cors_origins=("https://app.example",)))
+    opened = await serve(ScriptedModel(engine()), settings)
+    reply = await opened.client.options("/generate", headers=ask)
+    assert reply.headers["access-control-allow-origin"] == "https://app.example"
+    other = await opened.client.get("/v1/models", headers={"origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+async def test_readiness_follows_the_models(serve, engine) -> None:
+    model = ScriptedModel(engine(), loading=True)
+    served = await serve(model)
+    loading = await served.client.get("/readyz")
+    assert (loading.status_code, loading.headers["retry-after"]) == (503, "8")
+    assert (await served.client.get("/v1/models")).json()["data"][0]["status"] == "loading"
+    model.loaded()
+    assert (await served.client.get("/readyz")).json() == {"status": "ready", "models": {"default": "ready"}}
+
+
+async def test_tasks_describe_their_inputs_as_json_schema(serve, engine) -> None:
+    task = TaskSettings(
+        "t",
+        "default",
+        prompt="{a} {b} {c}",
+        prompt_input="a",
+        help="What it does",
+        inputs={"b": InputSettings(default="x", help="B"), "c": InputSettings("choice", choices=("1", "2"))},
+    )
+    served = await serve(ScriptedModel(engine()), with_tasks(task))
+    (described,) = (await served.client.get("/v1/tasks")).json()["data"]
+    assert described == {
+        "type": "t",
+        "model": "default",
+        "help": "What it does",
+        "prompt_input": "a",
+        "images": 0,
+        "inputs": {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "type": "object",
+            "properties": {
+                "a": {"type": "string"},
+                "b": {"type": "string", "default": "x", "description": "B"},
+                "c": {"type": "string", "enum": ["1", "2"]},
+            },
+            "required": ["a", "c"],
+            "additionalProperties": False,
+        },
+    }
+
+
+def test_configuring_the_logs_makes_them_json_for_us_and_for_uvicorn() -> None:
+    stream = io.StringIO()
+    names = (logs.LOGGER, "uvicorn", "uvicorn.error", "uvicorn.access")
+    before = {
+        name: (logger.handlers, logger.level, logger.propagate, logger.disabled)
+        for name in names
+        for logger in [logging.getLogger(name)]
+    }
+    try:
+        logs.configure(stream)
+        logging.getLogger("coldstream.http").warning("one %s", "two", extra={"fields": {"model": "m"}})
+        logging.getLogger("uvicorn.error").info("up")
+        logging.getLogger("uvicorn.access").info("never")
+        first, second = lines_of(stream.getvalue())
+        assert (first["severity"], first["message"], first["model"]) == ("WARNING", "one two", "m")
+        assert second["message"] == "up"
+    finally:
+        for name, (handlers, level, propagate, disabled) in before.items():
+            logger = logging.getLogger(name)
+            logger.handlers, logger.level, logger.propagate, logger.disabled = handlers, level, propagate, disabled
+
+
+def test_an_application_can_be_made_without_a_loop_and_twice(engine) -> None:
+    model = ScriptedModel(engine())
+    state = ServerState(for_uri("gs://b/m"), {"default": model})
+    assert create_app(state).title == create_app(state).title == "Coldstream"

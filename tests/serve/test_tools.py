@@ -1,0 +1,83 @@
+"""Finding function calls in what a model wrote."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coldstream.serve.openai.tools import Call, CallReader, forced_call, forced_schema
+
+F = '{"name": "f", "arguments": {"a": 1}}'
+G = '{"name": "g", "parameters": {}}'
+CALL_F, CALL_G = Call("f", '{"a": 1}'), Call("g", "{}")
+
+WRITTEN = [
+    ("just text", "just text", []),
+    ("a < b and <tool", "a < b and <tool", []),
+    (f"<tool_call>{F}</tool_call>", "", [CALL_F]),
+    (f"\n<tool_call>\n{F}\n</tool_call>\n", "", [CALL_F]),
+    (f"First. <tool_call>{F}</tool_call><tool_call>{G}</tool_call>", "First. ", [CALL_F, CALL_G]),
+    (f"<tool_call>[{F}, {G}]</tool_call>", "", [CALL_F, CALL_G]),
+    (f"<tool_call>{F}", "", [CALL_F]),
+    (f"[{F}, {G}]", "", [CALL_F, CALL_G]),
+    (f" {G} ", "", [CALL_G]),
+    ('{"name": "unknown", "arguments": {}}', '{"name": "unknown", "arguments": {}}', []),
+    ('{"answer": 42}', '{"answer": 42}', []),
+    (f"[{F}, 3]", f"[{F}, 3]", []),
+    ("<tool_call>no json</tool_call> then", "<tool_call>no json</tool_call> then", []),
+    (f"<tool_call>x</tool_call><tool_call>{F}</tool_call>", "<tool_call>x</tool_call>", [CALL_F]),
+    ('{"name": ["f"], "arguments": {}}', '{"name": ["f"], "arguments": {}}', []),
+    ("", "", []),
+    ("[1, 2", "[1, 2", []),
+    ("[" * 50_000, "[" * 50_000, []),
+]
+
+
+def read(pieces) -> tuple[str, list[Call]]:
+    reader = CallReader(["f", "g"])
+    text = "".join(reader.push(piece) for piece in pieces)
+    rest, calls = reader.end()
+    return text + rest, calls
+
+
+@pytest.mark.parametrize(("written", "text", "calls"), WRITTEN)
+def test_text_and_calls_are_told_apart(written, text, calls) -> None:
+    assert read([written]) == (text, calls)
+
+
+@given(st.sampled_from([written for written, _, _ in WRITTEN[:-1]]), st.data())
+def test_how_the_answer_is_cut_into_pieces_changes_nothing(written, data) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(written)), max_size=12)))
+    edges = [0, *cuts, len(written)]
+    assert read([written[a:b] for a, b in pairwise(edges)]) == read([written])
+
+
+@given(st.text(alphabet='<>tool_call/{}[]"f:, argumentsname1', max_size=80), st.integers(0, 80))
+def test_whatever_is_written_no_character_of_a_plain_text_is_lost(written, cut) -> None:
+    text, calls = read([written[:cut], written[cut:]])
+    assert calls or text == written
+
+
+def test_text_is_released_as_soon_as_it_cannot_be_a_call() -> None:
+    reader = CallReader(["f"])
+    assert [reader.push(piece) for piece in ("So", " a <", "b", " <tool_", "call>{")] == ["So", " a ", "<b", " ", ""]
+
+
+def test_a_forced_call_that_was_cut_off_keeps_what_there_is() -> None:
+    assert forced_call(F) == CALL_F
+    assert forced_call('{"name": "f", "arguments": {"a": "unfini') == Call("f", '{"a": "unfini')
+    assert forced_call('{"name": "f"') == Call("f", "")
+    assert forced_call('{"na') is None
+
+
+def test_the_forced_schema_admits_each_function_with_its_own_arguments() -> None:
+    one = {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}
+    schema = forced_schema([one, {"name": "g"}])
+    first, second = schema["anyOf"]
+    assert first["properties"]["arguments"] == {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert second["properties"]["name"] == {"const": "g"}
+    assert json.dumps(forced_schema([one])) == json.dumps(first)
