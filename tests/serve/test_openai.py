@@ -6,9 +6,10 @@ import asyncio
 import json
 
 import openai
+import pydantic
 import pytest
 
-from coldstream.engine.request import SamplingParams
+from coldstream.engine.request import Grammar, SamplingParams
 from coldstream.serve.keys import ApiKeys
 from coldstream.settings import InputSettings, ModelSettings, SamplingSettings, Settings, TaskSettings
 from tests.serve.conftest import Served
@@ -401,3 +402,77 @@ async def test_the_synchronous_client_streams_too(serve, engine) -> None:
             return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
     assert await asyncio.to_thread(ask) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "grammar"),
+    [
+        ({"response_format": {"type": "json_object"}}, ("json_schema", '{"type": "object"}', "response_format")),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"const": "é"}}}},
+            ("json_schema", '{"const": "é"}', "response_format"),
+        ),
+        ({"structured_outputs": {"json": '{"const": 1}'}}, ("json_schema", '{"const": 1}', "structured_outputs")),
+        ({"structured_outputs": {"regex": "a+"}}, ("regex", "a+", "structured_outputs")),
+        ({"structured_outputs": {"choice": ["x", "y"]}}, ("choice", ("x", "y"), "structured_outputs")),
+        ({"structured_outputs": {"grammar": 'start: "a"'}}, ("lark", 'start: "a"', "structured_outputs")),
+    ],
+)
+async def test_what_the_output_must_obey_reaches_the_engine(serve, engine, client, asked_for, grammar) -> None:
+    used = engine()
+    served = await serve(ScriptedModel(used))
+    body = {"model": "default", "messages": HI, **asked_for}
+    await client(served).post("/chat/completions", body=body, cast_to=object)
+    assert used.submitted[0].sampling.grammar == Grammar(*grammar)
+
+
+async def test_a_parsed_pydantic_answer_is_forced_by_its_schema(serve, engine, client) -> None:
+    class City(pydantic.BaseModel):
+        """As a user of the package declares what it wants."""
+
+        name: str
+
+    used = engine('{"name": "서울"}')
+    served = await serve(ScriptedModel(used))
+    answer = await client(served).chat.completions.parse(model="default", messages=HI, response_format=City)
+    assert answer.choices[0].message.parsed == City(name="서울")
+    assert json.loads(used.submitted[0].sampling.grammar.value)["required"] == ["name"]
+
+
+async def test_a_named_function_is_forced_and_its_arguments_stream(serve, engine, client) -> None:
+    used = engine('{"city": "Oslo"}')
+    served = await serve(ScriptedModel(used))
+    choice = {"type": "function", "function": {"name": "weather"}}
+    stream = await client(served).chat.completions.create(
+        model="default", messages=HI, tools=TOOLS, tool_choice=choice, stream=True
+    )
+    deltas = [chunk.choices[0].delta async for chunk in stream]
+    calls = [call for delta in deltas for call in delta.tool_calls or []]
+    assert (calls[0].function.name, calls[0].id[:5]) == ("weather", "call_")
+    assert len(calls) > 5
+    assert "".join(call.function.arguments or "" for call in calls) == '{"city": "Oslo"}'
+    grammar = used.submitted[0].sampling.grammar
+    assert (json.loads(grammar.value), grammar.field) == (TOOLS[0]["function"]["parameters"], "tool_choice")
+    assert '"name": "weather"' in asked(used)  # its template knows no tools, so the system text describes them
+
+
+async def test_a_required_call_is_forced_by_grammar_and_found(serve, engine, client) -> None:
+    used = engine('{"name": "weather", "arguments": {"city": "Oslo"}}')
+    served = await serve(ScriptedModel(used))
+    chats, wanted = client(served).chat.completions, {"model": "default", "messages": HI, "tools": TOOLS}
+    whole = await chats.create(**wanted, tool_choice="required")
+    async with chats.stream(**wanted, tool_choice="required") as stream:
+        streamed = await stream.get_final_completion()
+    for answer in (whole, streamed):
+        (call,) = answer.choices[0].message.tool_calls
+        assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Oslo"})
+        assert answer.choices[0].finish_reason == "tool_calls"
+    assert used.submitted[0].sampling.grammar.kind == "json_schema"
+
+
+async def test_a_format_and_a_forced_call_exclude_each_other(serve, engine, client) -> None:
+    served = await serve(ScriptedModel(engine()))
+    with pytest.raises(openai.BadRequestError, match="exclude each other"):
+        await client(served).chat.completions.create(
+            model="default", messages=HI, tools=TOOLS, tool_choice="required", response_format={"type": "json_object"}
+        )

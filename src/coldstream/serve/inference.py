@@ -133,8 +133,7 @@ class Inference:
             stream = self._bridge.open(len(requests), partial(_cancel, model, requests))
             lifecycle.streams.add(stream)
             try:
-                for index, request in enumerate(requests):
-                    model.engine.submit(request, stream.deliver(index))
+                await _submit(model, requests, stream)
                 follower = _Follower(stream, ticket.started, self._metrics.of(model.name), trail, deadline)
                 yield Running(job, prompt_ids, sampling, follower.batches())
                 if stream.finished and not stream.ended_early:
@@ -244,6 +243,14 @@ def _requests(
 def _reseeded(sampling: SamplingParams, sample: int) -> SamplingParams:
     seed = (sampling.seed or 0) + sample
     return replace(sampling, seed=seed if seed < 2**63 else seed - 2**64)
+
+
+async def _submit(model: ServedModel, requests: Sequence[Request], stream: Stream) -> None:
+    for index, request in enumerate(requests):
+        if request.sampling.grammar is None:
+            model.engine.submit(request, stream.deliver(index))
+        else:  # compiling it is not for an event loop
+            await asyncio.to_thread(model.engine.submit, request, stream.deliver(index))
 
 
 def _cancel(model: ServedModel, requests: Sequence[Request]) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from coldstream.engine.request import TokenEvent, TokenLogprob
+from coldstream.engine.request import Grammar, TokenEvent, TokenLogprob
 from coldstream.errors import ColdstreamError, InvalidRequest
 from coldstream.serve import failures, sse
 from coldstream.serve.inference import Inference, Job, Result
 from coldstream.serve.openai import logprobs, tools
 from coldstream.serve.openai.common import Envelope, Target, envelope, sampling, target, usage
-from coldstream.serve.openai.constraint import Constraint, constraint
+from coldstream.serve.openai.constraint import constraint, from_schema
 from coldstream.serve.openai.messages import Turn, folded, task_turns, turns, with_instruction
 from coldstream.serve.openai.schema import ChatRequest, ToolChoice
 from coldstream.serve.state import ServedModel, ServerState
@@ -39,12 +39,12 @@ class Tools:
         return [function["name"] for function in self.functions]
 
     @property
-    def constraint(self) -> Constraint | None:
+    def grammar(self) -> Grammar | None:
         """What forces the call: only the arguments, where the function is given."""
         if not self.forced:
             return None
         schema = tools.parameters(self.functions[0]) if self.named else tools.forced_schema(self.functions)
-        return Constraint("json_schema", schema, "tool_choice")
+        return from_schema(schema, "tool_choice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Asked:
     body: ChatRequest
     target: Target
     tools: Tools
-    constraint: Constraint | None
+    grammar: Grammar | None
 
     def job(self) -> Job:
         """What the model is to do."""
@@ -62,7 +62,7 @@ class Asked:
         given = sampling(body) | {
             "max_tokens": _max_tokens(body),
             "logprobs": _logprobs(body),
-            "grammar": self.constraint.grammar() if self.constraint else None,
+            "grammar": self.grammar,
         }
         return Job(
             model=self.target.model,
@@ -89,7 +89,7 @@ def understand(state: ServerState, body: ChatRequest) -> Asked:
         raise InvalidRequest("stream_options needs stream = true", field="stream_options")
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs = true", field="top_logprobs")
-    return Asked(body, target(state, body), chosen, chosen.constraint or wanted)
+    return Asked(body, target(state, body), chosen, chosen.grammar or wanted)
 
 
 async def chat(state: ServerState, inference: Inference, body: ChatRequest, trail: Trail) -> Response:

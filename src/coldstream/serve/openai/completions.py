@@ -9,13 +9,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from coldstream.engine.request import TokenEvent, TokenLogprob
+from coldstream.engine.request import Grammar, TokenEvent, TokenLogprob
 from coldstream.errors import ColdstreamError, InvalidRequest
 from coldstream.serve import failures, generate, sse
 from coldstream.serve.inference import Inference, Job, Result, Running
 from coldstream.serve.openai import logprobs
 from coldstream.serve.openai.common import Envelope, Target, envelope, sampling, target, usage
-from coldstream.serve.openai.constraint import Constraint, constraint
+from coldstream.serve.openai.constraint import constraint
 from coldstream.serve.openai.schema import CompletionRequest
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.serve.tasks import render
@@ -35,7 +35,7 @@ class Asked:
     body: CompletionRequest
     target: Target
     prompts: tuple[str | tuple[int, ...], ...]
-    constraint: Constraint | None
+    grammar: Grammar | None
 
     @property
     def max_tokens(self) -> int | None:
@@ -58,7 +58,7 @@ class Asked:
             "max_tokens": self.max_tokens if self.max_tokens is None else max(self.max_tokens, 1),
             "logprobs": body.logprobs,
             "prompt_logprobs": body.logprobs if body.echo else None,
-            "grammar": self.constraint.grammar() if self.constraint else None,
+            "grammar": self.grammar,
         }
         if self.scores:
             given["ignore_eos"] = True

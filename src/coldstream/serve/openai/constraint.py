@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
 from coldstream.serve.openai.schema import (
     ChatRequest,
@@ -15,23 +15,10 @@ from coldstream.serve.openai.schema import (
     StructuredOutputs,
 )
 
-Kind = Literal["json_schema", "regex", "choice", "lark"]
+_ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """`value` is a schema as a JSON object, a list of choices, or text; `field` is what asked for it."""
-
-    kind: Kind
-    value: Any
-    field: str
-
-    def grammar(self) -> Any:
-        """As the engine takes it."""
-        raise InvalidRequest(f"{self.field}: this engine cannot constrain its output", field=self.field)
-
-
-def constraint(body: ChatRequest | CompletionRequest) -> Constraint | None:
+def constraint(body: ChatRequest | CompletionRequest) -> Grammar | None:
     """The one constraint of a request, tools apart.
 
     Raises:
@@ -43,25 +30,30 @@ def constraint(body: ChatRequest | CompletionRequest) -> Constraint | None:
     return asked[0] if asked else None
 
 
-def _from_format(body: ChatRequest | CompletionRequest) -> Constraint | None:
+def from_schema(schema: Any, field: str) -> Grammar:
+    """JSON that the schema accepts; `field` is what asked for it."""
+    return Grammar("json_schema", json.dumps(schema, ensure_ascii=False), field)
+
+
+def _from_format(body: ChatRequest | CompletionRequest) -> Grammar | None:
     wanted = body.response_format if isinstance(body, ChatRequest) else None
     if isinstance(wanted, JsonObjectFormat):
-        return Constraint("json_schema", {"type": "object"}, "response_format")
+        return from_schema(_ANY_OBJECT, "response_format")
     if isinstance(wanted, JsonSchemaFormat):
-        return Constraint("json_schema", wanted.json_schema.schema_, "response_format")
+        return from_schema(wanted.json_schema.schema_, "response_format")
     return None
 
 
-def _from_structured(asked: StructuredOutputs | None) -> Constraint | None:
+def _from_structured(asked: StructuredOutputs | None) -> Grammar | None:
     if asked is None:
         return None
     field = "structured_outputs"
     found = [
-        Constraint("json_schema", _schema(asked.json_), field) if asked.json_ is not None else None,
-        Constraint("json_schema", {"type": "object"}, field) if asked.json_object else None,
-        Constraint("regex", asked.regex, field) if asked.regex is not None else None,
-        Constraint("choice", asked.choice, field) if asked.choice is not None else None,
-        Constraint("lark", asked.grammar, field) if asked.grammar is not None else None,
+        from_schema(_schema(asked.json_), field) if asked.json_ is not None else None,
+        from_schema(_ANY_OBJECT, field) if asked.json_object else None,
+        Grammar("regex", asked.regex, field) if asked.regex is not None else None,
+        Grammar("choice", tuple(asked.choice), field) if asked.choice is not None else None,
+        Grammar("lark", asked.grammar, field) if asked.grammar is not None else None,
     ]
     given = [item for item in found if item is not None]
     if len(given) != 1:
