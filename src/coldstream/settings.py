@@ -125,6 +125,24 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSettings:
+    """Which images a request may carry, and from where. Sizes in bytes and pixels, times in seconds.
+
+    Nothing is fetched unless it is named here: `url_hosts` ("images.example.com", "*.example.com", "host:8443"; "*" is
+    every public host) for https URLs, `buckets` for gs:// objects. `decoders` pictures are decoded at a time.
+    """
+
+    max_count: int = 8
+    max_bytes: int = 20 * 1024 * 1024
+    max_pixels: int = 50_000_000
+    formats: tuple[str, ...] = ("jpeg", "png", "webp", "gif")
+    url_hosts: tuple[str, ...] = ()
+    buckets: tuple[str, ...] = ()
+    fetch_seconds: float = 10.0
+    decoders: int = 2
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSettings:
     """How bytes are fetched. None lets the plan choose."""
 
@@ -153,6 +171,7 @@ class Settings:
     server: ServerSettings = ServerSettings()
     load: LoadSettings = LoadSettings()
     engine: EngineSettings = EngineSettings()
+    images: ImageSettings = ImageSettings()
     deploy: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -244,8 +263,21 @@ def _settings(data: dict[str, Any], environ: Mapping[str, str]) -> Settings:
         server=replace(server, port=port_from_environment(environ, server.port)),
         load=_record(LoadSettings, _table(data.get("load", {}), "load"), "load"),
         engine=_record(EngineSettings, _table(data.get("engine", {}), "engine"), "engine"),
+        images=_images(data),
         deploy=_table(data.get("deploy", {}), "deploy"),
     )
+
+
+def _images(data: Mapping[str, Any]) -> ImageSettings:
+    item = _record(ImageSettings, _table(data.get("images", {}), "images"), "images")
+    known = ImageSettings().formats
+    for name in item.formats:
+        if name not in known:
+            raise SettingsError(f"images.formats: {name!r} is unknown; known here: {', '.join(known)}")
+    for key in ("max_count", "max_bytes", "max_pixels", "fetch_seconds", "decoders"):
+        if getattr(item, key) <= 0:
+            raise SettingsError(f"images.{key} = {getattr(item, key)} must be more than 0")
+    return item
 
 
 def _task(name: str, table: dict[str, Any], models: Mapping[str, ModelSettings]) -> TaskSettings:
