@@ -56,7 +56,7 @@ def from_pretrained(
     model, info = loaded
     _require_complete(model, info, uri)
     _set_generation_config(model, checkpoint)
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     return model
 
 

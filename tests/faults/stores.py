@@ -1,0 +1,186 @@
+"""Stores behind the seam: one in memory that keeps count, and one that does what networks do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from coldstream.errors import AccessDenied, ObjectChanged
+from coldstream.weights.checksum import crc32c
+from coldstream.weights.store import Buffer, Interrupted, Pin
+from coldstream.weights.uri import Location
+
+
+@dataclass(frozen=True)
+class Request:
+    """A read, as the store saw it."""
+
+    name: str
+    start: int
+    end: int
+
+
+class MemoryStore:
+    """A folder in memory. `checksums` False is a store that publishes none."""
+
+    def __init__(self, files: Mapping[str, bytes], *, checksums: bool = True) -> None:
+        self.location = Location.parse("gs://memory/model")
+        self.files = dict(files)
+        self.generations = dict.fromkeys(files, 1)
+        self.checksums = checksums
+        self.requests: list[Request] = []
+        self.listings = 0
+        self.running = 0
+        self.most_running = 0
+
+    def replace(self, name: str, data: bytes) -> None:
+        """A new generation."""
+        self.files[name] = data
+        self.generations[name] = self.generations.get(name, 0) + 1
+
+    async def list(self) -> Mapping[str, Pin]:
+        self.listings += 1
+        return {name: self._pin(name) for name in self.files if "/" not in name}
+
+    async def pin(self, name: str) -> Pin | None:
+        return self._pin(name) if name in self.files else None
+
+    async def read(self, pin: Pin, start: int, end: int, *, piecewise: bool = False) -> Buffer:
+        self.requests.append(Request(pin.name, start, end))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.sleep(0)
+            if pin.generation != str(self.generations[pin.name]):
+                raise ObjectChanged(f"{pin.name} was replaced")
+            return memoryview(self.files[pin.name])[start:end]
+        finally:
+            self.running -= 1
+
+    def _pin(self, name: str) -> Pin:
+        data = self.files[name]
+        checksum = crc32c(memoryview(data)) if self.checksums else None
+        return Pin(name, len(data), generation=str(self.generations[name]), crc32c=checksum)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one read: `kind`, at byte `at` of it, for `seconds`."""
+
+    kind: str
+    at: int = 0
+    seconds: float = 0.0
+
+
+KINDS = (
+    "slow",
+    "stall",
+    "reset",
+    "lost",
+    "short",
+    "long",
+    "repeated",
+    "wrong",
+    "denied",
+    "throttled",
+    "unavailable",
+    "refused",
+    "replaced",
+)
+
+Choose = Callable[[Request], "Fault | None"]
+
+
+@dataclass
+class FaultStore:
+    """`choose` is asked before each read which fault it meets; None is none."""
+
+    inner: MemoryStore
+    choose: Choose
+    met: list[tuple[Request, Fault]] = field(default_factory=list)
+    hit: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def location(self) -> Location:
+        return self.inner.location
+
+    async def list(self) -> Mapping[str, Pin]:
+        return await self.inner.list()
+
+    async def pin(self, name: str) -> Pin | None:
+        return await self.inner.pin(name)
+
+    async def read(self, pin: Pin, start: int, end: int, *, piecewise: bool = False) -> Buffer:
+        request = Request(pin.name, start, end)
+        fault = self.choose(request)
+        if fault is None:
+            return await self.inner.read(pin, start, end)
+        self.met.append((request, fault))
+        self.hit.set()
+        return await self._meet(fault, pin, start, end)
+
+    async def _meet(self, fault: Fault, pin: Pin, start: int, end: int) -> Buffer:
+        if fault.kind == "denied":
+            raise AccessDenied(f"{pin.name}: access denied (HTTP 403)")
+        if fault.kind == "throttled":
+            raise Interrupted("HTTP 429", throttled=True, retry_after=fault.seconds)
+        if fault.kind == "unavailable":
+            raise Interrupted("HTTP 503", throttled=True)
+        if fault.kind == "refused":
+            raise Interrupted("connection refused", refused=True)
+        if fault.kind == "replaced":
+            self.inner.replace(pin.name, self.inner.files[pin.name][::-1])
+        if fault.kind in ("slow", "stall"):
+            await asyncio.sleep(fault.seconds)
+        good = await self.inner.read(pin, start, end)
+        return _mangled(fault, bytes(good))
+
+
+def _mangled(fault: Fault, good: bytes) -> Buffer:
+    at = min(fault.at, len(good) - 1)
+    if fault.kind in ("reset", "lost", "stall"):
+        raise Interrupted(
+            f"{fault.kind} at byte {at}", partial=memoryview(good[:at]) if fault.kind == "reset" else None
+        )
+    if fault.kind == "short":
+        return memoryview(good[:at])
+    if fault.kind == "long":
+        return memoryview(good + good[:1])
+    if fault.kind == "repeated":  # a piece comes twice, and pushes the rest out
+        return memoryview((good[:at] + good[max(0, at - 3) :])[: len(good)])
+    if fault.kind == "wrong":
+        return memoryview(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
+    return memoryview(good)
+
+
+def once(kind: str, *, after: int = 0, at: int = 0, seconds: float = 0.0, name: str = ".safetensors") -> Choose:
+    """The fault, once, at the read number `after` of files that end in `name`; headers count."""
+    return times(1, kind, after=after, at=at, seconds=seconds, name=name)
+
+
+def times(
+    count: int, kind: str, *, after: int = 0, at: int = 0, seconds: float = 0.0, name: str = ".safetensors"
+) -> Choose:
+    """The same fault at `count` reads in a row."""
+    seen = 0
+
+    def choose(request: Request) -> Fault | None:
+        nonlocal seen
+        if not request.name.endswith(name):
+            return None
+        seen += 1
+        return Fault(kind, at, seconds) if after < seen <= after + count else None
+
+    return choose
+
+
+def damaged(store: MemoryStore, name: str) -> MemoryStore:
+    """The same folder with a wrong checksum published for `name`."""
+
+    class Damaged(MemoryStore):
+        def _pin(self, wanted: str) -> Pin:
+            pin = super()._pin(wanted)
+            return replace(pin, crc32c=(pin.crc32c or 0) ^ 1) if wanted == name else pin
+
+    return Damaged(store.files)
