@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from coldstream.demo.bucket import LocalBucket
 from coldstream.demo.child import free_port
@@ -108,10 +107,8 @@ def test_ctrl_c_ends_bucket_and_server(served: tuple[subprocess.Popen[str], dict
 def test_check_fails_when_a_model_answers_wrongly(cache: Path, tmp_path: Path) -> None:
     spoilt = tmp_path / "cache"
     shutil.copytree(cache, spoilt)
-    [shard] = spoilt.glob("*/model-00001-*.safetensors")
-    tensors = load_file(shard)
-    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].roll(1, 0)
-    save_file(tensors, shard, metadata={"format": "pt"})
+    [generation] = spoilt.glob("*/generation_config.json")
+    generation.write_text(json.dumps({"eos_token_id": list(range(49152))}))  # whatever it says first ends its turn
     argv, environment = command(spoilt, "--check", "--port", "0")
     ended = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 1, ended.stderr

@@ -66,10 +66,13 @@ class Terminal:
         self._tasks: dict[str, Any] = {}
 
     def stage(self, text: str, seconds: float) -> None:
-        self._bars.stop()
-        self._console.print(f"[dim]{seconds:6.1f} s[/]  {text}", soft_wrap=True)
+        self.close()
+        self._console.print(f"[dim]{seconds:6.1f} s[/]  ", end="")
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def loading(self, state: Mapping[str, Any]) -> None:
+        if not self._console.is_terminal:
+            return
         self._bars.start()
         for name, model in state.get("models", {}).items():
             if name not in self._tasks:
@@ -90,16 +93,19 @@ class Terminal:
             print_(f"wrong: {fault}", style="bold red", markup=False, soft_wrap=True)
         print_(question.curl(url), style="green", markup=False, soft_wrap=True)
 
-    def finished(self, report: Report) -> None:
-        first = report.seconds["first_answer"]
-        self._console.print(f"\nFirst answer {first:.1f} s after exec, ready after {report.seconds['ready']:.1f} s.")
+    def finished(self, report: Report, *, serving: bool) -> None:
+        first, ready = report.seconds["first_answer"], report.seconds["ready"]
+        self._console.print(f"\nReady {ready:.1f} s after exec, first answer after {first:.1f} s.")
         for wrong in report.faults:
             self._console.print(f"wrong: {wrong}", style="bold red", markup=False, soft_wrap=True)
         if report.ok:
-            self._console.print(f"Every answer is right. The server is at [bold]{report.url}[/]; Ctrl-C ends it.")
+            self._console.print("Every answer is right.")
+        if serving:
+            self._console.print(f"The server stays at [bold]{report.url}[/] until Ctrl-C; {report.url}/startup.svg")
 
     def close(self) -> None:
-        self._bars.stop()
+        if self._bars.live.is_started:
+            self._bars.stop()
 
 
 class Machine:
@@ -128,7 +134,7 @@ class Machine:
             }
         )
 
-    def finished(self, report: Report) -> None:
+    def finished(self, report: Report, *, serving: bool) -> None:
         import json
 
         seconds = {name: round(value, 3) for name, value in report.seconds.items()}

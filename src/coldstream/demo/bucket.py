@@ -182,7 +182,7 @@ class LocalBucket:
         address = f"127.0.0.1:{self._port}"
         flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(self._port), "-log-level", "error"]
         flags += ["-backend", "filesystem", "-filesystem-root", str(self.folder / "objects")]
-        flags += ["-public-host", address, "-external-url", f"http://{address}"]
+        flags += ["-public-host", "127.0.0.1", "-external-url", f"http://{address}"]
         return child.spawn([str(binary), *flags], log=self.folder / "server.log")
 
     def _answers_in_time(self, process: subprocess.Popen[bytes]) -> bool:

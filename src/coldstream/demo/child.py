@@ -29,7 +29,7 @@ def spawn(
     """
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
     with log.open("wb") as output:
-        return subprocess.Popen(  # noqa: S603  our own argument list, no shell
+        return subprocess.Popen(
             [*launcher, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,

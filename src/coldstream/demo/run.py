@@ -36,8 +36,8 @@ class Audience(Protocol):
     def answered(self, question: Question, answer: Answer, fault: str | None, url: str) -> None:
         """A question was answered; `fault` says what is wrong with it."""
 
-    def finished(self, report: Report) -> None:
-        """All questions were asked."""
+    def finished(self, report: Report, *, serving: bool) -> None:
+        """All questions were asked; `serving` says whether the server goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def run(*, cache: Path, port: int | None, check: bool, audience: Audience, timel
             _fill(bucket, package, cache, audience, timeline)
             with Server(("--config", str(config)), port=chosen, environment=bucket.environment) as server:
                 report = _ask_all(server, audience, timeline)
-                audience.finished(report)
+                audience.finished(report, serving=not check)
                 if not check:
                     _serve_on(server)
                 return report.ok
@@ -112,8 +112,9 @@ def _ask_all(server: Server, audience: Audience, timeline: Timeline) -> Report:
     audience.stage("ready: both models were streamed from gs:// and verified", timeline.now())
     faults = []
     for question in questions():
+        asked = timeline.now()
         answer = server.ask(question)
-        seconds.setdefault("first_answer", timeline.now())
+        seconds.setdefault("first_answer", asked + answer.seconds)
         wrong = fault(question, answer)
         if wrong is not None:
             faults.append(f"{question.text}: {wrong}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -31,15 +32,14 @@ class Server:
     def __init__(self, arguments: tuple[str, ...], *, port: int, environment: Mapping[str, str]) -> None:
         self.port = port
         self._arguments = arguments
-        self._environment = {**os.environ, **environment}
+        self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Server:
         self._folder = tempfile.TemporaryDirectory(prefix="coldstream-demo-")
-        command = [sys.executable, "-m", "coldstream", "serve", *self._arguments]
-        command += ["--host", "127.0.0.1", "--port", str(self.port)]
-        self._process = child.spawn(command, log=self.log, environment=self._environment)
+        command = [sys.executable, "-m", "coldstream", *self._command]
+        self._process = child.spawn(command, log=self.log, environment={**os.environ, **self._environment})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
@@ -52,6 +52,16 @@ class Server:
     def url(self) -> str:
         """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def command_line(self) -> str:
+        """What a user would type for the same."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self._environment.items()]
+        return " ".join([*variables, "coldstream", shlex.join(self._command)])
+
+    @property
+    def _command(self) -> list[str]:
+        return ["serve", *self._arguments, "--host", "127.0.0.1", "--port", str(self.port)]
 
     @property
     def log(self) -> Path:
