@@ -19,10 +19,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client.core import Metric
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from coldstream.errors import ColdstreamError
-from coldstream.serve import failures, metrics, tasks
+from coldstream.serve import documented, failures, metrics, tasks
 from coldstream.serve.generate import generate
 from coldstream.serve.inference import Inference
 from coldstream.serve.middleware import CheckKey, Observe, WholeBody
@@ -39,8 +39,6 @@ _BODIES: Mapping[str, tuple[str, ...]] = {
     openai_chat.PATH: tuple(ChatRequest.model_fields),
     openai_completions.PATH: tuple(CompletionRequest.model_fields),
 }
-_ERROR = {"description": "An error that says which field is wrong and what is allowed"}
-_ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 413, 422, 429, 500, 503, 504), _ERROR)
 
 
 def create_app(state: ServerState, *, environ: Mapping[str, str] = os.environ) -> FastAPI:
@@ -67,52 +65,52 @@ def create_app(state: ServerState, *, environ: Mapping[str, str] = os.environ) -
 
 
 def _add_generate(app: FastAPI, state: ServerState, inference: Inference) -> None:
-    @app.post("/generate", response_model=None, responses=_ERRORS)
+    @app.post("/generate", response_model=None, responses=documented.GENERATE)
     async def generate_route(body: GenerateRequest, request: Request) -> Response:
         """Answer a task: a JSON string, an object with `details`, server-sent events with `stream`."""
         return await generate(state, inference, body, request.scope[SCOPE_KEY])
 
 
 def _add_openai(app: FastAPI, state: ServerState, inference: Inference) -> None:
-    @app.post(openai_chat.PATH, response_model=None, responses=_ERRORS)
+    @app.post(openai_chat.PATH, response_model=None, responses=documented.CHAT)
     async def chat_route(body: ChatRequest, request: Request) -> Response:
         """OpenAI's chat completions; `model` names a model or a task."""
         return await openai_chat.chat(state, inference, body, request.scope[SCOPE_KEY])
 
-    @app.post(openai_completions.PATH, response_model=None, responses=_ERRORS)
+    @app.post(openai_completions.PATH, response_model=None, responses=documented.COMPLETIONS)
     async def completions_route(body: CompletionRequest, request: Request) -> Response:
         """OpenAI's text completions; with echo and logprobs they score a text."""
         return await openai_completions.complete(state, inference, body, request.scope[SCOPE_KEY])
 
 
 def _add_reads(app: FastAPI, state: ServerState, measured: metrics.Metrics) -> None:
-    @app.get("/v1/models", response_model=None)
+    @app.get("/v1/models", response_model=None, responses=documented.MODELS)
     async def models() -> Response:
         """The models and the tasks; both names are good for `model`."""
         return JsonReply({"object": "list", "data": _model_objects(state)})
 
-    @app.get("/v1/models/{name:path}", response_model=None, responses=_ERRORS)
+    @app.get("/v1/models/{name:path}", response_model=None, responses=documented.MODEL)
     async def model(name: str) -> Response:
         """One model or task."""
         return JsonReply(_model_object(state, name))
 
-    @app.get("/v1/tasks", response_model=None)
+    @app.get("/v1/tasks", response_model=None, responses=documented.TASKS)
     async def task_list() -> Response:
         """The tasks, each with a JSON Schema of its inputs."""
         described = [tasks.describe(task) for task in state.settings.tasks.values()]
         return JsonReply({"object": "list", "data": described})
 
-    @app.get("/metrics", response_model=None)
+    @app.get("/metrics", response_class=PlainTextResponse, responses=documented.METRICS)
     async def exposition() -> Response:
         """Prometheus metrics."""
         return Response(measured.text(), headers={"content-type": metrics.CONTENT_TYPE})
 
-    @app.get("/healthz", response_model=None)
+    @app.get("/healthz", response_model=None, responses=documented.HEALTH)
     async def healthz() -> Response:
         """200 as long as the process answers."""
         return JsonReply({"status": "ok"})
 
-    @app.get("/readyz", response_model=None)
+    @app.get("/readyz", response_model=None, responses=documented.READY)
     async def readyz() -> Response:
         """200 when every model is ready."""
         return _readiness(state)

@@ -1,0 +1,160 @@
+"""The answers as /openapi.json describes them: plain JSON Schema, so that nothing is built at start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+
+def _object(required: Schema, optional: Schema | None = None) -> Schema:
+    properties = required | (optional or {})
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+def _list(item: Schema) -> Schema:
+    return {"type": "array", "items": item}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_TEXT: Schema = {"type": "string"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_SECONDS: Schema = _or_null({"type": "number"})
+_ANY: Schema = {}
+
+_OUR_ERROR = _object(
+    {"error": _object({"type": _TEXT, "message": _TEXT, "field": _or_null(_TEXT), "allowed": _list(_TEXT)})}
+)
+_OPENAI_ERROR = _object(
+    {"error": _object({"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _or_null(_TEXT)})}
+)
+_DETAILS = _object(
+    {
+        "text": _TEXT,
+        "finish_reason": {"enum": ["stop", "length"]},
+        "usage": _object({"prompt_tokens": _COUNT, "cached_tokens": _COUNT, "completion_tokens": _COUNT}),
+        "timings": _object(
+            {
+                "queued_seconds": {"type": "number"},
+                "first_token_seconds": _SECONDS,
+                "total_seconds": {"type": "number"},
+                "tokens_per_second": _SECONDS,
+            }
+        ),
+        "model": _TEXT,
+        "revision": _TEXT,
+        "task": _TEXT,
+        "inputs_defaulted": _list(_TEXT),
+    }
+)
+_USAGE = _object(
+    {
+        "prompt_tokens": _COUNT,
+        "completion_tokens": _COUNT,
+        "total_tokens": _COUNT,
+        "prompt_tokens_details": _object({"cached_tokens": _COUNT}),
+    }
+)
+_TOKEN = {"token": _TEXT, "logprob": {"type": "number"}, "bytes": _list({"type": "integer"})}
+_CHAT_LOGPROBS = _object(
+    {"content": _list(_object({**_TOKEN, "top_logprobs": _list(_object(_TOKEN))})), "refusal": {"type": "null"}}
+)
+_CALL = _object({"id": _TEXT, "type": {"const": "function"}, "function": _object({"name": _TEXT, "arguments": _TEXT})})
+_MESSAGE = _object(
+    {"role": {"const": "assistant"}, "content": _or_null(_TEXT), "refusal": {"type": "null"}},
+    {"tool_calls": _list(_CALL)},
+)
+_LOGPROBS = _object(
+    {
+        "tokens": _list(_TEXT),
+        "token_logprobs": _list(_or_null({"type": "number"})),
+        "top_logprobs": _list(_or_null({"type": "object", "additionalProperties": {"type": "number"}})),
+        "text_offset": _list(_COUNT),
+    }
+)
+_CARD = _object(
+    {"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT, "root": _TEXT},
+    {"status": {"enum": ["loading", "ready"]}, "max_model_len": _COUNT, "revision": _TEXT, "parent": _TEXT},
+)
+_TASK = _object(
+    {
+        "type": _TEXT,
+        "model": _TEXT,
+        "help": _TEXT,
+        "prompt_input": _or_null(_TEXT),
+        "images": _COUNT,
+        "inputs": {"type": "object"},
+    }
+)
+
+
+def _envelope(kind: str, choice: Schema) -> Schema:
+    return _object(
+        {
+            "id": _TEXT,
+            "object": {"const": kind},
+            "created": _COUNT,
+            "model": _TEXT,
+            "system_fingerprint": _TEXT,
+            "choices": _list(choice),
+            "usage": _USAGE,
+        }
+    )
+
+
+_GENERATED: Schema = {"anyOf": [_TEXT, _DETAILS]}
+_CHAT = _envelope(
+    "chat.completion",
+    _object(
+        {
+            "index": _COUNT,
+            "message": _MESSAGE,
+            "logprobs": _or_null(_CHAT_LOGPROBS),
+            "finish_reason": {"enum": ["stop", "length", "tool_calls"]},
+        }
+    ),
+)
+_COMPLETION = _envelope(
+    "text_completion",
+    _object(
+        {
+            "index": _COUNT,
+            "text": _TEXT,
+            "logprobs": _or_null(_LOGPROBS),
+            "finish_reason": {"enum": ["stop", "length"]},
+        }
+    ),
+)
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _ok(schema: Schema, *, streams: bool = False) -> Responses:
+    content: Schema = {"application/json": {"schema": schema}}
+    return {200: {"description": "The answer", "content": content | ({"text/event-stream": {}} if streams else {})}}
+
+
+def _errors(schema: Schema, *statuses: int) -> Responses:
+    content = {"application/json": {"schema": schema}}
+    description = "Says which field is wrong and what is allowed"
+    return {status: {"description": description, "content": content} for status in statuses}
+
+
+_REFUSALS = (400, 401, 404, 413, 422, 429, 500, 503, 504)
+
+GENERATE = _ok(_GENERATED, streams=True) | _errors(_OUR_ERROR, *_REFUSALS)
+CHAT = _ok(_CHAT, streams=True) | _errors(_OPENAI_ERROR, *_REFUSALS)
+COMPLETIONS = _ok(_COMPLETION, streams=True) | _errors(_OPENAI_ERROR, *_REFUSALS)
+MODELS = _ok(_object({"object": {"const": "list"}, "data": _list(_CARD)})) | _errors(_OPENAI_ERROR, 401)
+MODEL = _ok(_CARD) | _errors(_OPENAI_ERROR, 401, 404, 422)
+TASKS = _ok(_object({"object": {"const": "list"}, "data": _list(_TASK)})) | _errors(_OPENAI_ERROR, 401)
+METRICS: Responses = {
+    200: {"description": "The exposition format", "content": {"text/plain": {"schema": _TEXT}}},
+    **_errors(_OUR_ERROR, 401),
+}
+HEALTH = _ok(_object({"status": {"const": "ok"}}))
+_READINESS = _object({"status": {"enum": ["ready", "loading", "closing"]}, "models": {"type": "object"}})
+READY = _ok(_READINESS) | {503: {"description": "Not yet", "content": {"application/json": {"schema": _READINESS}}}}
