@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coldstream.errors import OutOfMemory
+from coldstream.serve import lean_torch
 from coldstream.settings import ModelSettings
 from coldstream.timeline import Timeline
 
@@ -35,6 +36,7 @@ def import_torch(threads: int | None, timeline: Timeline) -> None:
         with timeline.span("map libtorch"):
             preload()
     with timeline.span("import torch"):
+        lean_torch.import_torch()
         import torch
 
         from coldstream.engine.memory import cpu_limit
