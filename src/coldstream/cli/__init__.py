@@ -14,7 +14,10 @@ import typer
 import coldstream.cli.demo
 import coldstream.cli.inspect
 import coldstream.cli.serve
+import coldstream.cli.verify
 from coldstream.errors import ColdstreamError
+
+_GROUPS = (coldstream.cli.serve, coldstream.cli.inspect, coldstream.cli.verify, coldstream.cli.demo)
 
 
 def _app() -> typer.Typer:
@@ -27,7 +30,7 @@ def _app() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    for group in (coldstream.cli.serve, coldstream.cli.inspect, coldstream.cli.demo):
+    for group in _GROUPS:
         group.register(app)
     return app
 
