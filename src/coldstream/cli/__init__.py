@@ -11,13 +11,10 @@ from typing import NoReturn
 
 import typer
 
-import coldstream.cli.demo
-import coldstream.cli.inspect
-import coldstream.cli.serve
-import coldstream.cli.verify
+from coldstream.cli import demo, inspect, serve, verify
 from coldstream.errors import ColdstreamError
 
-_GROUPS = (coldstream.cli.serve, coldstream.cli.inspect, coldstream.cli.verify, coldstream.cli.demo)
+_GROUPS = (serve, inspect, verify, demo)
 
 
 def _app() -> typer.Typer:
