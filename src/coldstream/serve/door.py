@@ -7,6 +7,7 @@ in a bounded number, for the application behind it. Importing this costs nothing
     GET /readyz        200 when every model is ready, or has failed beside one that is; until then 503, with progress
     GET /startup       the whole state and timeline as JSON; as server-sent events for `Accept: text/event-stream`
     GET /startup.svg   the waterfall of the start
+    GET /              the page that shows it, and its files (serve/playground), unless it is switched off
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from coldstream.errors import Unauthorized
 
 if TYPE_CHECKING:
     from coldstream.serve.keys import ApiKeys
+    from coldstream.serve.playground import Playground
     from coldstream.serve.startup import Startup
 
 Scope = MutableMapping[str, Any]
@@ -35,8 +37,11 @@ _EVENT_PERIOD = 0.2
 class Door:
     """Answers the start-up routes; everything else goes to the application, once `open_to` has been called."""
 
-    def __init__(self, startup: Startup, keys: ApiKeys, *, max_waiting: int) -> None:
+    def __init__(
+        self, startup: Startup, keys: ApiKeys, *, max_waiting: int, playground: Playground | None = None
+    ) -> None:
         self._startup = startup
+        self._pages: dict[str, ASGIApp] = dict.fromkeys(playground.paths, playground) if playground else {}
         self._keys = keys
         self._max_waiting = max_waiting
         self._waiting = 0
@@ -59,7 +64,7 @@ class Door:
         route = self._routes().get(scope["path"]) if scope["method"] in ("GET", "HEAD") else None
         if route is None:
             await self._pass_on(scope, receive, send)
-        elif scope["path"] in _PUBLIC or await self._permits(scope, send):
+        elif scope["path"] in _PUBLIC or scope["path"] in self._pages or await self._permits(scope, send):
             await route(scope, receive, send)
 
     async def _permits(self, scope: Scope, send: Send) -> bool:
@@ -78,6 +83,7 @@ class Door:
             "/readyz": self._readyz,
             "/startup": self._startup_state,
             "/startup.svg": self._waterfall,
+            **self._pages,
         }
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -143,7 +149,7 @@ class Door:
 
 
 _PUBLIC = frozenset({"/healthz", "/readyz"})
-"""Probes carry no key. The other routes name buckets and times, and want one where keys are set."""
+"""Probes carry no key, and the page asks its reader for one. The rest names buckets and times, and wants one."""
 
 
 async def _disconnected(receive: Receive) -> None:

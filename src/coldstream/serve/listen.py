@@ -99,10 +99,12 @@ class _Process:
 
     async def _serve(self, listener: socket.socket) -> None:
         from coldstream.serve.http_server import HttpServer
+        from coldstream.serve.playground import Playground
         from coldstream.serve.state import ServerState
 
         self._loop = asyncio.get_running_loop()
-        door = Door(self.startup, self._keys, max_waiting=self._settings.server.max_queue)
+        playground = Playground() if self._settings.server.playground else None
+        door = Door(self.startup, self._keys, max_waiting=self._settings.server.max_queue, playground=playground)
         state = ServerState(self._settings, self.startup.models, keys=self._keys, timeline=self._timeline)
         server = HttpServer(door, hanging_up=_HANGING_UP)
         with self._signals(self._loop):
