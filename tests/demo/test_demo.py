@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.bench.child import free_port
 from coldstream.demo.bucket import LocalBucket
-from coldstream.demo.child import free_port
 from coldstream.demo.questions import questions
 from coldstream.demo.server import Server
 from coldstream.demo.smollm2 import checkpoint

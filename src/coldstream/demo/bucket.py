@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote, urlencode
 
-from coldstream.demo import child
+from coldstream.bench import child
 from coldstream.errors import ColdstreamError, MissingExtra
 
 _ATTRIBUTE = "user.metadata"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from coldstream import settings
-from coldstream.demo import child
+from coldstream.bench import child
 from coldstream.demo.bucket import LocalBucket
 from coldstream.demo.questions import Answer, Question, fault, questions
 from coldstream.demo.server import Server

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from coldstream.demo import child
+from coldstream.bench import child
 from coldstream.demo.questions import Answer, Question
 from coldstream.errors import ColdstreamError
 

@@ -1,4 +1,4 @@
-"""Processes that never outlive the demo."""
+"""Processes that never outlive the one that started them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,337 @@
+"""From exec to the first token over HTTP: Coldstream, the floor and installed peers, one after the other, in turns.
+
+The floor is what no server in this language can undercut: one process that imports torch, then loads the checkpoint's
+tokenizer, and serves nothing. The clock starts just before the process is created and stops when the first text of a
+streamed reply has arrived; the request is sent as soon as the port takes connections, and again when it is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from coldstream.bench import child
+from coldstream.bench.contenders import Contender, Skipped, coldstream, llama_server, ollama, transformers_serve, vllm
+from coldstream.bench.shape import Shape, ShapedProxy
+from coldstream.errors import ColdstreamError, SettingsError
+from coldstream.weights.checkpoint import Checkpoint, open_checkpoint_async
+from coldstream.weights.stream import stream_ranges
+
+PageCache = Literal["warm", "cold"]
+
+FLOOR = "torch, then tokenizer"
+_FLOOR_CODE = (
+    "import sys, torch\nfrom tokenizers import Tokenizer\nTokenizer.from_file(sys.argv[1])\nprint('done', flush=True)"
+)
+_DEADLINE = 600.0
+_CONNECT_PAUSE = 0.001
+_RETRY_PAUSE = 0.01
+_WATCH_PERIOD = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One cold start. Seconds since exec; `last_byte` is when the last byte of a shaped bucket left for the server."""
+
+    first_token: float
+    port_open: float | None = None
+    last_byte: float | None = None
+    peak_memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How /readyz answered, asked every 20 ms of one more load. Seconds from request to reply."""
+
+    polls: int
+    longest: float
+    median: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All starts of one contender, in the order in which they ran."""
+
+    name: str
+    reads: str
+    starts: tuple[Start, ...]
+    watch: Watch | None = None
+
+    @property
+    def median(self) -> float:
+        """Seconds to the first token."""
+        return statistics.median(start.first_token for start in self.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class ColdstartReport:
+    """The whole bench, as data."""
+
+    uri: str
+    bytes: int
+    runs: int
+    page_cache: PageCache
+    shape: str | None
+    results: tuple[Result, ...]
+    skipped: tuple[Skipped, ...]
+    machine: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """With the medians, and each as a multiple of the floor's."""
+        floor = next(result.median for result in self.results if result.name == FLOOR)
+        results = [
+            {**asdict(result), "median": result.median, "of_floor": result.median / floor} for result in self.results
+        ]
+        return {**asdict(self), "results": results}
+
+
+def run_coldstart_bench(
+    uri: str,
+    *,
+    runs: int = 5,
+    shape: Shape | None = None,
+    peers: bool = True,
+    page_cache: PageCache = "warm",
+    gguf: Path | None = None,
+    ollama_model: str | None = None,
+    told: Callable[[str, Start], None] = lambda name, start: None,
+) -> ColdstartReport:
+    """Time `runs` starts of everybody, in turns; `told` hears of each.
+
+    `page_cache` "warm" starts everybody once before, uncounted; "cold" drops the kernel's page cache before each start,
+    which only root may do. `shape` puts a slower bucket in front, and needs STORAGE_EMULATOR_HOST.
+
+    Raises:
+        SettingsError: `shape` without an emulator, or "cold" without the right to it.
+        ColdstreamError: a contender ended, or gave no token within ten minutes.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coldstream-bench-")))
+        (folder / "copy").mkdir()
+        rivals, skipped = _peers(folder / "copy", gguf, ollama_model) if peers else ([], [])
+        copies = any(rival.reads == "local copy" for rival in rivals)
+        size = asyncio.run(_copy(uri, folder / "copy", weights=copies))
+        proxy = stack.enter_context(_shaped(shape)) if shape is not None else None
+        ours = coldstream(uri, environment={"STORAGE_EMULATOR_HOST": proxy.url} if proxy else {})
+        bench = _Bench(folder, page_cache, proxy, told)
+        results = bench.measure([ours, *rivals], folder / "copy" / "tokenizer.json", runs)
+    return ColdstartReport(
+        uri=uri,
+        bytes=size,
+        runs=runs,
+        page_cache=page_cache,
+        shape=str(shape) if shape else None,
+        results=tuple(results),
+        skipped=tuple(skipped),
+        machine=_machine(),
+    )
+
+
+def _peers(copy: Path, gguf: Path | None, ollama_model: str | None) -> tuple[list[Contender], list[Skipped]]:
+    found = [transformers_serve(copy), vllm(copy), llama_server(gguf), ollama(ollama_model)]
+    return [f for f in found if isinstance(f, Contender)], [f for f in found if isinstance(f, Skipped)]
+
+
+def _machine() -> dict[str, Any]:
+    model = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "load_before": os.getloadavg()[0]}
+
+
+def _shaped(shape: Shape) -> ShapedProxy:
+    emulator = urlsplit(os.environ.get("STORAGE_EMULATOR_HOST", ""))
+    if emulator.scheme != "http" or not emulator.hostname:
+        raise SettingsError("--shape puts a proxy before a local bucket: set STORAGE_EMULATOR_HOST=http://HOST:PORT")
+    return ShapedProxy(emulator.hostname, emulator.port or 80, shape)
+
+
+async def _copy(uri: str, folder: Path, *, weights: bool) -> int:
+    """Bring the checkpoint's small files, and its weights if somebody reads them there; the bytes of its tensors."""
+    checkpoint = await open_checkpoint_async(uri)
+    for name in checkpoint.files:
+        if name.endswith((".json", ".jinja", ".model", ".txt")):
+            (folder / name).write_bytes(await checkpoint.read_file(name))
+    if not (folder / "tokenizer.json").exists():
+        raise ColdstreamError(f"{uri}: no tokenizer.json in it, so there is no floor to measure")
+    if weights:
+        await _copy_weights(checkpoint, folder)
+    return checkpoint.total_bytes
+
+
+async def _copy_weights(checkpoint: Checkpoint, folder: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        files = {shard.name: stack.enter_context((folder / shard.name).open("wb")) for shard in checkpoint.shards}
+        for shard in checkpoint.shards:
+            files[shard.name].write(shard.header_bytes)
+        async for landed in stream_ranges(checkpoint):
+            file = files[landed.read.file]
+            file.seek(landed.read.start)
+            file.write(landed.data)
+
+
+class _Bench:
+    def __init__(
+        self, folder: Path, page_cache: PageCache, proxy: ShapedProxy | None, told: Callable[[str, Start], None]
+    ) -> None:
+        self._log = folder / "contender.log"
+        self._page_cache = page_cache
+        self._proxy = proxy
+        self._told = told
+
+    def measure(self, contenders: list[Contender], tokenizer: Path, runs: int) -> list[Result]:
+        turns: dict[str, Callable[[], Start]] = {c.name: partial(self._server, c) for c in contenders}
+        turns[FLOOR] = partial(self._floor, tokenizer)
+        starts: dict[str, list[Start]] = {name: [] for name in turns}
+        for run in range(-1 if self._page_cache == "warm" else 0, runs):
+            for name, turn in turns.items():
+                if self._page_cache == "cold":
+                    _drop_page_cache()
+                start = turn()
+                if run >= 0:
+                    starts[name].append(start)
+                    self._told(name, start)
+        reads = {contender.name: contender.reads for contender in contenders}
+        watches = {c.name: self._watch(c) for c in contenders if c.watched}
+        return [Result(n, reads.get(n, "tokenizer.json"), tuple(s), watches.get(n)) for n, s in starts.items()]
+
+    def _floor(self, tokenizer: Path) -> Start:
+        started = time.monotonic()
+        command = [sys.executable, "-c", _FLOOR_CODE, str(tokenizer)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+            line = process.stdout.readline() if process.stdout else ""
+            seconds = time.monotonic() - started
+        if line != "done\n":
+            raise ColdstreamError(f"importing torch and loading {tokenizer} ended with code {process.returncode}")
+        return Start(first_token=seconds)
+
+    def _server(self, contender: Contender) -> Start:
+        with self._running(contender) as server:
+            server.wait_for_port()
+            opened = time.monotonic() - server.started
+            server.wait_for_token()
+            token = time.monotonic() - server.started
+            last = self._proxy.last_byte - server.started if self._proxy and contender.watched else None
+            return Start(token, opened, last, server.peak_memory())
+
+    def _watch(self, contender: Contender) -> Watch:
+        with self._running(contender) as server:
+            server.wait_for_port()
+            asked = threading.Thread(target=server.wait_for_token)
+            asked.start()
+            seconds = list(server.readyz_seconds(until=lambda: not asked.is_alive()))
+            asked.join()
+        return Watch(len(seconds), max(seconds), statistics.median(seconds))
+
+    @contextlib.contextmanager
+    def _running(self, contender: Contender) -> Iterator[_Server]:
+        server = _Server(contender, self._log)
+        try:
+            yield server
+        finally:
+            server.end()
+
+
+class _Server:
+    """A contender's process, its clock started."""
+
+    def __init__(self, contender: Contender, log: Path) -> None:
+        self._contender = contender
+        self._log = log
+        self._port = child.free_port()
+        environment = {k: v.replace("{port}", str(self._port)) for k, v in contender.environment.items()}
+        command = [part.replace("{port}", str(self._port)) for part in contender.command]
+        with log.open("wb") as output:
+            self.started = time.monotonic()
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **environment}
+            )
+
+    def end(self) -> None:
+        child.end(self._process, patience=10.0)
+
+    def wait_for_port(self) -> None:
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                    return
+            self._check()
+            time.sleep(_CONNECT_PAUSE)
+
+    def wait_for_token(self) -> None:
+        """Ask until somebody answers with text; a server that is not ready refuses or says 4xx or 503."""
+        body = json.dumps(self._contender.body).encode()
+        while not self._token(body):
+            self._check()
+            time.sleep(_RETRY_PAUSE)
+
+    def _token(self, body: bytes) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_DEADLINE)
+        try:
+            connection.request("POST", self._contender.path, body, {"content-type": "application/json"})
+            reply = connection.getresponse()
+            if reply.status == 200:
+                return any(self._contender.token(line.decode("utf-8", "replace")) for line in reply)
+            self._refused(reply.status, reply.read())
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+        return False
+
+    def _refused(self, status: int, body: bytes) -> None:
+        if status in (400, 422, 500):
+            text = body.decode("utf-8", "replace")[:300]
+            raise ColdstreamError(f"{self._contender.name} answered {status} to {self._contender.path}: {text}")
+
+    def readyz_seconds(self, *, until: Callable[[], bool]) -> Iterator[float]:
+        """How long each GET /readyz took, one every 20 ms; at least one."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_DEADLINE)
+        with contextlib.closing(connection):
+            while True:
+                asked = time.monotonic()
+                connection.request("GET", "/readyz")
+                connection.getresponse().read()
+                yield time.monotonic() - asked
+                if until():
+                    return
+                time.sleep(max(0.0, asked + _WATCH_PERIOD - time.monotonic()))
+
+    def peak_memory(self) -> int | None:
+        """Bytes; of the process that was started, not of its children."""
+        with contextlib.suppress(OSError, StopIteration, ValueError):
+            lines = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8").splitlines()
+            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+        return None
+
+    def _check(self) -> None:
+        if self._process.poll() is not None:
+            lines = child.last_lines(self._log, 5)
+            raise ColdstreamError(f"{self._contender.name} ended with code {self._process.returncode}: {lines}")
+        if time.monotonic() - self.started > _DEADLINE:
+            raise ColdstreamError(f"{self._contender.name} gave no token in {_DEADLINE:.0f} s")
+
+
+def _drop_page_cache() -> None:
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
+    except OSError as exc:
+        raise SettingsError(f"a cold page cache needs root ({exc.strerror}); measure with a warm one") from exc
