@@ -148,7 +148,8 @@ def _card(name: str, model: ServedModel) -> dict[str, Any]:
     card = {"id": name, "object": "model", "created": model.created, "owned_by": "coldstream", "root": model.uri}
     if not model.is_ready:
         return card | {"status": "loading"}
-    return card | {"status": "ready", "max_model_len": model.max_context, "revision": model.revision}
+    chat = model.tokenizer.has_chat_template
+    return card | {"status": "ready", "max_model_len": model.max_context, "revision": model.revision, "chat": chat}
 
 
 def _add_failures(app: FastAPI) -> None:

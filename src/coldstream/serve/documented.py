@@ -77,7 +77,13 @@ _LOGPROBS = _object(
 )
 _CARD = _object(
     {"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT, "root": _TEXT},
-    {"status": {"enum": ["loading", "ready"]}, "max_model_len": _COUNT, "revision": _TEXT, "parent": _TEXT},
+    {
+        "status": {"enum": ["loading", "ready"]},
+        "max_model_len": _COUNT,
+        "revision": _TEXT,
+        "chat": {"type": "boolean"},
+        "parent": _TEXT,
+    },
 )
 _TASK = _object(
     {
