@@ -79,7 +79,8 @@ class Iam:
         if not may_look:
             return "UNKNOWN_INFO_DENIED"
         if any(
-            binding.member in {principal, "allUsers"} and permission in roles().get(binding.role, frozenset())
+            binding.member in {principal, "allUsers", *self._convenience(principal)}
+            and permission in roles().get(binding.role, frozenset())
             for binding in self._acting(resource)
         ):
             return "GRANTED"
@@ -101,7 +102,18 @@ class Iam:
 
     def _identities(self, principal: str) -> set[str]:
         groups = {group for group, members in self.groups.items() if principal in members}
-        return {principal, "allAuthenticatedUsers", "allUsers", *groups}
+        return {principal, "allAuthenticatedUsers", "allUsers", *groups, *self._convenience(principal)}
+
+    def _convenience(self, principal: str) -> set[str]:
+        """projectOwner:P and the like, by which a bucket's own policy names whoever has a basic role on the project."""
+        values = {"roles/owner": "projectOwner", "roles/editor": "projectEditor", "roles/viewer": "projectViewer"}
+        return {
+            f"{values[binding.role]}:{place.rsplit('/', 1)[1]}"
+            for place, bindings in self.policies.items()
+            if place.startswith("//cloudresourcemanager.")
+            for binding in bindings
+            if binding.member == principal and binding.role in values and binding.acts_from <= self.now()
+        }
 
     def _acting(self, resource: str) -> Iterable[Binding]:
         place: str | None = resource

@@ -1,4 +1,4 @@
-"""What each method does and which permission it wants, for the projects' own services; run.py and build.py have the rest."""
+"""What each method does and which permission it wants; Cloud Run and Cloud Build are in run.py and build.py."""
 
 from __future__ import annotations
 
@@ -293,10 +293,7 @@ def troubleshoot(call: Call) -> Any:
     place = asked["fullResourceName"]
     may_look = world.iam.allowed(call.principal, "resourcemanager.projects.getIamPolicy", world.project_name)
     email = asked["principal"]
-    if email.endswith(".iam.gserviceaccount.com"):
-        member = f"serviceAccount:{email}"
-    else:
-        member = f"user:{email}"
+    member = f"serviceAccount:{email}" if email.endswith(".iam.gserviceaccount.com") else f"user:{email}"
     access = world.iam.troubleshoot(member, asked["permission"], place, may_look=may_look)
     return {"access": access, "explainedPolicies": [{"access": access, "fullResourceName": place}]}
 
@@ -372,7 +369,7 @@ def create_bucket(call: Call) -> Any:
     name = call.body["name"]
     if name in call.world.buckets:
         raise already(f"b/{name}")
-    call.world.buckets[name] = Bucket(call.body.get("location", "US").upper(), call.body.get("labels", {}))
+    call.world.add_bucket(name, Bucket(call.body.get("location", "US").upper(), call.body.get("labels", {})))
     return show_bucket(call.world, name)
 
 

@@ -226,9 +226,12 @@ class _IamAdmin(grpc.GenericRpcHandler):
         def answer(message: Any, context: Any) -> Any:
             fields = json_format.MessageToDict(message)
             path = re.sub(r"\{(\w+)\}", lambda match: str(fields.pop(match.group(1))), template)
+            # In its REST form this one option is a query parameter.
+            options = fields.pop("options", {}) if name == "GetIamPolicy" else {}
+            query = {f"options.{key}": [str(value)] for key, value in options.items()}
             raw = json.dumps(fields).encode() if http == "POST" and fields else b""
             try:
-                reply = self._cloud.answer("iam", http, path, {}, _Request(authorization, raw, "application/json"))
+                reply = self._cloud.answer("iam", http, path, query, _Request(authorization, raw, "application/json"))
             except CloudError as error:
                 code = grpc.StatusCode.ABORTED if error.status == "ABORTED" else _STATUS.get(error.code)
                 context.abort(code or grpc.StatusCode.INVALID_ARGUMENT, error.message)

@@ -113,6 +113,14 @@ class World:
     def bucket_name(self, bucket: str) -> str:
         return self._under_project(f"//storage.googleapis.com/projects/_/buckets/{bucket}")
 
+    def add_bucket(self, name: str, bucket: Bucket) -> None:
+        """A bucket with the policy it is born with (https://cloud.google.com/storage/docs/access-control/iam-roles)."""
+        self.buckets[name] = bucket
+        place = self.bucket_name(name)
+        for basic, legacy in (("projectOwner", "Owner"), ("projectEditor", "Owner"), ("projectViewer", "Reader")):
+            self.iam.grant(place, f"roles/storage.legacyBucket{legacy}", f"{basic}:{self.project}")
+            self.iam.grant(place, f"roles/storage.legacyObject{legacy}", f"{basic}:{self.project}")
+
     def account_name(self, email: str) -> str:
         return self._under_project(f"//iam.googleapis.com/projects/{self.project}/serviceAccounts/{email}")
 

@@ -366,7 +366,8 @@ class Google:
     def create_build(self, location: str, build: Mapping[str, Any]) -> str:
         """Start a build; its id."""
         cloudbuild_v1 = _module("google.cloud.devtools.cloudbuild_v1")
-        request = {"parent": location, "project_id": location.split("/")[1], "build": cloudbuild_v1.Build(dict(build))}
+        # With `project_id` the REST transport chooses the older path without a location, and another set of builds.
+        request = {"parent": location, "build": cloudbuild_v1.Build(dict(build))}
         operation = self._build().create_build(cloudbuild_v1.CreateBuildRequest(request), timeout=TIMEOUT)
         return str(operation.metadata.build.id)
 
@@ -374,14 +375,14 @@ class Google:
     def build(self, location: str, identity: str) -> Mapping[str, Any]:
         """The build as it stands."""
         cloudbuild_v1 = _module("google.cloud.devtools.cloudbuild_v1")
-        names = {"name": f"{location}/builds/{identity}", "project_id": location.split("/")[1], "id": identity}
+        names = {"name": f"{location}/builds/{identity}"}
         return _plain(self._build().get_build(cloudbuild_v1.GetBuildRequest(names), timeout=TIMEOUT))
 
     @_call
     def builds(self, location: str, tag: str) -> tuple[Mapping[str, Any], ...]:
         """Builds with a tag, the newest first."""
         cloudbuild_v1 = _module("google.cloud.devtools.cloudbuild_v1")
-        names = {"parent": location, "project_id": location.split("/")[1], "filter": f'tags="{tag}"', "page_size": 10}
+        names = {"parent": location, "filter": f'tags="{tag}"', "page_size": 10}
         found = self._build().list_builds(cloudbuild_v1.ListBuildsRequest(names), timeout=TIMEOUT)
         return tuple(_plain(item) for item in next(iter(found.pages)).builds)
 
@@ -584,7 +585,7 @@ def _pending(what: str, operation: Any) -> Pending:
 
 def _plain(message: Any) -> dict[str, Any]:
     result: dict[str, Any] = type(message).to_dict(
-        message, use_integers_for_enums=False, including_default_value_fields=False
+        message, use_integers_for_enums=False, always_print_fields_with_no_presence=False
     )
     return result
 

@@ -61,13 +61,16 @@ def context(variant: Variant) -> Context:
     """
     package = Path(__file__).resolve().parents[1]
     files = {
-        f"coldstream/{path.relative_to(package).as_posix()}": path.read_bytes()
+        f"site/coldstream/{path.relative_to(package).as_posix()}": path.read_bytes()
         for path in sorted(package.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
     }
     docker = docker_folder(package)
     files["Dockerfile"] = (docker / f"{variant}.Dockerfile").read_bytes()
     files["entry.py"] = (docker / "entry.py").read_bytes()
+    version = metadata.version("coldstream")
+    about = f"Metadata-Version: 2.1\nName: coldstream\nVersion: {version}\n"
+    files[f"site/coldstream-{version}.dist-info/METADATA"] = about.encode()
     files["requirements.txt"] = requirements().encode()
     return Context(variant, files)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -233,3 +233,21 @@ def _memory(size: Size) -> str:
 
 def _per_million(size: Size) -> str:
     return f"${size.dollars_per_million_tokens:.2f} at {size.tokens_per_second:.0f} tokens/s"
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data."""
+    size = {**asdict(plan.size), "needed_bytes": plan.size.needed_bytes}
+    size["dollars_per_million_tokens"] = plan.size.dollars_per_million_tokens
+    return {
+        "target": asdict(plan.target),
+        "size": size,
+        "scaling": asdict(plan.scaling),
+        "limited_by": plan.fit.limited_by,
+        "image": plan.image,
+        "revision": plan.revision,
+        "template": dict(plan.template),
+        "changes": [asdict(change) for change in plan.changes],
+        "proposals": list(plan.proposals),
+        "models": [{"name": item.name, "revision": item.revision, **asdict(item.weights)} for item in plan.models],
+    }

@@ -14,6 +14,7 @@ from coldstream.settings import Settings
 
 CANDIDATE = "candidate"
 MODEL_ANNOTATION = "coldstream.dev/model"
+PROVEN_ANNOTATION = "coldstream.dev/proven"
 PREVIOUS_ANNOTATION = "coldstream.dev/previous"
 CONFIG_VARIABLE = "COLDSTREAM_TOML"
 BY_REVISION = "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION"

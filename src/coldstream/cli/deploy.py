@@ -1,0 +1,391 @@
+"""`coldstream doctor | plan | deploy | status | logs | rollback | destroy | export`: from a bucket to Cloud Run."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coldstream import settings as configuration
+from coldstream.errors import DeployError, SettingsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from coldstream.deploy.access import Grant, Make
+    from coldstream.deploy.doctor import Report
+    from coldstream.deploy.session import Job
+
+_DEFAULT_CONFIG = Path("coldstream.toml")
+
+Uri = Annotated[str | None, typer.Argument(help="The checkpoint's folder, gs://bucket/model.")]
+Config = Annotated[Path | None, typer.Option(help="A coldstream.toml with [deploy]. Default: ./coldstream.toml.")]
+Project = Annotated[str | None, typer.Option(help="The project's id.")]
+Region = Annotated[str | None, typer.Option(help="The region; where the bucket is. [default: us-central1]")]
+Service = Annotated[str | None, typer.Option(help="The service's name. [default: coldstream]")]
+CpuOnly = Annotated[bool, typer.Option("--cpu", help="A service without a GPU, for small models.")]
+Public = Annotated[bool, typer.Option("--public", help="Anybody who knows the address may use it, at your expense.")]
+CpuCount = Annotated[int | None, typer.Option("--cpu-count", help="vCPU of an instance. Default: the plan's choice.")]
+Memory = Annotated[int | None, typer.Option(help="GiB of an instance. Default: the plan's choice.")]
+Concurrency = Annotated[int | None, typer.Option(help="Requests an instance. Default: what memory holds.")]
+MinInstances = Annotated[int | None, typer.Option(help="Instances that are always there, and paid for. [default: 0]")]
+MaxInstances = Annotated[int | None, typer.Option(help="Instances at most. Default: what the quota holds, up to 3.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Data instead of a table.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    KNATIVE = "knative"
+    TERRAFORM = "terraform"
+    K8S = "k8s"
+    KSERVE = "kserve"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (doctor, plan, deploy, status, logs, rollback, destroy, export):
+        app.command()(command)
+
+
+def doctor(
+    ctx: typer.Context,
+    uri: Uri = None,
+    config: Config = None,
+    project: Project = None,
+    region: Region = None,
+    service: Service = None,
+    cpu: CpuOnly = False,
+    public: Public = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Make the grants that are missing, after showing them.")] = False,
+    undo: Annotated[Path, typer.Option(help="Where --fix writes how to take its grants back.")] = Path(
+        "coldstream-undo.sh"
+    ),
+    script: Annotated[Path, typer.Option(help="Where --fix writes what somebody else has to do.")] = Path(
+        "coldstream-grants.sh"
+    ),
+    everything: Annotated[bool, typer.Option("--all", help="Show what is well, too.")] = False,
+    as_json: AsJson = False,
+    yes: Yes = False,
+) -> None:
+    """Ask everything that could stop a deployment, at once. Changes nothing without --fix.
+
+    Exits with 0 when nothing stands in the way, 1 when something is missing, 2 when something could not be found out.
+    """
+    job = _job(ctx, uri, config, project=project, region=region, service=service, cpu_only=cpu, public=public)
+    found = job.examine()
+    if fix:
+        found = _fix(job, found, undo, script, yes=yes, as_json=as_json)
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        from coldstream.deploy import show
+
+        show.report(_console(), found, everything=everything)
+    raise typer.Exit(found.exit_code)
+
+
+def _fix(job: Job, found: Report, undo: Path, script: Path, *, yes: bool, as_json: bool) -> Report:
+    from coldstream.deploy import fix, show
+
+    console = _console(stderr=as_json)
+    remedy = fix.remedy(found)
+    if not remedy.all:
+        console.print("there is nothing to make or to grant")
+        return found
+    if remedy.mine:
+        show.listed(console, "to be made and granted:", remedy.mine)
+    others = remedy.others
+    if remedy.mine and _agreed(yes, "Go on?"):
+        google, clock = job.session.google, job.session.clock
+        # How to take it back is on disk before the first grant: an interrupted fix can be undone too.
+        _write(undo, fix.undo_script(tuple(item for item in remedy.grants if item in remedy.caller_may), job.target))
+        fixed = fix.apply(google, job.examine, found, clock=clock, tell=lambda text: console.print(f"  {text}"))
+        _write(undo, fix.undo_script(fixed.added, job.target))
+        console.print(f"{undo} takes the {len(fixed.added)} grants back")
+        found, others = fixed.report, fixed.others
+    _hand_over(console, job, others, script)
+    return found
+
+
+def _hand_over(console: Console, job: Job, others: tuple[Make | Grant, ...], script: Path) -> None:
+    from coldstream.deploy import fix, show
+
+    if not others:
+        return
+    show.listed(console, "the caller may not do this; give it to whoever may:", others)
+    _write(script, fix.script(others, job.target))
+    console.print(f"{script} has the commands")
+
+
+def plan(
+    ctx: typer.Context,
+    uri: Uri = None,
+    config: Config = None,
+    project: Project = None,
+    region: Region = None,
+    service: Service = None,
+    cpu: CpuOnly = False,
+    public: Public = False,
+    cpu_count: CpuCount = None,
+    memory: Memory = None,
+    concurrency: Concurrency = None,
+    min_instances: MinInstances = None,
+    max_instances: MaxInstances = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a deployment would be: memory, concurrency, cost, and what it would change. Reads headers only."""
+    job = _job(
+        ctx,
+        uri,
+        config,
+        project=project,
+        region=region,
+        service=service,
+        cpu_only=cpu,
+        public=public,
+        cpu=cpu_count,
+        memory_gib=memory,
+        concurrency=concurrency,
+        min_instances=min_instances,
+        max_instances=max_instances,
+    )
+    made = job.plan()
+    from coldstream.deploy import plan as planning
+    from coldstream.deploy import show
+
+    if as_json:
+        typer.echo(json.dumps(planning.as_json(made), indent=2))
+    else:
+        show.plan(_console(), made)
+
+
+def deploy(
+    ctx: typer.Context,
+    uri: Uri = None,
+    config: Config = None,
+    project: Project = None,
+    region: Region = None,
+    service: Service = None,
+    cpu: CpuOnly = False,
+    public: Public = False,
+    cpu_count: CpuCount = None,
+    memory: Memory = None,
+    concurrency: Concurrency = None,
+    min_instances: MinInstances = None,
+    max_instances: MaxInstances = None,
+    canary: Annotated[int, typer.Option(min=1, max=100, help="Percent of traffic for the new revision.")] = 100,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan; change nothing.")] = False,
+) -> None:
+    """Put a model on Cloud Run: check, build, start without traffic, ask it, then move the traffic.
+
+    Private unless --public. Run it again after a failure: what is made is kept, and it goes on from there.
+    """
+    from coldstream.deploy import apply, show, smoke
+
+    options: dict[str, Any] = {"cpu": cpu_count, "memory_gib": memory, "concurrency": concurrency}
+    limits: dict[str, Any] = {"min_instances": min_instances, "max_instances": max_instances}
+    names: dict[str, Any] = {
+        "project": project,
+        "region": region,
+        "service": service,
+        "cpu_only": cpu,
+        "public": public,
+    }
+    job, console = _job(ctx, uri, config, **names, **options, **limits), _console()
+    found = job.examine()
+    show.report(console, found, everything=False)
+    if found.exit_code == 1 and not dry_run:
+        raise DeployError("the checks above say that a deployment would fail; mend them, or `coldstream doctor --fix`")
+    made = job.plan()
+    show.plan(console, made)
+    if dry_run:
+        raise typer.Exit(found.exit_code)
+    if made.fit.instances < 1:
+        raise DeployError(f"the quota {made.fit.limited_by} does not hold one instance; {'; '.join(made.proposals)}")
+    questions = smoke.questions(job.settings, job.wanted.smoke)
+    result = apply.apply(
+        job.session.google,
+        made,
+        questions,
+        canary=canary,
+        clock=job.session.clock,
+        tell=lambda event: show.event(console, event),
+    )
+    show.deployed(console, result, job.target, questions[0].body)
+
+
+def status(
+    ctx: typer.Context,
+    uri: Uri = None,
+    config: Config = None,
+    project: Project = None,
+    region: Region = None,
+    service: Service = None,
+    as_json: AsJson = False,
+) -> None:
+    """The service, its revisions and where traffic flows."""
+    from coldstream.deploy import lifecycle, show
+
+    job = _job(ctx, uri, config, project=project, region=region, service=service, model_needed=False)
+    state = lifecycle.status(job.session.google, job.target)
+    if as_json:
+        typer.echo(json.dumps(state, indent=2))
+    else:
+        show.status(_console(), state)
+
+
+def logs(
+    ctx: typer.Context,
+    uri: Uri = None,
+    config: Config = None,
+    project: Project = None,
+    region: Region = None,
+    service: Service = None,
+    revision: Annotated[str | None, typer.Option(help="Of one revision only.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
+    newest: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="At most so many.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """What the service's containers say."""
+    from coldstream.deploy import lifecycle
+
+    job = _job(ctx, uri, config, project=project, region=region, service=service, model_needed=False)
+    query = lifecycle.LogQuery(job.target, revision)
+    session = job.session
+    try:
+        for entry in lifecycle.logs(session.google, query, newest=newest, follow=follow, clock=session.clock):
+            text = json.dumps(entry, ensure_ascii=False) if as_json else f"{entry['time']} {entry['text']}"
+            typer.echo(text)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+def rollback(
+    ctx: typer.Context,
+    uri: Uri = None,
+    config: Config = None,
+    project: Project = None,
+    region: Region = None,
+    service: Service = None,
+    to: Annotated[str | None, typer.Option(help="The revision. Default: the one that had the traffic before.")] = None,
+) -> None:
+    """Move all traffic back to an earlier revision, at once."""
+    from coldstream.deploy import lifecycle
+
+    job = _job(ctx, uri, config, project=project, region=region, service=service, model_needed=False)
+    lifecycle.rollback(job.session.google, job.target, to=to, clock=job.session.clock, tell=typer.echo)
+
+
+def destroy(
+    ctx: typer.Context,
+    uri: Uri = None,
+    config: Config = None,
+    project: Project = None,
+    region: Region = None,
+    service: Service = None,
+    yes: Yes = False,
+) -> None:
+    """Remove what a deployment made, after listing what it costs. The model's bucket is never touched."""
+    from coldstream.deploy import lifecycle, show
+
+    job, console = (
+        _job(ctx, uri, config, project=project, region=region, service=service, model_needed=False),
+        _console(),
+    )
+    items, left = lifecycle.inventory(job.session.google, job.target, clock=job.session.clock, tell=typer.echo)
+    show.listed(console, "left alone:", left)
+    if not items:
+        console.print("nothing of this deployment is left")
+        return
+    show.listed(console, "to be removed:", [f"{item.what}: costs {item.cost}" for item in items])
+    if not _agreed(yes, "Remove all of it?"):
+        raise typer.Exit(1)
+    lifecycle.destroy(items, tell=typer.echo)
+
+
+def export(
+    ctx: typer.Context,
+    form: Annotated[Format, typer.Argument(help="What to write.")],
+    uri: Uri = None,
+    config: Config = None,
+    project: Project = None,
+    region: Region = None,
+    service: Service = None,
+    cpu: CpuOnly = False,
+    public: Public = False,
+    min_instances: MinInstances = None,
+    max_instances: MaxInstances = None,
+) -> None:
+    """The plan in another tool's words: Cloud Run YAML, Terraform, a GKE Deployment, a KServe InferenceService."""
+    from coldstream.deploy import export as writing
+
+    limits: dict[str, Any] = {"min_instances": min_instances, "max_instances": max_instances}
+    names: dict[str, Any] = {
+        "project": project,
+        "region": region,
+        "service": service,
+        "cpu_only": cpu,
+        "public": public,
+    }
+    made = _job(ctx, uri, config, **names, **limits).plan()
+    write = {
+        Format.KNATIVE: writing.knative,
+        Format.TERRAFORM: writing.terraform,
+        Format.K8S: writing.gke,
+        Format.KSERVE: writing.kserve,
+    }[form]
+    typer.echo(write(made), nl=False)
+
+
+def _job(
+    ctx: typer.Context,
+    uri: str | None,
+    config: Path | None,
+    *,
+    model_needed: bool = True,
+    **options: str | int | bool | None,
+) -> Job:
+    """Settings, the command line on top of them, and the session (which tests put into the context)."""
+    from coldstream.deploy import session as sessions
+    from coldstream.deploy import settings as deploy_settings
+
+    settings = _settings(uri, config, model_needed=model_needed)
+    # A switch that was not given leaves the file's word in force.
+    given = {name: value for name, value in options.items() if value is not False}
+    wanted = deploy_settings.read(settings.deploy).overridden(**given)
+    session = ctx.obj if isinstance(ctx.obj, sessions.Session) else sessions.open_session()
+    return sessions.Job(session, settings, wanted)
+
+
+def _settings(uri: str | None, config: Path | None, *, model_needed: bool) -> configuration.Settings:
+    if uri is not None and config is not None:
+        raise SettingsError("give a URI or --config, not both; models in the file have their own uri")
+    if uri is not None:
+        return configuration.for_uri(uri)
+    if config is None and not _DEFAULT_CONFIG.exists():
+        if model_needed:
+            raise SettingsError("which model? give gs://bucket/model, or --config FILE")
+        return configuration.Settings(models={}, tasks={})
+    return configuration.load(config or _DEFAULT_CONFIG)
+
+
+def _agreed(yes: bool, question: str) -> bool:
+    return yes or typer.confirm(question)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise SettingsError(f"{path}: cannot be written ({exc.strerror})") from exc
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)

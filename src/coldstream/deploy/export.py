@@ -1,0 +1,262 @@
+"""The plan in other tools' words: Knative YAML, Terraform, a GKE Deployment, a KServe InferenceService; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from coldstream.deploy.plan import Plan
+
+GPU_LIMIT = "nvidia.com/gpu"
+
+
+def knative(plan: Plan) -> str:
+    """For `gcloud run services replace` (https://cloud.google.com/run/docs/reference/yaml/v1)."""
+    template = plan.template
+    annotations = {
+        "autoscaling.knative.dev/maxScale": str(plan.scaling.max_instances),
+        "run.googleapis.com/execution-environment": "gen2",
+        "run.googleapis.com/cpu-throttling": "false",
+        "run.googleapis.com/startup-cpu-boost": "true",
+    }
+    if plan.size.gpu:
+        annotations["run.googleapis.com/gpu-zonal-redundancy-disabled"] = str(_single_zone(plan)).lower()
+    container = _container(plan, probe=_probe(plan))
+    spec: dict[str, Any] = {
+        "containerConcurrency": plan.size.concurrency,
+        "timeoutSeconds": plan.scaling.request_timeout,
+        "serviceAccountName": plan.target.runtime_account,
+        "containers": [container],
+    }
+    if plan.size.gpu:
+        spec["nodeSelector"] = {"run.googleapis.com/accelerator": "nvidia-l4"}
+    service_annotations = {
+        "run.googleapis.com/ingress": "all",
+        "run.googleapis.com/minScale": str(plan.scaling.min_instances),
+        "run.googleapis.com/invoker-iam-disabled": str(plan.target.public).lower(),
+    }
+    labels = {**template["labels"], "cloud.googleapis.com/location": plan.target.region}
+    return yaml(
+        {
+            "apiVersion": "serving.knative.dev/v1",
+            "kind": "Service",
+            "metadata": {"name": plan.target.service, "labels": labels, "annotations": service_annotations},
+            "spec": {
+                "template": {
+                    "metadata": {"labels": dict(template["labels"]), "annotations": annotations},
+                    "spec": spec,
+                }
+            },
+        }
+    )
+
+
+def _single_zone(plan: Plan) -> bool:
+    return bool(plan.template.get("gpu_zonal_redundancy_disabled"))
+
+
+def _probe(plan: Plan) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": "/readyz", "port": 8080},
+        "periodSeconds": plan.size.probe_period,
+        "timeoutSeconds": plan.size.probe_period,
+        "failureThreshold": plan.size.probe_failures,
+    }
+
+
+def _limits(plan: Plan) -> dict[str, str]:
+    return dict(plan.template["containers"][0]["resources"]["limits"])
+
+
+def _environment(plan: Plan) -> list[dict[str, str]]:
+    return [dict(item) for item in plan.template["containers"][0]["env"]]
+
+
+def _container(plan: Plan, *, probe: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": "coldstream",
+        "image": plan.image,
+        "ports": [{"name": "http1", "containerPort": 8080}],
+        "env": _environment(plan),
+        "resources": {"limits": _limits(plan)},
+        "startupProbe": probe,
+    }
+
+
+def gke(plan: Plan) -> str:
+    """A Deployment, its Service and its ServiceAccount (workload identity) for a GKE cluster."""
+    name, labels = plan.target.service, {"app": plan.target.service}
+    container = _container(plan, probe=_probe(plan))
+    container["resources"] = {"limits": _limits(plan), "requests": _limits(plan)}
+    container["readinessProbe"] = {"httpGet": {"path": "/readyz", "port": 8080}, "periodSeconds": 5}
+    container["livenessProbe"] = {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 20}
+    pod: dict[str, Any] = {"serviceAccountName": name, "terminationGracePeriodSeconds": 30, "containers": [container]}
+    if plan.size.gpu:
+        pod["nodeSelector"] = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+        pod["tolerations"] = [{"key": GPU_LIMIT, "operator": "Exists", "effect": "NoSchedule"}]
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    replicas = max(1, plan.scaling.min_instances)
+    identity = {"iam.gke.io/gcp-service-account": plan.target.runtime_account}
+    documents: list[dict[str, Any]] = [
+        _object("v1", "ServiceAccount", name, annotations=identity),
+        _object(
+            "apps/v1",
+            "Deployment",
+            name,
+            spec={"replicas": replicas, "selector": {"matchLabels": labels}, "template": template},
+        ),
+        _object("v1", "Service", name, spec={"selector": labels, "ports": [{"port": 80, "targetPort": 8080}]}),
+    ]
+    return "---\n".join(yaml(item) for item in documents)
+
+
+def kserve(plan: Plan) -> str:
+    """A KServe InferenceService (https://kserve.github.io/website/docs/reference/crd-api)."""
+    container = {**_container(plan, probe=_probe(plan)), "name": "kserve-container"}
+    predictor: dict[str, Any] = {
+        "minReplicas": plan.scaling.min_instances,
+        "maxReplicas": plan.scaling.max_instances,
+        "containerConcurrency": plan.size.concurrency,
+        "timeout": plan.scaling.request_timeout,
+        "serviceAccountName": plan.target.service,
+        "containers": [container],
+    }
+    if plan.size.gpu:
+        predictor["nodeSelector"] = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+    kind = "InferenceService"
+    return yaml(_object("serving.kserve.io/v1beta1", kind, plan.target.service, spec={"predictor": predictor}))
+
+
+def _object(
+    version: str,
+    kind: str,
+    name: str,
+    *,
+    spec: Mapping[str, Any] | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": name, "labels": {"app": name, "managed-by": "coldstream"}}
+    if annotations is not None:
+        metadata["annotations"] = dict(annotations)
+    made: dict[str, Any] = {"apiVersion": version, "kind": kind, "metadata": metadata}
+    return made if spec is None else {**made, "spec": dict(spec)}
+
+
+def terraform(plan: Plan) -> str:
+    """The service, its account and its grants (registry.terraform.io/providers/hashicorp/google, v6 or newer)."""
+    target = plan.target
+    container: list[str] = [
+        f"image = {_hcl(plan.image)}",
+        *_block("ports", ["container_port = 8080"]),
+        *[line for item in _environment(plan) for line in _env_block(item)],
+        *_block("resources", _resources(plan)),
+        *_block("startup_probe", _terraform_probe(plan)),
+    ]
+    template = [
+        f"service_account = {_hcl(target.runtime_account)}",
+        f'timeout = "{plan.scaling.request_timeout}s"',
+        f"max_instance_request_concurrency = {plan.size.concurrency}",
+        'execution_environment = "EXECUTION_ENVIRONMENT_GEN2"',
+        *([f"gpu_zonal_redundancy_disabled = {_hcl(_single_zone(plan))}"] if plan.size.gpu else []),
+        *_block("scaling", [f"max_instance_count = {plan.scaling.max_instances}"]),
+        *(_block("node_selector", ['accelerator = "nvidia-l4"']) if plan.size.gpu else []),
+        *_block("containers", container),
+    ]
+    lines = [
+        f"project = {_hcl(target.project)}",
+        f"name = {_hcl(target.service)}",
+        f"location = {_hcl(target.region)}",
+        'ingress = "INGRESS_TRAFFIC_ALL"',
+        f"invoker_iam_disabled = {_hcl(target.public)}",
+        *_block("scaling", [f"min_instance_count = {plan.scaling.min_instances}"]),
+        *_block("template", template),
+    ]
+    resources = [*_block('resource "google_cloud_run_v2_service" "coldstream"', lines), "", *_terraform_grants(plan)]
+    return "\n".join(resources) + "\n"
+
+
+def _terraform_probe(plan: Plan) -> list[str]:
+    return [
+        f"period_seconds = {plan.size.probe_period}",
+        f"timeout_seconds = {plan.size.probe_period}",
+        f"failure_threshold = {plan.size.probe_failures}",
+        *_block("http_get", ['path = "/readyz"', "port = 8080"]),
+    ]
+
+
+def _resources(plan: Plan) -> list[str]:
+    limits = [f"{_hcl(key)} = {_hcl(value)}" for key, value in _limits(plan).items()]
+    return ["limits = {", *(f"  {line}" for line in limits), "}", "cpu_idle = false", "startup_cpu_boost = true"]
+
+
+def _terraform_grants(plan: Plan) -> list[str]:
+    lines: list[str] = []
+    for index, bucket in enumerate(plan.target.model_buckets):
+        lines += _block(
+            f'resource "google_storage_bucket_iam_member" "model_{index}"',
+            [
+                f"bucket = {_hcl(bucket)}",
+                'role = "roles/storage.objectViewer"',
+                f"member = {_hcl('serviceAccount:' + plan.target.runtime_account)}",
+            ],
+        )
+        lines.append("")
+    lines += _block(
+        'resource "google_cloud_run_v2_service_iam_member" "invoker"',
+        [
+            f"project = {_hcl(plan.target.project)}",
+            f"location = {_hcl(plan.target.region)}",
+            "name = google_cloud_run_v2_service.coldstream.name",
+            'role = "roles/run.invoker"',
+            f"member = {_hcl('serviceAccount:' + plan.target.invoker_account)}",
+        ],
+    )
+    return lines
+
+
+def _env_block(item: Mapping[str, str]) -> list[str]:
+    return _block("env", [f"name = {_hcl(item['name'])}", f"value = {_hcl(item['value'])}"])
+
+
+def _block(head: str, lines: list[str]) -> list[str]:
+    return [f"{head} {{", *(f"  {line}" for line in lines), "}"]
+
+
+def _hcl(value: Any) -> str:
+    """A literal; `${` and `%{` would start a template in HCL."""
+    return json.dumps(value, ensure_ascii=False).replace("${", "$${").replace("%{", "%%{")
+
+
+def yaml(value: Any, indent: int = 0) -> str:
+    """Block-style YAML of plain data; strings are JSON's, which YAML 1.2 reads as they are."""
+    pad = "  " * indent
+    if isinstance(value, Mapping):
+        return (
+            "".join(f"{pad}{_scalar(key)}:{_below(item, indent + 1)}" for key, item in value.items()) or f"{pad}{{}}\n"
+        )
+    if isinstance(value, list):
+        return "".join(f"{pad}-{_item(item, indent + 1)}" for item in value) or f"{pad}[]\n"
+    return f"{pad}{_scalar(value)}\n"
+
+
+def _below(value: Any, indent: int) -> str:
+    if isinstance(value, (Mapping, list)) and value:
+        return f"\n{yaml(value, indent)}"
+    return f" {_inline(value)}\n"
+
+
+def _item(value: Any, indent: int) -> str:
+    if isinstance(value, Mapping) and value:
+        return f" {yaml(value, indent).lstrip()}"
+    return f" {_inline(value)}\n"
+
+
+def _inline(value: Any) -> str:
+    return "{}" if value == {} else "[]" if value == [] else _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    plain = isinstance(value, str) and value.replace("-", "").replace("_", "").isalpha() and value.isascii()
+    words = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+    return value if plain and value.lower() not in words else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,234 @@
+"""`doctor --fix`: the grants that the checks named, made, undone, or written down for the person who may.
+
+The remedy is derived from the report; `remedy` is pure. A grant is added under its policy's etag, and then asked for
+until it acts: IAM takes two minutes, at times seven or more, and nothing is granted twice meanwhile.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coldstream.deploy import access, ground
+from coldstream.deploy.access import GRANTING, MAKING, Grant, Make
+from coldstream.deploy.clock import Clock
+from coldstream.deploy.doctor import Report
+from coldstream.deploy.evidence import Evidence
+from coldstream.deploy.google import Google
+from coldstream.deploy.target import LABELS, Kind, Resource, Target
+from coldstream.errors import DeployError, ResourceConflict
+
+PATIENCE = 900.0
+ATTEMPTS = 5
+# Owner and editor are never granted, whatever a table says.
+FORBIDDEN = frozenset({"roles/owner", "roles/editor", "roles/viewer"})
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What mends a report, in order: things to make, then grants; and which of both the caller may do."""
+
+    makes: tuple[Make, ...]
+    grants: tuple[Grant, ...]
+    caller_may: frozenset[Make | Grant]
+
+    @property
+    def mine(self) -> tuple[Make | Grant, ...]:
+        return tuple(item for item in self.all if item in self.caller_may)
+
+    @property
+    def all(self) -> tuple[Make | Grant, ...]:
+        return self.makes + self.grants
+
+    @property
+    def others(self) -> tuple[Make | Grant, ...]:
+        """What somebody else has to do."""
+        return tuple(item for item in self.all if item not in self.caller_may)
+
+
+def remedy(report: Report) -> Remedy:
+    """Every mend that the checks name. What a grant's resource or member needs to exist is made first."""
+    found = report.evidence
+    mends = [check.mend for check in report.checks if not check.met]
+    grants = report.grants
+    makes = [mend for mend in mends if isinstance(mend, Make)]
+    makes += [Make(item, region=report.target.region) for item in _absent(report.target, found, grants)]
+    makes = list(dict.fromkeys(makes))
+    makes.sort(key=lambda item: 0 if item.apis else 1)
+    every: tuple[Make | Grant, ...] = (*makes, *grants)
+    may = frozenset(item for item in every if _caller_may(found, report.target, item))
+    return Remedy(tuple(makes), grants, may)
+
+
+def _absent(target: Target, found: Evidence, grants: tuple[Grant, ...]) -> list[Resource]:
+    wanted = {item.resource for item in grants} | {
+        target.resource(Kind.ACCOUNT, item.member.partition(":")[2])
+        for item in grants
+        if item.member.startswith("service")
+    }
+    return [item for item in access.made_resources(target) if item in wanted and found.exists(item) is False]
+
+
+def _caller_may(found: Evidence, target: Target, item: Make | Grant) -> bool:
+    project = target.resource(Kind.PROJECT)
+    if isinstance(item, Make):
+        permission = MAKING["apis"] if item.apis else MAKING[item.resource.kind]
+        # Where Resource Manager itself is off, nobody can say; trying is the only way to find out, and harmless.
+        return found.caller_may(permission, project) is not False
+    return bool(found.caller_may(GRANTING[item.resource.kind], item.resource))
+
+
+# Commands for people: the same remedy, its undoing, and where it goes.
+
+
+def command(item: Make | Grant, target: Target) -> str:
+    """The gcloud command that does it."""
+    if isinstance(item, Grant):
+        return _policy_command("add", item, target)
+    project = f"--project={target.project}"
+    labels = ",".join(f"{key}={value}" for key, value in LABELS.items())
+    if item.apis:
+        return shlex.join(["gcloud", "services", "enable", *item.apis, project])
+    if item.resource.kind is Kind.ACCOUNT:
+        return shlex.join(
+            ["gcloud", "iam", "service-accounts", "create", item.resource.name.partition("@")[0], project]
+        )
+    if item.resource.kind is Kind.REPOSITORY:
+        words = ["gcloud", "artifacts", "repositories", "create", target.repository, "--repository-format=docker"]
+        return shlex.join([*words, f"--location={target.region}", f"--labels={labels}", project])
+    words = ["gcloud", "storage", "buckets", "create", f"gs://{item.resource.name}", f"--location={target.region}"]
+    return shlex.join([*words, "--uniform-bucket-level-access", "--public-access-prevention", project])
+
+
+def undo(item: Grant, target: Target) -> str:
+    """The gcloud command that takes a grant back."""
+    return _policy_command("remove", item, target)
+
+
+def _policy_command(verb: str, item: Grant, target: Target) -> str:
+    name = item.resource.name
+    place = {
+        Kind.PROJECT: ["projects", f"{verb}-iam-policy-binding", name],
+        Kind.BUCKET: ["storage", "buckets", f"{verb}-iam-policy-binding", f"gs://{name}"],
+        Kind.REPOSITORY: ["artifacts", "repositories", f"{verb}-iam-policy-binding", target.repository],
+        Kind.ACCOUNT: ["iam", "service-accounts", f"{verb}-iam-policy-binding", name],
+        Kind.SERVICE: ["run", "services", f"{verb}-iam-policy-binding", target.service],
+    }[item.resource.kind]
+    where = {
+        Kind.REPOSITORY: [f"--location={target.region}", f"--project={target.project}"],
+        Kind.ACCOUNT: [f"--project={target.project}"],
+        Kind.SERVICE: [f"--region={target.region}", f"--project={target.project}"],
+    }.get(item.resource.kind, [])
+    condition = ["--condition=None"] if item.resource.kind is Kind.PROJECT else []
+    return shlex.join(["gcloud", *place, f"--member={item.member}", f"--role={item.role}", *condition, *where])
+
+
+def script(items: tuple[Make | Grant, ...], target: Target) -> str:
+    """A shell script for the person who may; running it twice does no harm."""
+    lines = [
+        "#!/bin/sh",
+        f"# What `coldstream deploy` of {target.service} needs in project {target.project}.",
+        "set -eu",
+        "",
+    ]
+    for item in items:
+        # `create` fails where the thing is there already; a grant that is there already is not an error.
+        optional = " || true" if isinstance(item, Make) and not item.apis else ""
+        lines.append(f"{command(item, target)}{optional}")
+    return "\n".join(lines) + "\n"
+
+
+def undo_script(items: tuple[Grant, ...], target: Target) -> str:
+    """A shell script that takes back what `apply` granted."""
+    lines = [
+        "#!/bin/sh",
+        f"# Takes back what `coldstream doctor --fix` granted in project {target.project}.",
+        "set -eu",
+        "",
+    ]
+    return "\n".join([*lines, *(undo(item, target) for item in items)]) + "\n"
+
+
+# Doing it.
+
+
+def make_all(google: Google, target: Target, wanted: Remedy, *, clock: Clock, tell: Tell) -> None:
+    """Make what the caller may make."""
+    for item in wanted.makes:
+        if item in wanted.caller_may:
+            ground.make(google, target, item, clock=clock, tell=tell)
+
+
+def grant_all(google: Google, grants: tuple[Grant, ...], *, clock: Clock, tell: Tell) -> tuple[Grant, ...]:
+    """Add what is not there; what was added, so that it can be undone."""
+    added = []
+    for item in grants:
+        if item.role in FORBIDDEN:
+            raise DeployError(f"{item.role} is never granted; this is a bug in coldstream.deploy.access")
+        if add(google, item, clock=clock):
+            tell(f"granted {item}")
+            added.append(item)
+    return tuple(added)
+
+
+def add(google: Google, item: Grant, *, clock: Clock) -> bool:
+    """Add one grant under the policy's etag; whether it was missing.
+
+    Raises:
+        DeployError: others keep changing the policy, or Google refused.
+    """
+    for attempt in range(ATTEMPTS):
+        policy = google.policy(item.resource)
+        plain = [binding for binding in policy["bindings"] if "condition" not in binding]
+        if any(binding["role"] == item.role and item.member in binding["members"] for binding in plain):
+            return False
+        policy["bindings"].append({"role": item.role, "members": [item.member]})
+        try:
+            google.set_policy(item.resource, policy)
+            return True
+        except ResourceConflict:
+            clock.sleep(1.0 + attempt)
+        except DeployError as exc:
+            # An account made a moment ago is not known everywhere yet.
+            if "does not exist" not in str(exc) or attempt == ATTEMPTS - 1:
+                raise
+            clock.sleep(5.0 * (attempt + 1))
+    raise DeployError(f"{item}: others keep changing the policy of {item.resource}; run this again")
+
+
+def wait_until_met(examine: Callable[[], Report], wanted: frozenset[Grant], *, clock: Clock, tell: Tell) -> Report:
+    """Ask again until the granted checks are met, or patience ends; the last report. Grants nothing."""
+    begun, pause = clock.now(), 5.0
+    while True:
+        report = examine()
+        open_ = [check for check in report.checks if not check.met and check.mend in wanted]
+        waited = clock.now() - begun
+        if not open_ or waited >= PATIENCE:
+            return report
+        tell(f"{len(open_)} of {len(wanted)} grants do not act yet, after {waited:.0f} s; IAM may take seven minutes")
+        clock.sleep(min(pause, max(1.0, PATIENCE - waited)))
+        pause = min(30.0, pause * 1.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What came of a fix."""
+
+    report: Report
+    added: tuple[Grant, ...]
+    others: tuple[Make | Grant, ...]
+
+
+def apply(google: Google, examine: Callable[[], Report], report: Report, *, clock: Clock, tell: Tell) -> Fixed:
+    """Make, ask again, grant, and wait until the grants act. What the caller may not do is left in `others`."""
+    target = report.target
+    make_all(google, target, remedy(report), clock=clock, tell=tell)
+    # What was made, or turned on, can be asked about only now.
+    again = remedy(examine())
+    granted = tuple(item for item in again.grants if item in again.caller_may)
+    added = grant_all(google, granted, clock=clock, tell=tell)
+    last = wait_until_met(examine, frozenset(granted), clock=clock, tell=tell) if granted else examine()
+    return Fixed(last, added, again.others)

@@ -1,0 +1,255 @@
+"""After a deployment: status, logs, rollback, destroy. Each looks first, and says what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coldstream.deploy import apply, service
+from coldstream.deploy.clock import Clock
+from coldstream.deploy.evidence import Said, ask
+from coldstream.deploy.google import Google, wait
+from coldstream.deploy.service import PREVIOUS_ANNOTATION
+from coldstream.deploy.target import LABELS, Target
+from coldstream.errors import DeployError, ResourceNotFound
+
+Tell = Callable[[str], None]
+
+
+# Status
+
+
+def status(google: Google, target: Target) -> dict[str, Any]:
+    """The service, its revisions and where traffic flows, as plain data.
+
+    Raises:
+        ResourceNotFound: it is not deployed.
+    """
+    deployed = deployed_service(google, target)
+    shares = service.serving(deployed)
+    return {
+        "service": target.service_name,
+        "url": deployed.get("uri", ""),
+        "access": "public" if deployed.get("invoker_iam_disabled") else "private",
+        "min_instances": int(deployed.get("scaling", {}).get("min_instance_count", 0)),
+        "revisions": [_revision(item, shares, deployed) for item in google.revisions(target.service_name)],
+    }
+
+
+def deployed_service(google: Google, target: Target) -> Mapping[str, Any]:
+    """The service.
+
+    Raises:
+        ResourceNotFound: there is none.
+    """
+    deployed = google.service(target.service_name)
+    if deployed is None:
+        raise ResourceNotFound(f"no service {target.service} in {target.region}; `coldstream deploy` makes it")
+    return deployed
+
+
+def _revision(item: Mapping[str, Any], shares: Mapping[str, int], deployed: Mapping[str, Any]) -> dict[str, Any]:
+    name = item["name"].rsplit("/", 1)[1]
+    conditions = [entry for entry in item.get("conditions", []) if entry.get("type_") == "Ready"]
+    condition: Mapping[str, Any] = conditions[0] if conditions else {}
+    container = item["containers"][0]
+    tags = [entry["tag"] for entry in deployed.get("traffic", []) if entry.get("revision") == name and entry.get("tag")]
+    return {
+        "name": name,
+        "percent": shares.get(name, 0),
+        "tags": tags,
+        "state": str(condition.get("state", "")).removeprefix("CONDITION_").lower(),
+        "message": condition.get("message", ""),
+        "image": container.get("image", ""),
+        "limits": container.get("resources", {}).get("limits", {}),
+        "max_instances": int(item.get("scaling", {}).get("max_instance_count", 0)),
+        "model": item.get("annotations", {}).get(service.MODEL_ANNOTATION, ""),
+        "made": item.get("create_time", ""),
+    }
+
+
+# Logs
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """Which entries: those of the service's containers, from a moment on where one is given."""
+
+    target: Target
+    revision: str | None = None
+    since: str | None = None
+
+    def text(self, since: str | None) -> str:
+        """The filter (https://cloud.google.com/logging/docs/view/logging-query-language)."""
+        terms = ['resource.type="cloud_run_revision"', f'resource.labels.service_name="{self.target.service}"']
+        if self.revision:
+            terms.append(f'resource.labels.revision_name="{self.revision}"')
+        if since:
+            terms.append(f'timestamp>="{since}"')
+        return " AND ".join(terms)
+
+
+def logs(
+    google: Google, query: LogQuery, *, newest: int, follow: bool, clock: Clock, every: float = 3.0
+) -> Iterator[Mapping[str, Any]]:
+    """Entries, the oldest first; with `follow` it goes on until the consumer stops."""
+    since = query.since
+    seen: dict[str, str] = {}
+    while True:
+        entries = google.log_entries(query.target.project, query.text(since), newest=newest)
+        for entry in entries:
+            if entry["id"] not in seen:
+                yield entry
+        if not follow:
+            return
+        # Entries of one moment share a timestamp: ask from there on again, and know them by their id.
+        since = entries[-1]["time"] if entries else since
+        seen = {entry["id"]: entry["time"] for entry in entries} | {
+            key: at for key, at in seen.items() if since is not None and at >= since
+        }
+        clock.sleep(every)
+
+
+# Rollback
+
+
+def rollback(google: Google, target: Target, *, to: str | None, clock: Clock, tell: Tell) -> str:
+    """All traffic to an earlier revision: the one named, or the one that had it before; its name.
+
+    Raises:
+        DeployError: there is none, or it is not ready.
+    """
+    deployed = deployed_service(google, target)
+    shares = service.serving(deployed)
+    chosen = to or deployed.get("annotations", {}).get(PREVIOUS_ANNOTATION)
+    known = {item["name"].rsplit("/", 1)[1]: item for item in google.revisions(target.service_name)}
+    if chosen is None:
+        raise DeployError(f"no earlier revision of {target.service} is known; choose one with --to: {', '.join(known)}")
+    if chosen not in known:
+        raise DeployError(f"no revision {chosen}; there are {', '.join(known)}")
+    if _revision(known[chosen], shares, deployed)["state"] != "succeeded":
+        raise DeployError(f"revision {chosen} is not ready; traffic stays where it is")
+    if shares == {chosen: 100}:
+        tell(f"all traffic is on {chosen} already")
+        return str(chosen)
+    before = max(shares, key=lambda name: shares[name]) if shares else chosen
+    notes = {PREVIOUS_ANNOTATION: before, service.PROVEN_ANNOTATION: chosen}
+    pending = apply.move(google, deployed, [service.to_revision(chosen, 100)], notes=notes)
+    wait(pending, clock=clock, limit=300, tick=lambda waited: tell(f"moving traffic: {waited:.0f} s"))
+    tell(f"all traffic is on {chosen}; it was {_told(shares)}")
+    return str(chosen)
+
+
+def _told(shares: Mapping[str, int]) -> str:
+    return ", ".join(f"{percent} % on {name}" for name, percent in shares.items()) or "nowhere"
+
+
+# Destroy
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """Something of a deployment that is still there, and what it costs."""
+
+    what: str
+    cost: str
+    remove: Callable[[], None]
+
+
+def inventory(
+    google: Google, target: Target, *, clock: Clock, tell: Tell
+) -> tuple[tuple[Remains, ...], tuple[str, ...]]:
+    """What destroy would remove, in order; and what it leaves alone, with the reason.
+
+    The repository, the source bucket and the build account serve every service of the project: they go with the last.
+    """
+    found: list[Remains] = []
+    left = [f"model bucket {name}: yours" for name in target.model_buckets]
+    deployed = google.service(target.service_name)
+    if deployed is not None:
+        least = int(deployed.get("scaling", {}).get("min_instance_count", 0))
+        cost = f"{least} instances around the clock" if least else "nothing while nobody asks"
+        found.append(Remains(f"service {target.service}", cost, lambda: _remove_service(google, target, clock, tell)))
+    others = _other_services(google, target)
+    own = [email for email in target.accounts if target.dedicated(email)]
+    if others:
+        left.append(f"repository, source bucket and build account: {', '.join(others)} use them too")
+        own = [email for email in own if email != target.build_account]
+    else:
+        found += _storage(google, target, left, clock, tell)
+    found += [item for email in own for item in _account(google, target, email)]
+    return tuple(found), tuple(left)
+
+
+def _other_services(google: Google, target: Target) -> list[str]:
+    services = [item for item in google.services(target.location) if item["name"] != target.service_name]
+    ours = [item for item in services if item.get("labels", {}).items() >= LABELS.items()]
+    return [item["name"].rsplit("/", 1)[1] for item in ours]
+
+
+def _remove_service(google: Google, target: Target, clock: Clock, tell: Tell) -> None:
+    pending = google.delete_service(target.service_name)
+    wait(pending, clock=clock, limit=300, tick=lambda waited: tell(f"removing the service: {waited:.0f} s"))
+
+
+def _storage(google: Google, target: Target, left: list[str], clock: Clock, tell: Tell) -> list[Remains]:
+    found = []
+    repository: Said[Mapping[str, Any]] = ask("repositories.get", lambda: google.repository(target.repository_name))
+    if repository.value is not None and _ours(repository.value):
+        cost = "$0.10 a GiB and month for its images"
+        found.append(
+            Remains(f"repository {target.repository}", cost, lambda: _remove_repository(google, target, clock, tell))
+        )
+    elif not repository.missing:
+        left.append(
+            f"repository {target.repository}: {'not made by coldstream' if repository.value else repository.why_not}"
+        )
+    bucket: Said[Mapping[str, Any]] = ask("buckets.get", lambda: google.bucket(target.source_bucket))
+    if bucket.value is not None and _ours(bucket.value):
+        cost = "$0.02 a GiB and month for sources"
+        found.append(
+            Remains(f"bucket {target.source_bucket}", cost, lambda: _remove_bucket(google, target.source_bucket))
+        )
+    elif not bucket.missing:
+        left.append(f"bucket {target.source_bucket}: {'not made by coldstream' if bucket.value else bucket.why_not}")
+    return found
+
+
+def _ours(resource: Mapping[str, Any]) -> bool:
+    return dict(resource.get("labels", {})).items() >= LABELS.items()
+
+
+def _remove_repository(google: Google, target: Target, clock: Clock, tell: Tell) -> None:
+    pending = google.delete_repository(target.repository_name)
+    wait(pending, clock=clock, limit=300, tick=lambda waited: tell(f"removing the repository: {waited:.0f} s"))
+
+
+def _remove_bucket(google: Google, name: str) -> None:
+    for item in google.objects(name):
+        google.delete_object(name, item)
+    google.delete_bucket(name)
+
+
+def _account(google: Google, target: Target, email: str) -> list[Remains]:
+    if ask("serviceAccounts.get", lambda: google.account_exists(target.project, email)).value is not True:
+        return []
+    return [Remains(f"account {email}", "nothing", lambda: google.delete_account(target.project, email))]
+
+
+def destroy(items: tuple[Remains, ...], *, tell: Tell) -> None:
+    """Remove what an inventory listed. What is gone already is no error; what fails is named, and the rest goes on.
+
+    Raises:
+        DeployError: something is still there.
+    """
+    failed = []
+    for item in items:
+        said = ask(item.what, item.remove)
+        if said.error is None or said.missing:
+            tell(f"removed {item.what}")
+        else:
+            failed.append(f"{item.what} ({said.why_not})")
+            tell(f"could not remove {item.what}")
+    if failed:
+        raise DeployError(f"still there: {'; '.join(failed)}. Run this again: what is gone stays gone")

@@ -1,0 +1,126 @@
+"""Reports, plans and states for people, on a rich console; data goes through --json instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from coldstream.deploy import plan as planning
+from coldstream.deploy.apply import Deployed, Event
+from coldstream.deploy.doctor import Report
+from coldstream.deploy.plan import Plan
+from coldstream.deploy.service import Change
+from coldstream.deploy.target import Target
+
+_COLOURS = {"yes": "green", "no": "red", "unknown": "yellow"}
+
+
+def report(console: Console, found: Report, *, everything: bool) -> None:
+    """The checks that need attention with their mends, and a count of the rest; or all of them."""
+    table = Table("step", "question", "answer", "evidence", "what mends it", box=None, pad_edge=False)
+    for check in found.checks:
+        if check.met and not everything:
+            continue
+        answer = f"[{_COLOURS[check.answer]}]{check.answer}[/]"
+        mend = "" if check.mend is None else str(check.mend)
+        table.add_row(escape(check.step), escape(check.question), answer, escape(check.evidence), escape(mend))
+    if table.row_count:
+        console.print(table)
+    counts = {answer: sum(1 for check in found.checks if check.answer == answer) for answer in _COLOURS}
+    console.print(f"{len(found.checks)} checks: {counts['yes']} yes, {counts['no']} no, {counts['unknown']} unknown")
+    if found.exit_code:
+        console.print("`coldstream doctor --fix` grants what is missing, or writes the commands for whoever may")
+
+
+def plan(console: Console, made: Plan) -> None:
+    """The plan, and what it would change."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, text in planning.lines(made):
+        table.add_row(f"[bold]{escape(name)}[/]", escape(text))
+    console.print(table)
+    changes(console, made.changes, new=made.deployed is None)
+
+
+def changes(console: Console, found: tuple[Change, ...], *, new: bool) -> None:
+    """A diff; of a new service only that it is new."""
+    if new:
+        console.print("the service is not deployed yet")
+    elif not found:
+        console.print("nothing would change")
+    for change in () if new else found:
+        before, after = escape(_short(change.before)), escape(_short(change.after))
+        console.print(f"  {escape(change.path)}: [red]{before}[/] -> [green]{after}[/]")
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else str(value).replace("\n", " ")
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def event(console: Console, what: Event) -> None:
+    """A line of progress."""
+    text = escape(what.text)
+    if what.mark == "begin":
+        console.print(f"[bold]{what.step}[/]")
+    elif what.mark == "log":
+        console.print(f"  [dim]| {text}[/]")
+    elif what.mark == "note":
+        console.print(f"  {text}")
+    else:
+        console.print(f"  [green]{'done' if what.mark == 'done' else 'as it should be'}[/] {text}".rstrip())
+
+
+def deployed(console: Console, result: Deployed, target: Target, body: Mapping[str, Any]) -> None:
+    """The address and a line to try it with."""
+    shares = ", ".join(f"{percent} % {name}" for name, percent in result.shares.items())
+    console.print(f"[bold green]{escape(result.url)}[/]  ({shares})")
+    console.print(escape(curl(result.url, target, body)), soft_wrap=True)
+
+
+def curl(url: str, target: Target, body: Mapping[str, Any]) -> str:
+    """A shell line that asks the service; a private one wants an identity token."""
+    data = json.dumps(dict(body), ensure_ascii=False).replace("'", "'\\''")
+    token = ""
+    if not target.public:
+        account = f"--impersonate-service-account={target.invoker_account} --audiences={url}"
+        token = f'-H "Authorization: Bearer $(gcloud auth print-identity-token {account})" '
+    return f"curl {token}-H 'Content-Type: application/json' -d '{data}' {url}/generate"
+
+
+def status(console: Console, state: Mapping[str, Any]) -> None:
+    """The service and its revisions."""
+    console.print(
+        f"{state['service']}\n{state['url']}  ({state['access']}, at least {state['min_instances']} instances)"
+    )
+    table = Table("revision", "traffic", "state", "machine", "at most", "model", "made", box=None, pad_edge=False)
+    for item in state["revisions"]:
+        limits = item["limits"]
+        machine = f"{limits.get('cpu', '?')} vCPU, {limits.get('memory', '?')}"
+        machine += ", L4" if limits.get("nvidia.com/gpu") else ""
+        traffic = f"{item['percent']} %" + "".join(f" [{tag}]" for tag in item["tags"])
+        row = (
+            item["name"],
+            traffic,
+            item["state"],
+            machine,
+            str(item["max_instances"]),
+            item["model"],
+            str(item["made"])[:19],
+        )
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+    for item in state["revisions"]:
+        if item["message"] and item["state"] != "succeeded":
+            console.print(escape(f"{item['name']}: {item['message']}"))
+
+
+def listed(console: Console, head: str, items: Iterable[object]) -> None:
+    """A heading with one line an item."""
+    console.print(f"[bold]{escape(head)}[/]")
+    for item in items:
+        console.print(f"  {escape(str(item))}")
