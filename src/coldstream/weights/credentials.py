@@ -111,8 +111,12 @@ class MetadataServer:
             raise AccessDenied(
                 f"the metadata server answered HTTP {response.status}; give the machine a service account"
             )
-        grant: dict[str, Any] = json.loads(response.body)
-        return Token(grant["access_token"], datetime.now(UTC) + timedelta(seconds=grant["expires_in"]))
+        try:
+            grant = json.loads(response.body)
+            token, seconds = str(grant["access_token"]), float(grant["expires_in"])
+        except (ValueError, KeyError, TypeError) as exc:
+            raise AccessDenied(f"the metadata server at {self._host} did not answer a token; is it Google's?") from exc
+        return Token(token, datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 class CredentialsFile:
@@ -126,19 +130,40 @@ class CredentialsFile:
         return await asyncio.to_thread(self._fetch)
 
     def _fetch(self) -> Token:
-        import google.auth
         import urllib3
         from google.auth.exceptions import GoogleAuthError, TransportError
         from google.auth.transport.urllib3 import Request
 
         try:
-            credentials, _ = google.auth.load_credentials_from_file(  # type: ignore[no-untyped-call]
-                str(self._path), scopes=[SCOPE]
-            )
-            credentials.refresh(Request(urllib3.PoolManager()))  # type: ignore[no-untyped-call]
+            credentials = _load(json.loads(self._path.read_text(encoding="utf-8")))
+            credentials.refresh(Request(urllib3.PoolManager(retries=False)))  # type: ignore[no-untyped-call]
         except TransportError as exc:
             raise Interrupted(f"{self._path}: no token: {exc}") from exc
-        except (GoogleAuthError, ValueError) as exc:
+        except (GoogleAuthError, OSError, ValueError, TypeError, KeyError) as exc:
             raise AccessDenied(f"{self._path}: these credentials give no token ({exc}); renew them") from exc
-        expiry = credentials.expiry.replace(tzinfo=UTC)
-        return Token(credentials.token, expiry)
+        return Token(credentials.token, credentials.expiry.replace(tzinfo=UTC))
+
+
+def _load(info: Any) -> Any:
+    """Credentials of one of the kinds that gcloud and the console write; nothing else in the file is obeyed."""
+    kind = info.get("type") if isinstance(info, dict) else None
+    if kind == "service_account":
+        from google.oauth2 import service_account
+
+        return service_account.Credentials.from_service_account_info(info, scopes=[SCOPE])  # type: ignore[no-untyped-call]
+    if kind == "authorized_user":
+        from google.oauth2 import credentials
+
+        # No scopes: a login's token has those that it was granted.
+        return credentials.Credentials(  # type: ignore[no-untyped-call]
+            None,
+            refresh_token=info["refresh_token"],
+            client_id=info["client_id"],
+            client_secret=info["client_secret"],
+            token_uri=info.get("token_uri", "https://oauth2.googleapis.com/token"),
+        )
+    if kind == "external_account":
+        from google.auth import identity_pool
+
+        return identity_pool.Credentials.from_info(info, scopes=[SCOPE])  # type: ignore[no-untyped-call]
+    raise ValueError(f"its type is {kind!r}, known are service_account, authorized_user and external_account")

