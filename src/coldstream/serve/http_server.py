@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import socket
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import uvicorn
@@ -11,9 +12,9 @@ from coldstream.serve.door import Door
 
 
 class HttpServer(uvicorn.Server):
-    """Serves one door on a socket that is bound already, until `should_exit` is set."""
+    """Serves one door on a bound socket until `should_exit` is set; `on_open` is called when it begins to."""
 
-    def __init__(self, door: Door, *, hanging_up: int) -> None:
+    def __init__(self, door: Door, *, hanging_up: int, on_open: Callable[[], None]) -> None:
         config = uvicorn.Config(
             door,
             loop="none",
@@ -26,6 +27,12 @@ class HttpServer(uvicorn.Server):
             timeout_graceful_shutdown=hanging_up,
         )
         super().__init__(config)
+        self._on_open = on_open
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say so."""
+        await super().startup(sockets)
+        self._on_open()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

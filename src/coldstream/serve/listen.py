@@ -106,7 +106,7 @@ class _Process:
         playground = Playground() if self._settings.server.playground else None
         door = Door(self.startup, self._keys, max_waiting=self._settings.server.max_queue, playground=playground)
         state = ServerState(self._settings, self.startup.models, keys=self._keys, timeline=self._timeline)
-        server = HttpServer(door, hanging_up=_HANGING_UP)
+        server = HttpServer(door, hanging_up=_HANGING_UP, on_open=lambda: self._timeline.mark("port open"))
         with self._signals(self._loop):
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             application = asyncio.create_task(asyncio.to_thread(self._application, state))
