@@ -17,9 +17,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from coldstream.bench import child
+from coldstream.bench.chart import Bar, bars_svg
 from coldstream.bench.contenders import Contender, Skipped, coldstream, llama_server, ollama, transformers_serve, vllm
 from coldstream.bench.shape import Shape, ShapedProxy
 from coldstream.errors import ColdstreamError, SettingsError
@@ -99,6 +100,16 @@ class ColdstartReport:
             {**asdict(result), "median": result.median, "of_floor": result.median / floor} for result in self.results
         ]
         return {**asdict(self), "results": results}
+
+    def as_svg(self) -> str:
+        """Medians as bars, single runs as dots."""
+        bucket = f"bucket shaped to {self.shape}" if self.shape else "local bucket"
+        size = f"{self.bytes / 1e6:.0f} MB"
+        return bars_svg(
+            "exec to first token over HTTP",
+            f"{self.uri} ({size}), {bucket}, {self.page_cache} page cache, medians of {self.runs}",
+            [Bar(r.name, r.median, tuple(start.first_token for start in r.starts)) for r in self.results],
+        )
 
 
 def run_coldstart_bench(
@@ -197,7 +208,9 @@ class _Bench:
         self._told = told
 
     def measure(self, contenders: list[Contender], tokenizer: Path, runs: int) -> list[Result]:
-        turns: dict[str, Callable[[], Start]] = {c.name: partial(self._server, c) for c in contenders}
+        turns: dict[str, Callable[[], Start]] = {
+            c.name: partial(time_start, c, log=self._log, proxy=self._proxy) for c in contenders
+        }
         turns[FLOOR] = partial(self._floor, tokenizer)
         starts: dict[str, list[Start]] = {name: [] for name in turns}
         for run in range(-1 if self._page_cache == "warm" else 0, runs):
@@ -209,7 +222,7 @@ class _Bench:
                     starts[name].append(start)
                     self._told(name, start)
         reads = {contender.name: contender.reads for contender in contenders}
-        watches = {c.name: self._watch(c) for c in contenders if c.watched}
+        watches = {c.name: watch_start(c, log=self._log) for c in contenders if c.watched}
         return [Result(n, reads.get(n, "tokenizer.json"), tuple(s), watches.get(n)) for n, s in starts.items()]
 
     def _floor(self, tokenizer: Path) -> Start:
@@ -222,31 +235,44 @@ class _Bench:
             raise ColdstreamError(f"importing torch and loading {tokenizer} ended with code {process.returncode}")
         return Start(first_token=seconds)
 
-    def _server(self, contender: Contender) -> Start:
-        with self._running(contender) as server:
-            server.wait_for_port()
-            opened = time.monotonic() - server.started
-            server.wait_for_token()
-            token = time.monotonic() - server.started
-            last = self._proxy.last_byte - server.started if self._proxy and contender.watched else None
-            return Start(token, opened, last, server.peak_memory())
 
-    def _watch(self, contender: Contender) -> Watch:
-        with self._running(contender) as server:
-            server.wait_for_port()
-            asked = threading.Thread(target=server.wait_for_token)
-            asked.start()
-            seconds = list(server.readyz_seconds(until=lambda: not asked.is_alive()))
-            asked.join()
-        return Watch(len(seconds), max(seconds), statistics.median(seconds))
+def time_start(contender: Contender, *, log: Path, proxy: ShapedProxy | None = None) -> Start:
+    """Start the contender once, take its first token, end it. Its output goes to `log`.
 
-    @contextlib.contextmanager
-    def _running(self, contender: Contender) -> Iterator[_Server]:
-        server = _Server(contender, self._log)
-        try:
-            yield server
-        finally:
-            server.end()
+    Raises:
+        ColdstreamError: it ended, refused the request for good, or gave no token within ten minutes.
+    """
+    with _running(contender, log) as server:
+        server.wait_for_port()
+        opened = time.monotonic() - server.started
+        server.wait_for_token()
+        token = time.monotonic() - server.started
+        last = proxy.last_byte - server.started if proxy is not None and contender.watched else None
+        return Start(token, opened, last, server.peak_memory())
+
+
+def watch_start(contender: Contender, *, log: Path) -> Watch:
+    """Start the contender once more and time GET /readyz until its first token.
+
+    Raises:
+        ColdstreamError: as `time_start`.
+    """
+    with _running(contender, log) as server:
+        server.wait_for_port()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            token = pool.submit(server.wait_for_token)
+            seconds = list(server.readyz_seconds(until=token.done))
+            token.result()
+    return Watch(len(seconds), max(seconds), statistics.median(seconds))
+
+
+@contextlib.contextmanager
+def _running(contender: Contender, log: Path) -> Iterator[_Server]:
+    server = _Server(contender, log)
+    try:
+        yield server
+    finally:
+        server.end()
 
 
 class _Server:

@@ -17,6 +17,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -64,15 +65,16 @@ class Shape:
 class TokenBucket:
     """Hands out bytes at a rate to whoever asks, in the order of asking; thread-safe."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
+        self._clock = clock
         self._lock = threading.Lock()
-        self._free_at = time.monotonic()
+        self._free_at = clock()
 
     def take(self, count: int) -> float:
         """Seconds to wait before `count` bytes may pass."""
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             self._free_at = max(self._free_at, now - _BURST_SECONDS) + count / self._rate
             return max(0.0, self._free_at - now)
 
