@@ -11,10 +11,10 @@ from typing import NoReturn
 
 import typer
 
-from coldstream.cli import demo, inspect, serve, verify
+from coldstream.cli import demo, deploy, inspect, serve, verify
 from coldstream.errors import ColdstreamError
 
-_GROUPS = (serve, inspect, verify, demo)
+_GROUPS = (serve, inspect, verify, demo, deploy)
 
 
 def _app() -> typer.Typer:
