@@ -1,23 +1,35 @@
 """The command line: one file a command group; parses, calls, prints; holds no logic.
 
-`serve` is the cold path: what is imported here is imported before the first byte is asked for.
+`serve` is the cold path: what is imported here is imported before the first byte is asked for. So only the group of the
+command that was given is imported; all of them for `--help`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import MappingProxyType
 from typing import NoReturn
 
 import typer
 
-from coldstream.cli import demo, deploy, inspect, serve, verify
 from coldstream.errors import ColdstreamError
 
-_GROUPS = (serve, inspect, verify, demo, deploy)
+_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "serve": ("serve",),
+        "inspect": ("inspect",),
+        "verify": ("verify",),
+        "demo": ("demo",),
+        "deploy": ("doctor", "plan", "deploy", "status", "logs", "rollback", "destroy", "export"),
+    }
+)
+"""Module of this package -> the commands that it registers."""
 
 
-def _app() -> typer.Typer:
+def _app(arguments: Sequence[str]) -> typer.Typer:
     app = typer.Typer(
         name="coldstream",
         help="From gs://bucket/model to the first token, in the time the bytes need to cross the wire.",
@@ -27,8 +39,10 @@ def _app() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    for group in _GROUPS:
-        group.register(app)
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    chosen = [group for group, commands in _GROUPS.items() if command in commands]
+    for group in chosen or _GROUPS:
+        import_module(f"coldstream.cli.{group}").register(app)
     return app
 
 
@@ -42,7 +56,7 @@ def _root(
 def main() -> None:
     """Run the command line. Exits with the error's own code (see coldstream.errors), one line on stderr."""
     try:
-        _app()()
+        _app(sys.argv[1:])()
     except ColdstreamError as exc:
         if os.environ.get("COLDSTREAM_DEBUG"):
             raise

@@ -1,0 +1,60 @@
+"""The command line as a whole: every command is there, says what it does, and imports only what it needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from coldstream.cli import _GROUPS
+
+COMMANDS = [command for commands in _GROUPS.values() for command in commands]
+
+
+def coldstream(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "coldstream", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_lists_every_command() -> None:
+    text = coldstream("--help").stdout
+    assert [command for command in COMMANDS if f"\n  {command} " not in text] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    finished = coldstream(command, "--help")
+    assert finished.returncode == 0
+    assert f"coldstream {command}" in finished.stdout
+    assert len(finished.stdout.splitlines()) > 6
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    assert coldstream("sevre").returncode == 2
+
+
+MAY_BE_IMPORTED = {
+    "annotated_doc",
+    "click",
+    "coldstream",
+    "shellingham",
+    "google_crc32c",
+    "httptools",
+    "obstore",
+    "typer",
+    "uvicorn",
+    "uvloop",
+}
+
+
+def test_nothing_heavy_is_imported_before_the_first_bytes_are_asked_for() -> None:
+    code = (
+        "import sys\n"
+        "import coldstream.cli.serve, coldstream.serve.listen, coldstream.serve.http_server\n"
+        "import coldstream.weights.checkpoint, coldstream.weights.stream, coldstream.weights.object_store\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    imported = {name for name in out.split() if not name.startswith(("_", "sitecustomize"))}
+    assert imported - MAY_BE_IMPORTED == set()
