@@ -225,8 +225,8 @@ def _traffic(work: Work, deployed: Mapping[str, Any] | None) -> list[dict[str, A
 
 def _as_wanted(work: Work, deployed: Mapping[str, Any]) -> bool:
     """Whether the revision is reachable already, and the service around it is as the plan wants it."""
-    around = service.service(work.target, {}, work.plan.scaling, [])
-    settled = not service.diff(deployed, {key: value for key, value in around.items() if key != "template"})
+    around = service.service(work.target, deployed["template"], work.plan.scaling, [])
+    settled = not service.diff(deployed, around)
     serves_all = service.serving(deployed) == {work.revision: 100}
     return settled and (
         serves_all or (service.tag_url(deployed, CANDIDATE) is not None and _tagged(deployed, work.revision))

@@ -45,7 +45,10 @@ class Context:
     def archive(self) -> bytes:
         """A .tar.gz whose bytes depend on nothing but the files."""
         buffer = io.BytesIO()
-        with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+        with (
+            gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w") as tar,
+        ):
             for name in sorted(self.files):
                 entry = tarfile.TarInfo(name)
                 entry.size, entry.mode = len(self.files[name]), 0o644
@@ -63,7 +66,7 @@ def context(variant: Variant) -> Context:
     files = {
         f"site/coldstream/{path.relative_to(package).as_posix()}": path.read_bytes()
         for path in sorted(package.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+        if path.is_file() and _belongs(path)
     }
     docker = docker_folder(package)
     files["Dockerfile"] = (docker / f"{variant}.Dockerfile").read_bytes()
@@ -73,6 +76,12 @@ def context(variant: Variant) -> Context:
     files[f"site/coldstream-{version}.dist-info/METADATA"] = about.encode()
     files["requirements.txt"] = requirements().encode()
     return Context(variant, files)
+
+
+def _belongs(path: Path) -> bool:
+    # Models come from the bucket: neither the demo's weights nor anybody else's are in an image.
+    weights = path.suffix == ".safetensors" or path.name == "tokenizer.json"
+    return "__pycache__" not in path.parts and path.suffix != ".pyc" and not weights
 
 
 def docker_folder(package: Path) -> Path:

@@ -37,6 +37,7 @@ class OpenedCheckpoint(Protocol):
 
 
 OpenModel = Callable[[str], OpenedCheckpoint]
+MakeContext = Callable[[image.Variant], image.Context]
 
 
 def open_model(uri: str) -> OpenedCheckpoint:
@@ -112,8 +113,9 @@ def make_plan(
     *,
     limits: Mapping[str, int | None],
     deployed: Mapping[str, Any] | None,
+    context: MakeContext,
 ) -> Plan:
-    """The whole plan; pure, but for reading the installed package that the image is made from.
+    """The whole plan; pure, but for `context`, which reads the installed package that the image is made from.
 
     Raises:
         DeployError: the models do not fit in any instance, or the region's quota does not hold even one.
@@ -122,7 +124,7 @@ def make_plan(
     size = choose_size(settings, wanted, models)
     fit = quota.fit(size, limits, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy)
     scaling = Scaling(min(wanted.min_instances, max(1, fit.instances)), max(1, fit.instances), wanted.request_timeout)
-    built = None if wanted.image else image.context("gpu" if size.gpu else "cpu")
+    built = None if wanted.image else context("gpu" if size.gpu else "cpu")
     name = wanted.image or f"{target.image}:{built.tag if built else ''}"
     config = service.config_text(settings)
     if len(config.encode()) > MOST_CONFIG:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from coldstream.deploy import doctor, lifecycle, plan
+from coldstream.deploy import doctor, image, lifecycle, plan
 from coldstream.deploy.clock import Clock, SystemClock
 from coldstream.deploy.doctor import Report
 from coldstream.deploy.google import Google, default_credentials
-from coldstream.deploy.plan import OpenModel, Plan
+from coldstream.deploy.plan import MakeContext, OpenModel, Plan
 from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.target import Target, target
 from coldstream.errors import ResourceNotFound
@@ -23,6 +23,7 @@ class Session:
     google: Google
     clock: Clock
     open_model: OpenModel = plan.open_model
+    context: MakeContext = image.context
 
 
 def open_session() -> Session:
@@ -62,7 +63,10 @@ class Job:
         models = plan.read_models(self.settings, self.session.open_model)
         limits = {name: said.value for name, said in plan.limits(google, place.project, place.region).items()}
         deployed = self._deployed()
-        return plan.make_plan(self.settings, self.wanted, place, models, limits=limits, deployed=deployed)
+        context = self.session.context
+        return plan.make_plan(
+            self.settings, self.wanted, place, models, limits=limits, deployed=deployed, context=context
+        )
 
     def _deployed(self) -> dict[str, object] | None:
         try:
