@@ -1,0 +1,187 @@
+"""`coldstream bench serve`: the same load on us and on others, one after the other, on this machine.
+
+report = run_serve_bench({"coldstream": "gs://bucket/model", "llama.cpp": "model.gguf"}, load=Load())
+print("\\n".join(report.table())); Path("serve.svg").write_text(report.svg())
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+from coldstream.bench.serve_load import Answer, Api, Endpoint, Summary, closed_loop, open_loop, prompts, summarize
+from coldstream.bench.serve_peers import Plan, running, server
+from coldstream.errors import SettingsError
+
+Say = Callable[[str], None]
+
+_HEAD = (
+    f"{'':20} {'load':>10} {'tokens/s':>9} {'TTFT ms p50':>12} {'p99':>8} {'inter ms p50':>13} {'p99':>8} {'errors':>7}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What everybody is asked. `clients` are closed loops, one after another; `rates` (requests a second) open ones."""
+
+    clients: tuple[int, ...] = (1, 4, 8, 16)
+    rates: tuple[float, ...] = ()
+    requests_per_client: int = 4
+    max_tokens: int = 64
+    prompt_words: int = 48
+    api: Api = "completions"
+    seed: int = 0
+    seconds: float = 30.0
+
+    @property
+    def context(self) -> int:
+        """Tokens that a sequence may need: words have at most a few tokens each."""
+        return 1 << (self.prompt_words * 4 + self.max_tokens + 64).bit_length()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One load on one server; `load` is "8 clients" or "2/s"."""
+
+    server: str
+    load: str
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that was measured, and who was left out and why."""
+
+    machine: str
+    load: Load
+    runs: tuple[Run, ...]
+    skipped: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data; seconds."""
+        return asdict(self)
+
+    def table(self) -> list[str]:
+        """Lines for a terminal."""
+        lines = [self.machine, _HEAD]
+        for run in self.runs:
+            first, gap = run.summary.first_token, run.summary.inter_token
+            lines.append(
+                f"{run.server:20} {run.load:>10} {run.summary.tokens_per_second:9.1f} {first.p50 * 1e3:12.0f} "
+                f"{first.p99 * 1e3:8.0f} {gap.p50 * 1e3:13.1f} {gap.p99 * 1e3:8.1f} {run.summary.errors:7}"
+            )
+            if run.summary.first_error:
+                lines.append(f"{'':20} {run.summary.first_error}")
+        return [*lines, *(f"{name}: left out, {why}" for name, why in self.skipped.items())]
+
+    def svg(self) -> str:
+        """Tokens a second by load, a group of bars each, every bar with its own name and figure."""
+        return _chart(self.runs, self.machine)
+
+
+def run_serve_bench(
+    servers: Mapping[str, str],
+    *,
+    load: Load | None = None,
+    endpoints: Mapping[str, Endpoint] | None = None,
+    say: Say = lambda line: None,
+) -> Report:
+    """Start each server in turn, load it, end it; `endpoints` run already. `servers`: name -> model, see `SERVERS`.
+
+    Raises:
+        SettingsError: a name that is not known, or our own server did not start. A peer that does not is left out.
+    """
+    wanted = load or Load()
+    plan = Plan(max([1, *wanted.clients]), wanted.context, os.cpu_count() or 1)
+    chosen = [server(name, model, plan) for name, model in servers.items()]
+    runs: list[Run] = []
+    skipped: dict[str, str] = {}
+    for name, endpoint in (endpoints or {}).items():
+        runs += _load(name, endpoint, wanted, say)
+    for item in chosen:
+        if item.needs is not None:
+            skipped[item.name] = f"not installed ({item.needs})"
+            continue
+        say(f"starting {item.name}")
+        try:
+            with running(item, api=wanted.api) as endpoint:
+                runs += _load(item.name, endpoint, wanted, say)
+        except SettingsError as exc:
+            if item.name == "coldstream":
+                raise
+            skipped[item.name] = str(exc)
+    return Report(machine(), wanted, tuple(runs), skipped)
+
+
+def machine() -> str:
+    """What the figures were measured on, in a line."""
+    return f"{os.cpu_count()} CPUs, {_cpu_name()}, {platform.system()}, load {os.getloadavg()[0]:.1f}"
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    except OSError:
+        return platform.processor() or "unknown"
+
+
+def _load(name: str, endpoint: Endpoint, load: Load, say: Say) -> list[Run]:
+    """One request to warm up, then every load."""
+    asyncio.run(closed_loop(endpoint, prompts(1, words=load.prompt_words, seed=-1), max_tokens=8, clients=1))
+    runs = []
+    for clients in load.clients:
+        asked = prompts(clients * load.requests_per_client, words=load.prompt_words, seed=load.seed + clients)
+        answers = asyncio.run(closed_loop(endpoint, asked, max_tokens=load.max_tokens, clients=clients))
+        runs.append(_ran(name, f"{clients} client{'s' if clients > 1 else ''}", answers, say))
+    for rate in load.rates:
+        asked = prompts(max(2, int(rate * load.seconds)), words=load.prompt_words, seed=load.seed + 10_000)
+        answers = asyncio.run(open_loop(endpoint, asked, max_tokens=load.max_tokens, rate=rate, seed=load.seed))
+        runs.append(_ran(name, f"{rate:g}/s", answers, say))
+    return runs
+
+
+def _ran(name: str, load: str, answers: Sequence[Answer], say: Say) -> Run:
+    run = Run(name, load, summarize(answers))
+    say(f"{name}, {load}: {run.summary.tokens_per_second:.1f} tokens/s")
+    return run
+
+
+_WIDTH, _LEFT, _BAR = 760, 210, 22
+_COLOURS = ("#0f766e", "#9333ea", "#c2410c", "#1d4ed8", "#4d7c0f", "#be185d")
+
+
+def _chart(runs: Sequence[Run], title: str) -> str:
+    loads = list(dict.fromkeys(run.load for run in runs))
+    names = list(dict.fromkeys(run.server for run in runs))
+    most = max([run.summary.tokens_per_second for run in runs], default=1.0) or 1.0
+    parts, y = [], 58
+    for load in loads:
+        parts.append(f'<text x="16" y="{y + 15}" font-weight="600">{escape(load)}</text>')
+        for run in (run for run in runs if run.load == load):
+            width = max(1.0, run.summary.tokens_per_second / most * (_WIDTH - _LEFT - 90))
+            colour = _COLOURS[names.index(run.server) % len(_COLOURS)]
+            parts.append(
+                f'<text x="{_LEFT - 8}" y="{y + 15}" text-anchor="end">{escape(run.server)}</text>'
+                f'<rect x="{_LEFT}" y="{y + 2}" width="{width:.1f}" height="{_BAR - 5}" rx="2" fill="{colour}"/>'
+                f'<text x="{_LEFT + width + 6:.1f}" y="{y + 15}">{run.summary.tokens_per_second:.1f}</text>'
+            )
+            y += _BAR
+        y += 10
+    style = "text{font:13px system-ui,sans-serif;fill:#1f2933}"
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y + 10}" width="{_WIDTH}" '
+            f'height="{y + 10}" role="img" aria-label="Tokens a second by load"><style>{style}</style>',
+            f'<rect width="{_WIDTH}" height="{y + 10}" fill="#ffffff"/>',
+            '<text x="16" y="24" font-weight="600">Tokens a second, all clients together</text>',
+            f'<text x="16" y="42" fill="#61707f">{escape(title)}</text>',
+            *parts,
+            "</svg>",
+        ]
+    )

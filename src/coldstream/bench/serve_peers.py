@@ -1,0 +1,152 @@
+"""Servers that `coldstream bench serve` starts: ours, and the peers that are installed, each at its best settings.
+
+Each one is a child process on a free port of 127.0.0.1, with the same number of CPU threads, and is asked through its
+own OpenAI endpoint. What cannot be started is skipped with the reason, never silently.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from coldstream.bench import child
+from coldstream.bench.serve_load import Api, Endpoint
+from coldstream.errors import SettingsError
+
+_DEADLINE = 900.0
+_PATIENCE = 15.0
+_PAUSE = 0.1
+_IGNORE_EOS: Mapping[str, Any] = {"ignore_eos": True}
+
+_XLLAMACPP = """
+import sys, threading, xllamacpp
+model, port, slots, context, threads = sys.argv[1], *map(int, sys.argv[2:])
+params = xllamacpp.CommonParams()
+params.model.path, params.port, params.n_parallel = model, port, slots
+params.n_ctx, params.cpuparams.n_threads = context * slots, threads
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+threading.Event().wait()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all servers get alike: sequences at once, tokens a sequence may have, CPU threads."""
+
+    sequences: int
+    context: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """How to start one. `{port}` in the command stands for its port; `ready` is asked until it answers 200.
+
+    `model` is the name that requests must carry; None takes the first one that /v1/models lists. `needs` says what is
+    not installed.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    ready: str = "/v1/models"
+    model: str | None = None
+    extra: Mapping[str, Any] | None = None
+    needs: str | None = None
+
+
+def _coldstream(model: str, plan: Plan) -> Server:
+    command = (sys.executable, "-m", "coldstream", "serve", model, "--host", "127.0.0.1", "--port", "{port}", "--quiet")
+    return Server("coldstream", command, ready="/readyz", model="default", extra=_IGNORE_EOS)
+
+
+def _transformers(model: str, plan: Plan) -> Server:
+    script = shutil.which("transformers", path=str(Path(sys.executable).parent)) or shutil.which("transformers")
+    command = (script or "transformers", "serve", model, "--host", "127.0.0.1", "--port", "{port}", "--device", "cpu")
+    missing = None if script and importlib.util.find_spec("accelerate") else "pip install 'transformers[serving]'"
+    return Server("transformers serve", command, ready="/health", model=model, needs=missing)
+
+
+def _vllm(model: str, plan: Plan) -> Server:
+    script = shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
+    limits = ("--max-model-len", str(plan.context), "--max-num-seqs", str(plan.sequences))
+    command = (script or "vllm", "serve", model, "--host", "127.0.0.1", "--port", "{port}", *limits)
+    return Server("vllm", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=None if script else "vllm")
+
+
+def _llama_cpp(model: str, plan: Plan) -> Server:
+    sizes = (str(plan.sequences), str(plan.context), str(plan.threads))
+    missing = None if importlib.util.find_spec("xllamacpp") else "pip install xllamacpp"
+    command = (sys.executable, "-c", _XLLAMACPP, model, "{port}", *sizes)
+    return Server("llama.cpp", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=missing)
+
+
+SERVERS: Mapping[str, Callable[[str, Plan], Server]] = {
+    "coldstream": _coldstream,
+    "llama.cpp": _llama_cpp,
+    "transformers": _transformers,
+    "vllm": _vllm,
+}
+"""By the name that --peer takes, with a model: a folder, for llama.cpp a .gguf file, for ours any URI."""
+
+
+def server(name: str, model: str, plan: Plan) -> Server:
+    """The server of that name for a model.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    if name not in SERVERS:
+        raise SettingsError(f"--peer {name}: unknown; known here: {', '.join(SERVERS)}")
+    return SERVERS[name](model, plan)
+
+
+@contextmanager
+def running(chosen: Server, *, api: Api, environment: Mapping[str, str] | None = None) -> Iterator[Endpoint]:
+    """Start a server, wait until it is ready, end it.
+
+    Raises:
+        SettingsError: it ended before it was ready, or was not ready within 15 minutes; the message has its last words.
+    """
+    port = child.free_port()
+    command = tuple(part.replace("{port}", str(port)) for part in chosen.command)
+    with tempfile.TemporaryDirectory(prefix="coldstream-bench-") as folder:
+        log = Path(folder, "log")
+        process = child.spawn(command, log=log, environment=environment)
+        try:
+            base = f"http://127.0.0.1:{port}"
+            _wait(base + chosen.ready, chosen.name, lambda: process.poll() is None, log)
+            model = chosen.model or _first_model(base)
+            yield Endpoint(f"{base}/v1", model, api, extra=chosen.extra or {})
+        finally:
+            child.end(process, patience=_PATIENCE)
+
+
+def _wait(url: str, name: str, is_alive: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + _DEADLINE
+    with httpx2.Client(trust_env=False, timeout=10.0) as http:
+        while time.monotonic() < deadline:
+            if not is_alive():
+                raise SettingsError(f"{name} ended before it was ready: {child.last_lines(log, 3)}")
+            try:
+                if http.get(url).status_code == 200:
+                    return
+            except httpx2.TransportError:
+                pass  # nobody listens yet; whether it ever will, the process and the deadline tell
+            time.sleep(_PAUSE)
+    raise SettingsError(f"{name} was not ready within {_DEADLINE:g} s: {child.last_lines(log, 3)}")
+
+
+def _first_model(base: str) -> str:
+    with httpx2.Client(trust_env=False, timeout=10.0) as http:
+        return str(http.get(f"{base}/v1/models").json()["data"][0]["id"])

@@ -1,0 +1,134 @@
+"""`bench serve`: the load, the figures made of it, and the servers it starts."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from coldstream.bench.serve import Load, Report, Run, run_serve_bench
+from coldstream.bench.serve_load import Answer, Endpoint, closed_loop, open_loop, percentiles, prompts, summarize
+from coldstream.bench.serve_peers import SERVERS, Plan, Server, running, server
+from coldstream.errors import SettingsError
+from coldstream.serve.keys import ApiKeys
+from tests.serve.scripted import ScriptedModel
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+async def test_a_closed_loop_counts_every_token_and_keeps_to_its_clients(serve, engine, api) -> None:
+    used = engine("hello")
+    served = await serve(ScriptedModel(used), keys=ApiKeys.of("k"))
+    endpoint = Endpoint(f"{served.url}/v1", "default", api, key="k", extra={"ignore_eos": True})
+    answers = await closed_loop(endpoint, prompts(7, words=5, seed=1), max_tokens=3, clients=2)
+    assert [answer.error for answer in answers] == [None] * 7
+    summary = summarize(answers)
+    assert (summary.requests, summary.errors, summary.tokens) == (7, 0, 21)
+    assert all(request.sampling.ignore_eos and request.sampling.temperature == 0 for request in used.submitted)
+    assert "Bearer k" not in repr(endpoint)
+
+
+async def test_an_open_loop_does_not_wait_for_answers(serve, engine) -> None:
+    stuck = engine("ab", manual=True)
+    served = await serve(ScriptedModel(stuck))
+    load = open_loop(
+        Endpoint(f"{served.url}/v1", "default"), prompts(5, words=3, seed=1), max_tokens=2, rate=1e4, seed=1
+    )
+    running_load = asyncio.create_task(load)
+    await asyncio.to_thread(stuck.wait_until, lambda: len(stuck.submitted) == 5)
+    await asyncio.to_thread(stuck.step, 2)
+    assert summarize(await running_load).tokens == 10
+
+
+async def test_what_goes_wrong_is_counted_and_quoted(serve, engine) -> None:
+    served = await serve(ScriptedModel(engine(lambda request: ["a", "<error>"])))
+    ours = Endpoint(f"{served.url}/v1", "default")
+    wrong = Endpoint(f"{served.url}/v1", "gpt-4")
+    nobody = Endpoint("http://127.0.0.1:9/v1", "x")
+    for endpoint, says in [(ours, "the script says so"), (wrong, "HTTP 404"), (nobody, "ConnectError")]:
+        summary = summarize(await closed_loop(endpoint, ["x"], max_tokens=5, clients=1))
+        assert (summary.errors, summary.tokens) == (1, 0)
+        assert says in summary.first_error
+
+
+def test_the_figures_are_those_of_the_arrivals() -> None:
+    one = Answer(begin=0.0, end=4.0, arrivals=(1.0, 2.0, 4.0), tokens=3, prompt_tokens=7)
+    two = Answer(begin=1.0, end=5.0, arrivals=(4.0, 5.0), tokens=2, prompt_tokens=7)
+    bad = Answer(begin=0.0, end=1.0, error="no")
+    summary = summarize([one, two, bad])
+    assert (summary.seconds, summary.tokens_per_second, summary.requests_per_second) == (5.0, 1.0, 0.4)
+    assert (summary.first_token.p50, summary.inter_token.p50, summary.whole.p50) == (2.0, 1.0, 4.0)
+    assert summary.errors == 1
+    assert math.isnan(summarize([bad]).first_token.p50)
+    assert summarize([]).requests == 0
+
+
+def test_percentiles_lie_where_they_belong() -> None:
+    found = percentiles([float(item) for item in range(101)])
+    assert (found.p50, found.p90, found.p99) == (50.0, 90.0, 99.0)
+
+
+def test_no_two_prompts_share_a_beginning_and_the_same_seed_gives_the_same() -> None:
+    made = prompts(50, words=20, seed=3)
+    assert len({prompt[:3] for prompt in made}) == 50
+    assert made == prompts(50, words=20, seed=3) != prompts(50, words=20, seed=4)
+
+
+STUB = """
+import http.server, sys
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b'{"data": [{"id": "m"}]}')
+    def log_message(self, *args): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+
+
+def test_a_server_is_started_waited_for_and_ended() -> None:
+    stub = Server("stub", (sys.executable, "-c", STUB, "{port}"))
+    with running(stub, api="chat") as endpoint:
+        assert (endpoint.model, endpoint.path.endswith("/v1/chat/completions")) == ("m", True)
+    answers = asyncio.run(closed_loop(endpoint, ["x"], max_tokens=1, clients=1))
+    assert "ConnectError" in answers[0].error
+
+
+def test_a_server_that_ends_before_it_is_ready_says_its_last_words() -> None:
+    broken = Server("broken", (sys.executable, "-c", "raise SystemExit('out of paper')", "{port}"))
+    with (
+        pytest.raises(SettingsError, match="broken ended before it was ready: out of paper"),
+        running(broken, api="chat"),
+    ):
+        pass
+
+
+def test_every_peer_gets_its_own_port_and_model() -> None:
+    for name in SERVERS:
+        made = server(name, "/models/m", Plan(sequences=8, context=512, threads=2))
+        assert any("{port}" in part for part in made.command)
+        assert "/models/m" in made.command
+    with pytest.raises(SettingsError, match="known here: coldstream"):
+        server("nobody", "m", Plan(1, 1, 1))
+
+
+async def test_the_report_has_a_line_and_a_bar_for_every_run(serve, engine) -> None:
+    served = await serve(ScriptedModel(engine("hello")))
+    load = Load(clients=(1, 2), rates=(50.0,), requests_per_client=2, max_tokens=4, seconds=0.1)
+    endpoints = {"ours": Endpoint(f"{served.url}/v1", "default"), "<other>": Endpoint(f"{served.url}/v1", "nope")}
+    report = await asyncio.to_thread(run_serve_bench, {}, load=load, endpoints=endpoints)
+    assert [(run.server, run.load) for run in report.runs][:3] == [
+        ("ours", "1 client"),
+        ("ours", "2 clients"),
+        ("ours", "50/s"),
+    ]
+    assert report.runs[1].summary.tokens == 16
+    assert sum("HTTP 404" in line for line in report.table()) == 3
+    picture = ET.fromstring(report.svg())
+    assert "<other>" in {text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")}
+    assert report.as_json()["runs"][0]["summary"]["tokens"] == 8
+
+
+def test_who_is_left_out_is_named_with_the_reason() -> None:
+    report = Report("m", Load(), (Run("ours", "1 client", summarize([])),), {"vllm": "not installed"})
+    assert report.table()[-1] == "vllm: left out, not installed"
