@@ -14,8 +14,8 @@ from coldstream.deploy.google import Google
 from coldstream.deploy.plan import Model, OpenModel
 from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.sizing import GIB
-from coldstream.deploy.target import Target
-from coldstream.errors import ColdstreamError
+from coldstream.deploy.target import Kind, Target
+from coldstream.errors import ColdstreamError, PermissionRefused
 from coldstream.settings import Settings
 
 OK, MISSING, UNKNOWN = 0, 1, 2
@@ -83,11 +83,20 @@ def examine(
             _billing_check(billing.result()),
             *_model_checks(settings, models),
             *(_region_check(target, name, future.result()) for name, future in buckets.items()),
-            *(_policy_check(target, name, future.result()) for name, future in policies.items()),
+            *(_policy_check(target, name, future.result(), _member(access)) for name, future in policies.items()),
         ]
         read = [future.result() for future in models.values()]
-        checks += _quota_checks(settings, wanted, read, limits.result())
+        checks += _quota_checks(settings, wanted, target, read, limits.result(), _member(access))
         return Report(target, access.result(), tuple(checks))
+
+
+def _member(access: Future[Evidence]) -> str:
+    return access.result().caller.value or "user:CALLER"
+
+
+def _to_look(said: Said[Any], role: str, member: str, target: Target) -> Grant | None:
+    """What lets the caller see what a check wanted to see; nothing, where it was not a permission that was missing."""
+    return Grant(role, member, target.resource(Kind.PROJECT)) if isinstance(said.error, PermissionRefused) else None
 
 
 def _bucket(google: Google, name: str) -> Callable[[], Mapping[str, Any]]:
@@ -145,10 +154,11 @@ def _region_check(target: Target, bucket: str, said: Said[Mapping[str, Any]]) ->
     return Check("region", question, "no", text, advice)
 
 
-def _policy_check(target: Target, name: str, said: Said[Mapping[str, Any]]) -> Check:
+def _policy_check(target: Target, name: str, said: Said[Mapping[str, Any]], member: str) -> Check:
     question = f"organisation policy {name} allows the deployment"
     if said.value is None:
-        return Check("policy", question, "unknown", said.why_not)
+        mend = _to_look(said, "roles/orgpolicy.policyViewer", member, target)
+        return Check("policy", question, "unknown", said.why_not, mend)
     refused = _refused(target, name, said.value.get("rules", []))
     if refused is None:
         return Check("policy", question, "yes", said.call)
@@ -183,7 +193,12 @@ def _names(rule: Mapping[str, Any], field: str, wanted: str) -> bool:
 
 
 def _quota_checks(
-    settings: Settings, wanted: DeploySettings, models: list[Said[Model]], limits: Mapping[str, Said[int | None]]
+    settings: Settings,
+    wanted: DeploySettings,
+    target: Target,
+    models: list[Said[Model]],
+    limits: Mapping[str, Said[int | None]],
+    member: str,
 ) -> list[Check]:
     question = "quota holds the instances and a rollout's overlap"
     read = tuple(said.value for said in models if said.value is not None)
@@ -197,14 +212,15 @@ def _quota_checks(
         size, {name: said.value for name, said in limits.items()}, zonal_redundancy=wanted.zonal_redundancy
     )
     instances = wanted.max_instances or 1
-    return [_quota_check(item, instances, limits[item.quota]) for item in asked]
+    looks = {item.quota: _to_look(limits[item.quota], "roles/cloudquotas.viewer", member, target) for item in asked}
+    return [_quota_check(item, instances, limits[item.quota], looks[item.quota]) for item in asked]
 
 
-def _quota_check(item: quota.Demand, instances: int, said: Said[int | None]) -> Check:
+def _quota_check(item: quota.Demand, instances: int, said: Said[int | None], look: Grant | None) -> Check:
     question = f"quota for {item.label}: {instances} + 1"
     advice = f"ask for more of {item.quota}: https://console.cloud.google.com/iam-admin/quotas"
     if said.error is not None:
-        return Check("quota", question, "unknown", said.why_not, advice)
+        return Check("quota", question, "unknown", said.why_not, look or advice)
     fits = item.fits(instances)
     text = f"{said.call}: {item.says(instances)}"
     if item.auto_granted:

@@ -74,18 +74,16 @@ class Evidence:
 
     def exists(self, resource: Resource) -> bool | None:
         """Whether a resource is there; None when nobody would say. An API that is off has nothing."""
-        said: Said[Any] | None = self.held.get(resource)
-        if resource.kind is Kind.ACCOUNT:
-            said = self.accounts.get(resource.name, said)
-        if resource.kind is Kind.SERVICE:
-            said = self.service
+        if resource.kind is Kind.ACCOUNT and (seen := self.accounts.get(resource.name)) is not None and not seen.error:
+            return seen.value
+        if resource.kind is Kind.SERVICE and not self.service.error:
+            return self.service.value is not None
+        said = self.held.get(resource)
         if said is None:
             return None
         if said.missing or isinstance(said.error, ApiDisabled):
             return resource.kind is Kind.PROJECT
-        if said.error is not None:
-            return None
-        return bool(said.value) if resource.kind in (Kind.ACCOUNT, Kind.SERVICE) else True
+        return True if said.error is None else None
 
     def caller_may(self, permission: str, resource: Resource) -> bool | None:
         """Whether the caller holds a permission; on what is not there yet, as it would be inherited."""
@@ -145,6 +143,9 @@ def _questions(target: Target) -> Iterable[Question]:
     for need, resource in access.needs(target):
         if need.principal is not Principal.CALLER:
             yield Question(_email(need.principal, target), need.permission, resource)
+            if resource.kind is Kind.SERVICE:
+                # A service that is not there yet inherits from the project; which of both counts is known later.
+                yield Question(_email(need.principal, target), need.permission, target.resource(Kind.PROJECT))
 
 
 def _email(principal: Principal, target: Target) -> str:
@@ -284,7 +285,7 @@ def _answer(target: Target, evidence: Evidence, need: Need, resource: Resource) 
         return "no", f"account {email} is not there yet"
     if resource.kind in (Kind.BUCKET, Kind.REPOSITORY) and evidence.exists(resource) is False:
         return "no", f"{resource} is not there yet"
-    answer, why = evidence.others[Question(email, need.permission, resource)]
+    answer, why = evidence.others[Question(email, need.permission, _granted_on(evidence, resource))]
     deploy_grants_it = need.principal is Principal.INVOKER and evidence.caller_may(
         access.GRANTING[Kind.SERVICE], resource
     )

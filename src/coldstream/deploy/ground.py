@@ -31,9 +31,12 @@ def turn_on(google: Google, target: Target, apis: Iterable[str], *, clock: Clock
 
 
 def ensure_account(google: Google, target: Target, email: str, *, tell: Tell) -> bool:
-    """Make one of our own accounts; whether it was made."""
-    if google.account_exists(target.project, email):
+    """Make one of our own accounts; whether it was made. Who may act as it need not be allowed to look at it."""
+    try:
+        google.test_permissions(target.resource(Kind.ACCOUNT, email), ["iam.serviceAccounts.actAs"])
         return False
+    except ResourceNotFound:
+        pass
     try:
         google.create_account(target.project, email, f"made by coldstream for the service {target.service}")
     except ResourceExists:

@@ -1,0 +1,64 @@
+"""What an image is built from: reproducible, without weights, and the Dockerfiles that go with it."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from coldstream.deploy import image
+from coldstream.deploy.image import Context
+
+DOCKER = Path(__file__).resolve().parents[2] / "docker"
+
+
+@pytest.fixture(scope="module")
+def context() -> Context:
+    return image.context("cpu")
+
+
+def test_the_context_has_the_package_its_dependencies_and_no_weights(context: Context) -> None:
+    names = set(context.files)
+    assert {"Dockerfile", "entry.py", "requirements.txt", "site/coldstream/settings.py"} <= names
+    assert any(name.endswith(".dist-info/METADATA") for name in names)
+    assert not [name for name in names if name.endswith((".safetensors", ".pyc", "tokenizer.json"))]
+
+
+def test_dependencies_are_pinned_to_what_is_installed_without_extras(context: Context) -> None:
+    lines = context.files["requirements.txt"].decode().splitlines()
+    assert all("==" in line and "+" not in line for line in lines)
+    assert any(line.startswith("torch==") for line in lines)
+    assert not [line for line in lines if line.startswith("google-cloud-run")]
+
+
+def test_the_archive_depends_on_nothing_but_its_files() -> None:
+    one = Context("cpu", {"a": b"1", "b": b"2"})
+    assert one.archive() == Context("cpu", {"b": b"2", "a": b"1"}).archive()
+    with tarfile.open(fileobj=io.BytesIO(one.archive())) as tar:
+        assert tar.getnames() == ["a", "b"]
+
+
+def test_another_byte_or_another_name_is_another_tag() -> None:
+    """Lengths are part of the digest: moving a byte from one file to the next is seen."""
+    tags = {
+        Context("cpu", files).tag for files in ({"a": b"12", "b": b""}, {"a": b"1", "b": b"2"}, {"a": b"12", "c": b""})
+    }
+    assert len(tags) == 3
+    assert Context("gpu", {"a": b"1"}).tag != Context("cpu", {"a": b"1"}).tag
+
+
+@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+def test_a_dockerfile_ends_as_an_unprivileged_user_with_compiled_code(variant: str) -> None:
+    text = (DOCKER / f"{variant}.Dockerfile").read_text()
+    assert text.index("USER 10001") > text.rindex("COPY ")
+    assert "compileall" in text
+    assert text.index("requirements.txt") < text.index("COPY site")
+
+
+def test_the_entry_point_hands_the_configuration_over_as_a_file_and_keeps_its_process() -> None:
+    """exec, not a child: SIGTERM reaches the server itself."""
+    text = (DOCKER / "entry.py").read_text()
+    assert "os.execv(" in text
+    assert "subprocess" not in text

@@ -1,0 +1,136 @@
+"""`[deploy]`, the names it leads to, and the configuration that travels with the service."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coldstream import settings as configuration
+from coldstream.deploy import service, settings
+from coldstream.deploy.settings import DeploySettings
+from coldstream.deploy.target import target
+from coldstream.errors import SettingsError
+from coldstream.settings import (
+    EngineSettings,
+    InputSettings,
+    ModelSettings,
+    SamplingSettings,
+    ServerSettings,
+    Settings,
+    TaskSettings,
+)
+
+
+def test_a_table_becomes_settings() -> None:
+    read = settings.read({"project": "demo-project", "max_instances": 2, "smoke": {"sql": {"expect": "SELECT"}}})
+    assert (read.project, read.max_instances, read.smoke["sql"].expect) == ("demo-project", 2, "SELECT")
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"projekt": "x"}, "deploy.projekt is unknown"),
+        ({"max_instances": "2"}, "deploy.max_instances must be of type int"),
+        ({"max_instances": True}, "deploy.max_instances must be of type int"),
+        ({"max_instances": 0}, "must be at least 1"),
+        ({"min_instances": 3, "max_instances": 2}, "is more than max_instances"),
+        ({"public": "yes"}, "deploy.public must be of type bool"),
+        ({"smoke": {"sql": {"want": "SELECT"}}}, "deploy.smoke.sql.want is unknown"),
+        ({"smoke": {"sql": {"inputs": {"a": 1}}}}, "deploy.smoke.sql.inputs.a must be a string"),
+        ({"smoke": []}, "deploy.smoke must be a table"),
+    ],
+)
+def test_what_is_wrong_in_the_table_is_named(table: dict[str, object], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        settings.read(table)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "models", "says"),
+    [
+        (DeploySettings(), ("gs://a/b",), "deploy.project is missing"),
+        (DeploySettings(project="My Project"), ("gs://a/b",), "is not a project id"),
+        (DeploySettings(project="demo-project", service="A"), ("gs://a/b",), "deploy.service"),
+        (DeploySettings(project="demo-project"), ("s3://a/b",), "only a gs:// model can be deployed"),
+        (DeploySettings(project="demo-project"), ("/data/model",), "only a gs:// model can be deployed"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused(wanted: DeploySettings, models: tuple[str, ...], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        target(wanted, models)
+
+
+def test_every_service_has_accounts_of_its_own_for_reading_and_invoking() -> None:
+    """Two long names with one beginning share neither; an account's id has at most 30 characters."""
+    wanted = DeploySettings(project="demo-project", service="a-service-with-a-very-long-name-one")
+    one, two = target(wanted, ()), target(replace(wanted, service="a-service-with-a-very-long-name-two"), ())
+    assert one.build_account == two.build_account
+    assert one.runtime_account != two.runtime_account
+    assert one.invoker_account != two.invoker_account
+    assert all(len(email.partition("@")[0]) <= 30 for email in (*one.accounts, *two.accounts))
+    assert all(one.dedicated(email) for email in one.accounts)
+    assert not one.dedicated(two.runtime_account)
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+NAME = st.text("abcdefghijklmnopqrstuvwxyz_-0123456789é ", min_size=1, max_size=8)
+SAMPLING = st.builds(
+    SamplingSettings,
+    max_tokens=st.none() | st.integers(1, 100),
+    temperature=st.none() | st.floats(0, 2, allow_nan=False),
+    stop=st.lists(TEXT, max_size=3).map(tuple),
+)
+
+
+@given(
+    models=st.dictionaries(NAME, TEXT, min_size=1, max_size=3),
+    task=NAME,
+    system=st.none() | TEXT.map(lambda text: text.replace("{", "{{").replace("}", "}}")),
+    help_text=TEXT,
+    sampling=SAMPLING,
+    default=st.none() | TEXT,
+    sequences=st.integers(1, 64),
+)
+def test_what_travels_with_the_service_is_read_as_it_was_written(
+    models: dict[str, str],
+    task: str,
+    system: str | None,
+    help_text: str,
+    sampling: SamplingSettings,
+    default: str | None,
+    sequences: int,
+) -> None:
+    """config_text and settings.load are inverse to each other, for everything but host and port."""
+    first = next(iter(models))
+    made = TaskSettings(
+        name=task,
+        model=first,
+        prompt="{question}",
+        prompt_input="question",
+        system=system,
+        help=help_text,
+        inputs={"question": InputSettings(default=default)},
+        sampling=sampling,
+    )
+    wanted = Settings(
+        models={name: ModelSettings(name=name, uri=uri) for name, uri in models.items()},
+        tasks={task: made},
+        server=ServerSettings(max_queue=7),
+        engine=EngineSettings(max_sequences=sequences),
+    )
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "coldstream.toml"
+        path.write_text(service.config_text(wanted), encoding="utf-8", newline="\n")
+        assert configuration.load(path, environ={}) == wanted
+
+
+def test_host_and_port_are_cloud_runs_to_choose() -> None:
+    wanted = replace(configuration.for_uri("gs://a/b"), server=ServerSettings(host="127.0.0.1", port=9000))
+    text = service.config_text(wanted)
+    assert "host" not in text
+    assert "port" not in text

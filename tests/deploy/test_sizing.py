@@ -1,0 +1,196 @@
+"""Sizing, quota and the service as data: pure, and held against what Cloud Run allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coldstream.deploy import quota, service, sizing
+from coldstream.deploy.quota import CPU_QUOTA, L4_QUOTA, L4_REDUNDANT_QUOTA, MEMORY_QUOTA
+from coldstream.deploy.service import Scaling
+from coldstream.deploy.settings import DeploySettings
+from coldstream.deploy.sizing import CPU, GIB, L4, Machine, Prices, Shape, Size, Weights, Wish
+from coldstream.deploy.target import target
+from coldstream.errors import DeployError, UnsupportedConfig
+from tests.deploy.conftest import GEMMA_270M
+
+TARGET = target(DeploySettings(project="demo-project"), ("gs://models/gemma",))
+FREE = {CPU_QUOTA: None, MEMORY_QUOTA: None, L4_QUOTA: None}
+
+
+def weights(gib: float, config: dict[str, object] | None = None) -> Weights:
+    size = int(gib * GIB)
+    return Weights("gs://models/gemma", size, size // 2, sizing.shape(config or GEMMA_270M))
+
+
+def sized(gib: float, machine: Machine = L4, **wish: object) -> Size:
+    return sizing.size((weights(gib),), machine, Wish(**wish), prices=Prices())  # type: ignore[arg-type]
+
+
+def test_gemma_3_in_the_spelling_of_transformers_4_and_5_is_the_same_shape() -> None:
+    """18 layers, every sixth of them full."""
+    kinds = ["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(18)]
+    newer = {key: value for key, value in GEMMA_270M.items() if key != "sliding_window_pattern"} | {
+        "layer_types": kinds
+    }
+    assert sizing.shape(GEMMA_270M) == sizing.shape(newer)
+    assert sizing.shape(newer).sliding_layers == 15
+
+
+def test_a_vision_model_is_sized_by_its_text_part() -> None:
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    shape = sizing.shape({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text})
+    assert (shape.layers, shape.hidden, shape.vocab) == (34, 2560, 262_208)
+
+
+def test_a_config_without_layers_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedConfig, match="num_hidden_layers"):
+        sizing.shape({"hidden_size": 64, "num_attention_heads": 4})
+
+
+def test_keys_and_values_of_a_full_attention_model_by_hand() -> None:
+    """Llama 3 8B: 32 layers x 8 heads x 128 x 2 (keys, values) x 2 bytes = 128 KiB a token."""
+    shape = Shape("LlamaForCausalLM", 32, 0, 0, 8, 128, 4096, 14336, 128_256, 8192)
+    assert shape.kv_bytes(1, item=2) == 131_072
+
+
+@given(tokens=st.integers(1, 100_000))
+def test_a_sliding_layer_holds_no_more_than_its_window(tokens: int) -> None:
+    shape = sizing.shape(GEMMA_270M)
+    full = replace(shape, sliding_layers=0)
+    assert shape.kv_bytes(tokens, item=2) <= full.kv_bytes(tokens, item=2)
+    if tokens <= shape.window:
+        assert shape.kv_bytes(tokens, item=2) == full.kv_bytes(tokens, item=2)
+
+
+@given(gib=st.floats(0.1, 19), sequences=st.integers(1, 64))
+def test_what_is_planned_for_a_gpu_fits_on_it_and_in_cloud_runs_limits(gib: float, sequences: int) -> None:
+    try:
+        size = sized(gib, max_sequences=sequences)
+    except DeployError:
+        assert gib > 15
+        return
+    assert size.needed_bytes <= size.device_bytes
+    assert size.cpu in (4, 8)
+    assert 16 <= size.memory_gib <= 32
+    assert 1 <= size.concurrency <= sequences
+    assert size.probe_period * size.probe_failures <= 1800
+    assert size.probe_period <= 240
+    assert size.host_bytes <= size.memory_gib * GIB
+
+
+@given(gib=st.floats(0.05, 12))
+def test_what_is_planned_without_a_gpu_fits_in_cloud_runs_limits(gib: float) -> None:
+    try:
+        size = sized(gib, CPU)
+    except DeployError:
+        assert gib > 4
+        return
+    assert size.host_bytes <= size.memory_gib * GIB <= 32 * GIB
+    assert size.probe_period * size.probe_failures <= 240
+    assert (size.memory_gib, size.cpu) <= (32, 8)
+
+
+def test_a_model_that_is_too_large_for_the_gpu_is_refused_with_its_size() -> None:
+    with pytest.raises(DeployError, match=r"24\.0 GiB of weights .* do not fit in the 22 GiB of one NVIDIA L4"):
+        sized(24)
+
+
+def test_a_model_that_takes_too_long_for_a_cpu_service_is_refused() -> None:
+    """Cloud Run waits 240 s without a GPU."""
+    with pytest.raises(DeployError, match="Cloud Run waits 240 s at most"):
+        sizing.size((weights(8),), replace(CPU, fetch_per_cpu=1e6, fetch_most=1e7), Wish(), prices=Prices())
+
+
+def test_an_instance_that_cloud_run_does_not_have_is_refused() -> None:
+    with pytest.raises(DeployError, match="2 vCPU"):
+        sized(1, cpu=2)
+    with pytest.raises(DeployError, match="64 GiB"):
+        sized(1, memory_gib=64)
+
+
+def test_an_l4_with_eight_cpus_costs_what_the_price_list_says() -> None:
+    """About $1.40 an hour: 8 vCPU, 32 GiB and one L4."""
+    assert math.isclose(sized(4).dollars_per_hour, 1.42, abs_tol=0.02)
+
+
+def test_the_assumptions_are_told() -> None:
+    text = " ".join(sized(1).assumptions)
+    assert all(word in text for word in ("GB/s", "not measured", "prices"))
+
+
+def fit(wanted: int | None = None, **limits: int) -> quota.Fit:
+    size = sized(0.5, cpu=4, memory_gib=16)
+    return quota.fit(size, {**FREE, **limits}, wanted=wanted, zonal_redundancy=False)
+
+
+def test_without_a_limit_the_wish_stands() -> None:
+    assert fit(7).instances == 7
+
+
+def test_a_new_projects_limits_hold_one_instance_beside_a_rollout() -> None:
+    """20 vCPU hold five of 4, 40 GiB two of 16: one, and one while a rollout overlaps."""
+    found = fit(**{CPU_QUOTA: 20_000, MEMORY_QUOTA: 40 * GIB, L4_QUOTA: 3})
+    assert (found.instances, found.limited_by) == (1, MEMORY_QUOTA)
+
+
+@given(
+    wanted=st.integers(1, 50),
+    cpu=st.integers(0, 400_000),
+    memory=st.integers(0, 400 * GIB),
+    gpus=st.integers(1, 50),
+)
+def test_what_fits_never_exceeds_a_limit(wanted: int, cpu: int, memory: int, gpus: int) -> None:
+    found = fit(wanted, **{CPU_QUOTA: cpu, MEMORY_QUOTA: memory, L4_QUOTA: gpus})
+    assert found.instances <= wanted
+    if found.instances:
+        assert all(item.fits(found.instances) for item in found.demands)
+
+
+def test_redundancy_is_another_quota() -> None:
+    size = sized(0.5)
+    asked = quota.demands(size, {L4_REDUNDANT_QUOTA: 0}, zonal_redundancy=True)
+    assert asked[-1].fits(1) is False
+
+
+def template(size: Size, **other: str) -> dict[str, object]:
+    given = {"image": "image:1", "config": "[models.a]", "revision_of_model": "1", **other}
+    return service.template(TARGET, size, Scaling(0, 2, 600), redundancy=False, **given)
+
+
+def test_a_template_has_what_an_l4_service_needs() -> None:
+    made = template(sized(0.5))
+    container = made["containers"][0]  # type: ignore[index]
+    assert container["resources"]["limits"] == {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}
+    assert container["startup_probe"]["http_get"]["path"] == "/readyz"
+    assert made["gpu_zonal_redundancy_disabled"] is True
+    assert made["node_selector"] == {"accelerator": "nvidia-l4"}
+
+
+def test_the_same_template_is_the_same_revision_and_another_one_another() -> None:
+    assert template(sized(0.5))["revision"] == template(sized(0.5))["revision"]
+    names = {template(sized(0.5), **{key: "other"})["revision"] for key in ("image", "config", "revision_of_model")}
+    assert len(names | {template(sized(0.5))["revision"]}) == 4
+
+
+def test_a_diff_names_the_fields_that_would_change() -> None:
+    before = service.service(TARGET, template(sized(0.5)), Scaling(0, 2, 600), [])
+    after = service.service(TARGET, template(sized(0.5), image="image:2"), Scaling(0, 2, 600), [])
+    assert [change.path for change in service.diff(before, after)] == ["template.containers[0].image"]
+    assert service.diff(before, before) == ()
+
+
+def test_a_gpu_that_is_no_longer_wanted_is_in_the_diff() -> None:
+    before = service.service(TARGET, template(sized(0.5)), Scaling(0, 2, 600), [])
+    after = service.service(TARGET, template(sized(0.5, CPU)), Scaling(0, 2, 600), [])
+    paths = [change.path for change in service.diff(before, after)]
+    assert "template.node_selector.accelerator" in paths
+
+
+def test_serving_resolves_latest_to_the_revision_it_means() -> None:
+    deployed = {"latest_ready_revision": "p/revisions/one", "traffic": [{"percent": 100}]}
+    assert service.serving(deployed) == {"one": 100}
