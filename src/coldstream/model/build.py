@@ -10,11 +10,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from coldstream.errors import ParameterMismatch
+from coldstream.model.crew import Crew
 from coldstream.model.decoder import EMBEDDING, HEAD, Decoder
 from coldstream.model.names import Ignored, Text, Unknown, Vision, destination
 from coldstream.model.parameter import Parameter, Unit
@@ -30,9 +32,13 @@ class Assembly:
     Raises ParameterMismatch at once, before any byte is fetched, where names or shapes cannot make this model.
     Whether the head is tied is decided here, by the file: an `lm_head.weight` that is there is used, whatever the
     config says; one that is absent is the embedding, unless the config says that they are not tied.
+
+    `workers` threads take tensors in beside the caller, 0: the caller does it. None: as many as torch has threads where
+    taking in is costly (int8), else 0.
     """
 
-    def __init__(self, decoder: Decoder, shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, decoder: Decoder, shapes: Mapping[str, Sequence[int]], *, workers: int | None = None) -> None:
+        self._crew = Crew(_workers(decoder) if workers is None else workers)
         self._decoder = decoder
         self._parameters = {parameter.name: parameter for parameter in decoder.parameters()}
         tower = decoder.vision.parameters() if decoder.vision is not None else ()
@@ -83,11 +89,13 @@ class Assembly:
             raise ParameterMismatch(_misshapen(name, tensor.shape, parameter))
         if tensor.dtype not in _DTYPES:
             raise ParameterMismatch(f"{name} has dtype {tensor.dtype}; weights must be bfloat16, float16 or float32")
-        parameter.fill(tensor)
-        self._note(parameter, name)
+        self._crew.run(
+            parameter.name, parameter.work(tensor), done=partial(self._note, parameter, name), failed=self.fail
+        )
 
     def finish(self) -> None:
         """Say that nothing more will come. Raises ParameterMismatch, and fails the gates, if anything is unfilled."""
+        self._crew.end()
         if self._error is not None:
             raise self._error
         unfilled = [parameter.name for parameter in self._needed() if parameter.name not in self._filled]
@@ -102,6 +110,7 @@ class Assembly:
             self._error = error
         for gate in self._decoder.gates():
             gate.fail(error)
+        self._crew.stop()
 
     def _note(self, parameter: Parameter, name: str) -> None:
         with self._lock:
@@ -160,6 +169,10 @@ class Assembly:
         if not self._decoder.config.tied:
             problems.append(f"{HEAD} is missing, and config.json has tie_word_embeddings = false")
         return True
+
+
+def _workers(decoder: Decoder) -> int:
+    return torch.get_num_threads() if decoder.precision == "int8" else 0
 
 
 def _misshapen(key: str, shape: Sequence[int], parameter: Parameter) -> str:

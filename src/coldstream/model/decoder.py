@@ -13,18 +13,19 @@ from functools import partial
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from coldstream.errors import UnsupportedConfig
 from coldstream.model.config import ModelConfig
 from coldstream.model.gate import Gate
+from coldstream.model.int8 import Int8Linear, Int8Table, activation_levels
 from coldstream.model.layers import Attention, Norm, Rope, activation, rotate
-from coldstream.model.linear import DenseLinear, Linear
+from coldstream.model.linear import DenseLinear, DenseTable, Linear, Table
 from coldstream.model.parameter import Parameter, Unit
 from coldstream.model.vision import VisionTower
 from coldstream.model.vision_config import VisionConfig
 
-DecoderPrecision = Literal["float32", "bfloat16"]
+DecoderPrecision = Literal["float32", "bfloat16", "int8"]
 
 HEAD = "lm_head.weight"
 EMBEDDING = "embed_tokens.weight"
@@ -45,6 +46,23 @@ class LinearFactory(Protocol):
     """Makes the matrices of a layer in the decoder's precision."""
 
     def __call__(self, in_features: int, sizes: Sequence[int], *, bias: bool) -> Linear: ...
+
+
+class TableFactory(Protocol):
+    """Makes the vocabulary's matrix in the decoder's precision."""
+
+    def __call__(self, features: int, rows: int) -> Table: ...
+
+
+def _factories(
+    precision: DecoderPrecision, dtype: torch.dtype, device: torch.device
+) -> tuple[LinearFactory, TableFactory]:
+    if precision != "int8":
+        return partial(DenseLinear, dtype=dtype, device=device), partial(DenseTable, dtype=dtype, device=device)
+    if device.type != "cpu":
+        raise UnsupportedConfig(f"precision int8 runs on the CPU; on {device} use --precision bfloat16")
+    levels = activation_levels()
+    return partial(Int8Linear, levels=levels), partial(Int8Table, levels=levels)
 
 
 class Layer:
@@ -139,12 +157,12 @@ class Decoder:
         self.device = torch.device(device)
         self.precision = precision
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        linear = partial(DenseLinear, dtype=self.dtype, device=self.device)
+        linear, table = _factories(precision, self.dtype, self.device)
         self.embedding_gate, self.norm_gate, self.head_gate = Gate("embedding"), Gate("norm"), Gate("head")
         self.layers = tuple(Layer(config, index, linear, self.device) for index in range(len(config.layers)))
         self.norm = Norm(config.hidden_size, eps=config.norm_eps, offset=config.norm_offset, device=self.device)
-        self._table = linear(config.hidden_size, (config.vocab_size,), bias=False)
-        self._untied = linear(config.hidden_size, (config.vocab_size,), bias=False)
+        self._table = table(config.hidden_size, config.vocab_size)
+        self._untied = table(config.hidden_size, config.vocab_size)
         self._head = self._untied
         self._ropes = {rope: Rope(rope, config.head_dim, self.device) for rope in config.ropes}
         self._scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
@@ -175,16 +193,17 @@ class Decoder:
 
     def parameters(self) -> Iterator[Parameter]:
         """Everything that can be filled, in order of execution; `lm_head.weight` is not needed by a tied model."""
-        shape = (self.config.vocab_size, self.config.hidden_size)
-        yield Parameter(EMBEDDING, shape, "embedding", partial(self._table.fill, 0))
+        yield self._table.parameter(EMBEDDING, "embedding")
         for layer in self.layers:
             yield from layer.parameters()
         yield Parameter("norm.weight", (self.config.hidden_size,), "norm", self.norm.fill)
-        yield Parameter(HEAD, shape, "head", partial(self._untied.fill, 0))
+        yield self._untied.parameter(HEAD, "head")
 
     def tie(self, tied: bool) -> None:
         """Use the embedding's matrix as the head, or the head's own. The file decides, before the gate opens."""
         self._head = self._table if tied else self._untied
+        self._table.use(looked_up=True, multiplied=tied)
+        self._untied.use(looked_up=False, multiplied=not tied)
 
     @torch.inference_mode()
     def forward(
@@ -216,12 +235,12 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 `[rows, hidden]` from `hidden_states` -> float32 `[rows, vocab]`."""
         self.head_gate.wait()
-        logits = self._head.joined(hidden.to(self.dtype)).float()
+        logits = self._head.logits(hidden.to(self.dtype))
         cap = self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _embed(self, ids: Tensor, embeds: Embeds | None) -> Tensor:
-        x = F.embedding(ids, self._table.weight).float() * self._scale
+        x = self._table.lookup(ids) * self._scale
         if embeds is not None:
             x[embeds.rows] = embeds.vectors.to(x.device, x.dtype)
         return x

@@ -7,11 +7,14 @@ straight into its rows of one joint buffer, so that fusing costs nothing beyond 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from coldstream.model.parameter import Parameter, Unit
 
 
 class Linear(Protocol):
@@ -43,6 +46,45 @@ class Linear(Protocol):
     def joined(self, x: Tensor) -> Tensor:
         """`[tokens, in_features]` -> `[tokens, sum(sizes)]`."""
         ...
+
+
+class Table(Protocol):
+    """The vocabulary's matrix, `[vocab, hidden]`: looked up by token id, multiplied with as a head, or both."""
+
+    def use(self, *, looked_up: bool, multiplied: bool) -> None:
+        """Say what it is for, before it is filled; what is not needed is not kept."""
+        ...
+
+    def parameter(self, name: str, unit: Unit) -> Parameter:
+        """What fills it."""
+        ...
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """int64 `[tokens]` -> float32 `[tokens, hidden]`."""
+        ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`[rows, hidden]` -> float32 `[rows, vocab]`."""
+        ...
+
+
+class DenseTable:
+    """A `Table` in float32 or bfloat16: one matrix for both uses."""
+
+    def __init__(self, features: int, rows: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._linear = DenseLinear(features, (rows,), bias=False, dtype=dtype, device=device)
+
+    def use(self, *, looked_up: bool, multiplied: bool) -> None:
+        """One matrix serves whatever it is used for."""
+
+    def parameter(self, name: str, unit: Unit) -> Parameter:
+        return Parameter(name, (self._linear.sizes[0], self._linear.in_features), unit, partial(self._linear.fill, 0))
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self._linear.weight).float()
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._linear.joined(x).float()
 
 
 class DenseLinear:

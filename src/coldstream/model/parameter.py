@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -19,3 +20,21 @@ class Parameter:
     shape: tuple[int, ...]
     unit: Unit
     fill: Callable[[Tensor], None]
+    block: int | None = None
+    fill_block: Callable[[int, Tensor], None] | None = None
+
+    def work(self, tensor: Tensor) -> Sequence[Callable[[], None]]:
+        """What is to be done with a delivered tensor; the pieces may run beside each other, on several threads.
+
+        A large one that is costly to take in has `fill_block(index, rows)`, for every `block` rows of it.
+        """
+        if self.block is None or self.fill_block is None:
+            return (partial(self.fill, tensor),)
+        return [
+            partial(self.fill_block, index, rows) for index, rows in enumerate(tensor.split_with_sizes(self._sizes()))
+        ]
+
+    def _sizes(self) -> list[int]:
+        assert self.block is not None
+        whole, rest = divmod(self.shape[0], self.block)
+        return [self.block] * whole + [rest] * (rest > 0)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coldstream.model.gate import Gate
+from coldstream.model.image_processor import ImageProcessor, Pixels
 from coldstream.model.layers import Norm, activation
 from coldstream.model.linear import Linear
 from coldstream.model.parameter import Parameter
@@ -158,6 +159,19 @@ class VisionTower:
 
     def _fill_projection(self, weight: Tensor) -> None:
         self._projection.fill(0, weight.t().contiguous())  # it is saved as what vectors are multiplied with
+
+
+class Sight:
+    """A tower together with the way pictures become its pixels: what the engine looks at images with."""
+
+    def __init__(self, tower: VisionTower, processor: ImageProcessor) -> None:
+        self._tower, self._processor = tower, processor
+        self.tokens_per_image = tower.config.tokens_per_image
+        self.image_id = tower.config.image_id
+
+    def encode(self, pixels: Pixels) -> Tensor:
+        """uint8 `[height, width, 3]`, as the processor resized it -> float32 `[tokens_per_image, text hidden]`."""
+        return self._tower.encode(torch.from_numpy(self._processor.normalise(pixels)))
 
 
 def _unfolded(pixels: Tensor, patch: int) -> Tensor:

@@ -87,12 +87,17 @@ class VisionConfig:
                 begin_id=_token(config, "boi_token", 255_999),
                 image_id=_token(config, "image_token", 262_144),
                 end_id=_token(config, "eoi_token", 256_000),
-            )
+            ),
+            _whole(text, "vocab_size", 262_208, where="text_config"),
         )
 
 
-def _fitting(vision: VisionConfig) -> VisionConfig:
+def _fitting(vision: VisionConfig, vocab_size: int) -> VisionConfig:
     """The same, once its numbers fit together."""
+    if vision.image_id >= vocab_size:
+        raise UnsupportedConfig(
+            f"config.json: image_token_index = {vision.image_id} is outside of text_config.vocab_size = {vocab_size}"
+        )
     side, tokens = vision.patches_per_side, vision.tokens_per_side
     if vision.channels != 3:
         raise UnsupportedConfig(f"config.json: vision_config.num_channels = {vision.channels}; the tower sees RGB, 3")
