@@ -15,6 +15,7 @@ import uvicorn
 from coldstream.serve.app import create_app
 from coldstream.serve.keys import ApiKeys
 from coldstream.serve.state import ServedModel, ServerState
+from coldstream.serve.tracing import Tracing
 from coldstream.settings import Settings, for_uri
 from tests.serve.scripted import Script, ScriptedEngine
 
@@ -73,10 +74,13 @@ async def serve() -> AsyncIterator[Serve]:
         keys: ApiKeys | None = None,
         *,
         environ: Mapping[str, str] | None = None,
+        tracing: Tracing | None = None,
     ) -> Served:
         named = models if isinstance(models, Mapping) else {models.name: models}
         state = ServerState(settings or for_uri("gs://bucket/default"), named, keys or ApiKeys())
-        config = uvicorn.Config(create_app(state, environ=environ or {}), port=0, log_config=None, lifespan="off")
+        config = uvicorn.Config(
+            create_app(state, environ=environ or {}, tracing=tracing), port=0, log_config=None, lifespan="off"
+        )
         server = Announced(config)
         task = asyncio.create_task(server.serve())
         await asyncio.wait({task, asyncio.ensure_future(server.up.wait())}, return_when=asyncio.FIRST_COMPLETED)

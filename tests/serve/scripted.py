@@ -177,10 +177,12 @@ class ScriptedModel:
         max_context: int = 4096,
         defaults: SamplingParams | None = None,
         loading: bool = False,
+        images: Any = None,
     ) -> None:
         self.name, self.uri, self.created, self.revision = name, f"gs://bucket/{name}", 1_700_000_000, "abc123"
         self.engine, self.tokenizer = engine, tokenizer or LetterTokenizer()
         self.max_context, self.defaults = max_context, defaults or SamplingParams()
+        self.images = images
         self.is_ready = not loading
         self._done = asyncio.Event()
         self._error: ColdstreamError | None = None

@@ -32,6 +32,7 @@ from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
 from coldstream.serve.schema import GenerateRequest
 from coldstream.serve.sse import JsonReply
 from coldstream.serve.state import ServedModel, ServerState
+from coldstream.serve.tracing import Tracing, from_environment
 from coldstream.serve.trail import SCOPE_KEY
 
 _BODIES: Mapping[str, tuple[str, ...]] = {
@@ -41,8 +42,17 @@ _BODIES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def create_app(state: ServerState, *, environ: Mapping[str, str] = os.environ) -> FastAPI:
-    """The application that serves `state`. `environ` may name the Google Cloud project of its logs' traces."""
+def create_app(
+    state: ServerState, *, environ: Mapping[str, str] = os.environ, tracing: Tracing | None = None
+) -> FastAPI:
+    """The application that serves `state`.
+
+    `environ` may name the Google Cloud project of its logs' traces, and a collector of spans; `tracing` takes the
+    place of the latter.
+
+    Raises:
+        MissingExtra: it names a collector, and OpenTelemetry is not installed.
+    """
     measured = metrics.Metrics()
     inference = Inference(state, measured)
     measured.collect_from(lambda: _gauges(state, inference))
@@ -59,7 +69,13 @@ def create_app(state: ServerState, *, environ: Mapping[str, str] = os.environ) -
     _add_failures(app)
     app.add_middleware(WholeBody, state=state)
     app.add_middleware(CheckKey, state=state)
-    app.add_middleware(Observe, state=state, metrics=measured, project=environ.get("GOOGLE_CLOUD_PROJECT"))
+    app.add_middleware(
+        Observe,
+        state=state,
+        metrics=measured,
+        project=environ.get("GOOGLE_CLOUD_PROJECT"),
+        tracing=tracing or from_environment(environ),
+    )
     _add_cors(app, state)
     return app
 

@@ -133,6 +133,7 @@ class Inference:
             stream = self._bridge.open(len(requests), partial(_cancel, model, requests))
             lifecycle.streams.add(stream)
             try:
+                trail.submitted = time.time_ns()
                 await _submit(model, requests, stream)
                 follower = _Follower(stream, ticket.started, self._metrics.of(model.name), trail, deadline)
                 yield Running(job, prompt_ids, sampling, follower.batches())

@@ -20,6 +20,7 @@ from coldstream.serve import failures, logs
 from coldstream.serve.inference import closing
 from coldstream.serve.metrics import Metrics
 from coldstream.serve.state import ServerState
+from coldstream.serve.tracing import Tracing
 from coldstream.serve.trail import SCOPE_KEY, Trail
 
 logger = logging.getLogger(f"{logs.LOGGER}.http")
@@ -31,8 +32,11 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 class Observe:
     """Gives a request its id and trail; counts, logs and, where it broke, answers it."""
 
-    def __init__(self, app: ASGIApp, state: ServerState, metrics: Metrics, project: str | None) -> None:
+    def __init__(
+        self, app: ASGIApp, state: ServerState, metrics: Metrics, project: str | None, tracing: Tracing | None
+    ) -> None:
         self._app = app
+        self._tracing = tracing
         self._lifecycle = state.lifecycle
         self._metrics = metrics
         self._project = project
@@ -56,7 +60,8 @@ class Observe:
             await self._broken(scope, receive, watched, trail, exc)
         finally:
             self._lifecycle.leave()
-            self._record(scope, watched.status, time.monotonic() - start, trail)
+            trail.seconds = time.monotonic() - start
+            self._record(scope, watched.status, trail)
 
     async def _broken(self, scope: Scope, receive: Receive, send: _Sent, trail: Trail, exc: Exception) -> None:
         trail.error = type(exc).__name__
@@ -66,12 +71,14 @@ class Observe:
             raise exc  # half an answer is out: only closing the connection can say that it is not whole
         await failures.reply(failures.internal(), scope["path"])(scope, receive, send)
 
-    def _record(self, scope: Scope, status: int, seconds: float, trail: Trail) -> None:
+    def _record(self, scope: Scope, status: int, trail: Trail) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+        self._metrics.seconds.labels(route).observe(trail.seconds)
         if scope["path"] in OPEN_PATHS:
             return
+        if self._tracing is not None:
+            self._tracing.record(Headers(scope=scope), scope["method"], route, status, trail)
         level = logs.severity(status) if status else logging.INFO
         if logger.isEnabledFor(level):
             fields = {"request_id": trail.request_id, **logs.trace_field(trail.trace, self._project)}
@@ -79,7 +86,7 @@ class Observe:
                 "requestMethod": scope["method"],
                 "requestUrl": scope["path"],
                 "status": status,
-                "latency": f"{seconds:.6f}s",
+                "latency": f"{trail.seconds:.6f}s",
             }
             fields |= {"httpRequest": http, **trail.fields()}
             message = f"{scope['method']} {scope['path']} {status or 'client gone'}"

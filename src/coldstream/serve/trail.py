@@ -12,7 +12,11 @@ SCOPE_KEY = "coldstream.trail"
 
 @dataclass(slots=True)
 class Trail:
-    """`request_id` is the caller's own (X-Request-Id) where it sent one that is fit to be logged."""
+    """`request_id` is the caller's own (X-Request-Id) where it sent one that is fit to be logged.
+
+    `submitted` is when its sequences went to the engine, in nanoseconds of Unix time; the times after it are those of
+    the sequence that ended first, in seconds from there. `seconds` is the whole request.
+    """
 
     request_id: str
     trace: str | None = None
@@ -23,7 +27,11 @@ class Trail:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    submitted: int | None = None
+    queued_seconds: float | None = None
     first_token_seconds: float | None = None
+    total_seconds: float | None = None
+    seconds: float = 0.0
     error: str | None = None
 
     def end(self, event: TokenEvent) -> None:
@@ -35,8 +43,9 @@ class Trail:
         self.prompt_tokens += usage.prompt_tokens
         self.cached_tokens += usage.cached_tokens
         self.completion_tokens += usage.completion_tokens
-        if self.first_token_seconds is None:
-            self.first_token_seconds = usage.first_token_seconds
+        if self.total_seconds is None:
+            self.queued_seconds, self.first_token_seconds = usage.queued_seconds, usage.first_token_seconds
+            self.total_seconds = usage.total_seconds
 
     def fields(self) -> dict[str, Any]:
         """The fields that are known, for a log line."""
