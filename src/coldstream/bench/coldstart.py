@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -287,11 +288,19 @@ class _Server:
         with log.open("wb") as output:
             self.started = time.monotonic()
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **environment}
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **environment},
+                start_new_session=True,
             )
 
     def end(self) -> None:
+        """Also of the processes that it started: vLLM's engine is one of its own."""
         child.end(self._process, patience=10.0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def wait_for_port(self) -> None:
         while True:
