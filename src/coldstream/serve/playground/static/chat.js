@@ -75,7 +75,7 @@ export class Chat {
 
   // `models` as GET /v1/models lists them, when some of them have become ready.
   show(models) {
-    this.#cards = models.filter((card) => card.status === "ready" && card.chat === true);
+    this.#cards = models.filter((card) => card.status === "ready" && card.chat && card.parent === undefined);
     const chosen = this.model.value;
     this.model.control.replaceChildren(...this.#cards.map((card) => el("option", { value: card.id }, card.id)));
     if (this.#cards.some((card) => card.id === chosen)) this.model.control.value = chosen;

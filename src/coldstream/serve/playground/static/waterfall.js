@@ -32,11 +32,11 @@ function drawRow(row, end) {
   const name = row.shared ? t("start.many", { count: row.spans.length, name: row.name }) : row.name;
   const bars = merged(row.spans, end * NEAR).map((span) => place(el("i", {}), span, end));
   const track = el("span", { class: "track", "aria-hidden": "true" }, ...bars);
-  const title = row.model === undefined ? name : `${name} (${row.model})`;
+  const label = row.model === undefined ? name : `${name} · ${row.model}`;
   return el(
     "li",
-    { class: row.shared ? "shared" : "", title },
-    el("span", { class: "name" }, name),
+    { class: row.shared ? "shared" : "", title: label },
+    el("span", { class: "name" }, label),
     track,
     el("span", { class: "time" }, seconds(busy)),
   );

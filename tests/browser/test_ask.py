@@ -1,0 +1,207 @@
+"""Asking: tasks, chat, photos, errors in words, the request as code."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from coldstream.demo.sql_pairs import sql_pairs
+from tests.browser.conftest import Shot, Watch
+
+PAIR = min(sql_pairs(), key=lambda pair: len(pair.answer))
+_PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFklEQVR4nGOYK2uFFTEMKQkX7Y1Y0cBJAABmzjfBQjIXLQAAAABJRU5ErkJggg=="
+)
+_DROP = """async ([target, name, type, base64]) => {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], name, { type }));
+  for (const kind of ["dragover", "drop"]) {
+    target.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+  }
+}"""
+
+
+def ask(page: Page) -> None:
+    fill(page)
+    page.get_by_role("button", name="Ask").click()
+
+
+def fill(page: Page) -> None:
+    page.get_by_label("context").fill(PAIR.context)
+    page.get_by_label("question").fill(PAIR.question)
+
+
+def pick(page: Page, task: str) -> Locator:
+    """Choose a task; its panel."""
+    panel = page.locator("#panel-task")
+    panel.get_by_text(task, exact=True).click()
+    return panel
+
+
+def drop(page: Page, selector: str, name: str, kind: str, data: bytes) -> None:
+    """As a person drops a file: the page sees its name, its type and its bytes."""
+    target = page.locator(selector).element_handle()
+    page.evaluate(_DROP, [target, name, kind, base64.b64encode(data).decode()])
+
+
+def test_a_task_answers_by_streaming_and_says_how_fast(ready: Page, shot: Shot) -> None:
+    ready.evaluate(
+        """() => {
+          window.lengths = new Set();
+          const words = document.querySelector("#panel-task .words");
+          new MutationObserver(() => window.lengths.add(words.textContent.length))
+            .observe(words, { characterData: true, subtree: true });
+        }"""
+    )
+    ask(ready)
+    expect(ready.locator("#panel-task .figures-line")).to_contain_text("finished by itself")
+    assert ready.locator("#panel-task .words").text_content() == PAIR.answer
+    assert ready.evaluate("lengths.size") > 2
+    figures = ready.locator("#panel-task .figures-line")
+    expect(figures).to_contain_text("to the first token")
+    expect(figures).to_contain_text("tokens/s")
+    expect(ready.locator("#say")).to_contain_text("The answer is complete")
+    expect(ready.locator("#engines")).to_contain_text("sql")
+    expect(ready.locator("#engines dt:text-is('Answered') + dd")).not_to_have_text("0")
+    shot(ready, "task")
+
+
+def test_a_running_answer_is_stopped_by_the_button_that_began_it_and_its_text_stays(ready: Page) -> None:
+    pick(ready, "long")
+    ready.get_by_label("prompt").fill("select")
+    ready.get_by_role("button", name="Ask").click()
+    words = ready.locator("#panel-task .words")
+    expect(words).not_to_be_empty()
+    ready.get_by_role("button", name="Stop").click()
+    expect(ready.locator("#panel-task .figures-line")).to_contain_text("stopped by you")
+    expect(ready.get_by_role("button", name="Ask")).to_be_focused()
+    assert words.text_content() != ""
+
+
+def test_an_error_is_told_in_words_beside_its_field_which_gets_the_focus(ready: Page, watch: Watch, shot: Shot) -> None:
+    watch.expected = {422}
+    ready.get_by_label("context").fill(PAIR.context)
+    ready.get_by_role("button", name="Ask").click()
+    question = ready.get_by_label("question")
+    expect(question).to_be_focused()
+    expect(question).to_have_attribute("aria-invalid", "true")
+    expect(ready.get_by_role("alert").first).to_contain_text("prompt is missing")
+    shot(ready, "error")
+    question.fill(PAIR.question)
+    expect(question).not_to_have_attribute("aria-invalid", "true")
+    panel = ready.locator("#panel-task")
+    panel.get_by_text("Sampling").click()
+    panel.get_by_label("Temperature").fill("warm")
+    panel.get_by_role("button", name="Ask").click()
+    expect(panel.get_by_label("Temperature")).to_be_focused()
+    expect(panel.get_by_role("alert")).to_contain_text("temperature")
+
+
+def test_a_choice_shows_its_default_and_the_answer_names_the_defaults_that_were_used(ready: Page) -> None:
+    panel = pick(ready, "translation")
+    expect(panel.get_by_label("language", exact=True)).to_contain_text("Default: Korean")
+    panel.get_by_label("text", exact=True).fill("hello")
+    ready.get_by_role("button", name="Ask").click()
+    expect(ready.locator("#panel-task .note")).to_have_text("Defaults were used for: language")
+
+
+@pytest.mark.parametrize("language", ["curl", "python", "javascript"])
+def test_the_request_as_code_runs_elsewhere_and_gets_the_same_answer(
+    ready: Page, language: str, tmp_path: Path
+) -> None:
+    programs = {"curl": ["sh"], "python": [sys.executable], "javascript": ["node", "--input-type=module"]}
+    if shutil.which("curl" if language == "curl" else programs[language][0]) is None:
+        pytest.skip(f"no {language} on this machine")
+    fill(ready)
+    ready.get_by_text("As code").first.click()
+    ready.get_by_label("Language of the code").first.select_option(language)
+    code = ready.locator("#panel-task pre").text_content()
+    assert code is not None
+    done = subprocess.run(
+        programs[language], input=code, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=dict(os.environ)
+    )
+    assert done.stdout.strip().strip('"') == PAIR.answer, done.stderr
+
+
+def test_a_dropped_photo_is_shown_and_sent_and_a_model_without_eyes_says_so_in_words(
+    ready: Page, watch: Watch, shot: Shot
+) -> None:
+    watch.expected = {400, 422}
+    ready.get_by_role("tab", name="Chat").click()
+    drop(ready, "#panel-chat form", "red.png", "image/png", _PNG)
+    preview = ready.locator("#panel-chat .previews li")
+    expect(preview).to_contain_text("red.png")
+    assert preview.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 8
+    ready.get_by_label("Message", exact=True).fill("What is this?")
+    with ready.expect_request("**/v1/chat/completions") as sent:
+        ready.get_by_role("button", name="Send").click()
+    parts = sent.value.post_data_json["messages"][0]["content"]
+    assert parts[0]["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(_PNG).decode()
+    alert = ready.locator("#panel-chat [role=alert]:visible").first
+    expect(alert).to_contain_text("message")
+    expect(preview).to_contain_text("red.png")  # what was refused is still there, to be mended
+    expect(ready.get_by_label("Message", exact=True)).to_have_value("What is this?")
+    shot(ready, "photo-refused")
+    preview.get_by_role("button", name="Remove red.png").click()
+    expect(preview).to_have_count(0)
+
+
+def test_a_file_that_is_no_picture_is_refused_before_it_is_sent(ready: Page) -> None:
+    ready.get_by_role("tab", name="Chat").click()
+    ready.get_by_text("Add a photo").click()
+    drop(ready, "#panel-chat .drop", "notes.svg", "image/svg+xml", b"<svg/>")
+    expect(ready.locator("#panel-chat .field .error:visible")).to_contain_text("notes.svg is not a picture")
+    expect(ready.locator("#panel-chat .previews li")).to_have_count(0)
+
+
+def test_chat_streams_keeps_the_conversation_and_leaves_enter_to_the_input_method(ready: Page, shot: Shot) -> None:
+    ready.get_by_role("tab", name="Chat").click()
+    message = ready.get_by_label("Message", exact=True)
+    message.fill("How many users are there?")
+    message.dispatch_event("keydown", {"key": "Enter", "isComposing": True, "bubbles": True})
+    expect(ready.locator(".turn")).to_have_count(0)
+    ready.get_by_text("Sampling").last.click()
+    ready.get_by_label("Most tokens").last.fill("8")
+    message.press("Enter")
+    expect(ready.locator(".turn")).to_have_count(2)
+    expect(ready.locator(".turn .figures-line")).to_contain_text("tokens/s")
+    expect(ready.get_by_role("button", name="Send")).to_be_visible()
+    message.fill("And orders?")
+    with ready.expect_request("**/v1/chat/completions") as sent:
+        message.press("Enter")
+    roles = [turn["role"] for turn in sent.value.post_data_json["messages"]]
+    assert roles == ["user", "assistant", "user"]
+    expect(ready.locator(".turn")).to_have_count(4)
+    expect(ready.locator(".turn .figures-line")).to_have_count(2)
+    expect(ready.get_by_role("button", name="Send")).to_be_visible()
+    shot(ready, "chat")
+
+
+def test_everything_can_be_done_from_the_keyboard(ready: Page) -> None:
+    press = ready.keyboard.press
+    press("Tab")
+    expect(ready.get_by_role("link", name="To the playground")).to_be_focused()
+    press("Enter")
+    press("Tab")
+    expect(ready.get_by_role("tab", name="Tasks")).to_be_focused()
+    press("ArrowRight")
+    expect(ready.locator("#panel-chat")).to_be_visible()
+    press("ArrowLeft")
+    press("Tab")
+    expect(ready.get_by_role("radio", name="sql")).to_be_focused()
+    press("ArrowUp")  # round to the last one
+    expect(ready.get_by_role("radio", name="long")).to_be_checked()
+    press("Tab")
+    ready.keyboard.type("select")
+    press("Control+Enter")
+    expect(ready.locator("#panel-task .words")).not_to_be_empty()
+    press("Escape")
+    expect(ready.locator("#panel-task .figures-line")).to_contain_text("stopped by you")
