@@ -46,7 +46,8 @@ A message says what was wrong, where (URI, tensor, byte, field) and what to do n
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class ColdstreamError(Exception):
@@ -195,16 +196,25 @@ class TokenizerError(ModelError):
 class RequestError(ColdstreamError):
     """Something that the caller of the API can mend.
 
-    `field` names the part of the request, where there is one; `allowed` are the values it may have, where they are few.
+    `field` names the part of the request, where there is one; `allowed` are the values it may have, where they are few;
+    `schema` is a JSON Schema of what it may be, where that helps.
     """
 
     http_status = 400
     exit_code = 50
 
-    def __init__(self, message: str, *, field: str | None = None, allowed: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        allowed: tuple[str, ...] = (),
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
         self.field = field
         self.allowed = allowed
+        self.schema = schema
 
 
 class InvalidRequest(RequestError):

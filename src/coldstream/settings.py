@@ -194,7 +194,7 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{path}: is not valid TOML: {exc}") from exc
     try:
-        return _settings(data, environ)
+        return _with_image_files(_settings(data, environ), path.absolute().parent)
     except SettingsError as exc:
         raise SettingsError(f"{path}: {exc}") from exc
 
@@ -268,6 +268,24 @@ def _settings(data: dict[str, Any], environ: Mapping[str, str]) -> Settings:
     )
 
 
+def _with_image_files(settings: Settings, folder: Path) -> Settings:
+    """Defaults of image inputs that are files, relative to coldstream.toml, as absolute paths that exist."""
+    tasks = {
+        name: replace(task, inputs={key: _with_file(item, folder, name, key) for key, item in task.inputs.items()})
+        for name, task in settings.tasks.items()
+    }
+    return replace(settings, tasks=tasks)
+
+
+def _with_file(item: InputSettings, folder: Path, task: str, name: str) -> InputSettings:
+    if item.kind != "image" or item.default is None or item.default.startswith(("https://", "gs://", "data:")):
+        return item
+    path = folder / item.default
+    if not path.is_file():
+        raise SettingsError(f"tasks.{task}.inputs.{name}.default: there is no file {path}")
+    return replace(item, default=str(path))
+
+
 def _images(data: Mapping[str, Any]) -> ImageSettings:
     item = _record(ImageSettings, _table(data.get("images", {}), "images"), "images")
     known = ImageSettings().formats
@@ -297,6 +315,9 @@ def _task(name: str, table: dict[str, Any], models: Mapping[str, ModelSettings])
         variables = task.variables
     except SettingsError as exc:
         raise SettingsError(f"{where}: {exc}") from exc
+    for key in template_variables(task.system or ""):
+        if key in inputs and inputs[key].kind == "image":
+            raise SettingsError(f"{where}.system: an image cannot stand in the system text; put {{{key}}} into prompt")
     for key, value in inputs.items():
         if key not in variables and value.kind != "image":
             raise SettingsError(f"{where}.inputs.{key}: no {{{key}}} in the template; it has {', '.join(variables)}")

@@ -10,4 +10,6 @@ TOKENIZER_FILES = (
     "config.json",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )

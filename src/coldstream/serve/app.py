@@ -26,6 +26,7 @@ from coldstream.serve import documented, failures, metrics, tasks
 from coldstream.serve.generate import generate
 from coldstream.serve.inference import Inference
 from coldstream.serve.middleware import CheckKey, Observe, WholeBody
+from coldstream.serve.multipart import Form
 from coldstream.serve.openai import chat as openai_chat
 from coldstream.serve.openai import completions as openai_completions
 from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
@@ -67,6 +68,7 @@ def create_app(
     _add_openai(app, state, inference)
     _add_reads(app, state, measured)
     _add_failures(app)
+    app.add_middleware(Form)
     app.add_middleware(WholeBody, state=state)
     app.add_middleware(CheckKey, state=state)
     app.add_middleware(

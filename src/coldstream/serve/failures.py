@@ -73,7 +73,9 @@ def body(error: ColdstreamError, path: str) -> dict[str, Any]:
 
 def _ours(error: ColdstreamError) -> dict[str, Any]:
     field, allowed = (error.field, error.allowed) if isinstance(error, RequestError) else (None, ())
-    return {"type": type(error).__name__, "message": str(error), "field": field, "allowed": list(allowed)}
+    shown = {"type": type(error).__name__, "message": str(error), "field": field, "allowed": list(allowed)}
+    schema = error.schema if isinstance(error, RequestError) else None
+    return shown if schema is None else shown | {"schema": dict(schema)}
 
 
 def _openai(error: ColdstreamError) -> dict[str, Any]:

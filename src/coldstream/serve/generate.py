@@ -7,7 +7,7 @@ data: {"text": "SEL"} ... data: [DONE]              with `stream`; the last even
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,12 @@ from starlette.responses import Response
 from coldstream.engine.request import Usage
 from coldstream.errors import ColdstreamError, InvalidRequest
 from coldstream.serve import failures, sse
+from coldstream.serve.images import ImageLoader, ImageSource
 from coldstream.serve.inference import Inference, Job, Result, Running
 from coldstream.serve.sampling import Given
 from coldstream.serve.schema import GenerateRequest, stops
 from coldstream.serve.state import ServedModel, ServerState
-from coldstream.serve.tasks import Rendered, find_task, render
+from coldstream.serve.tasks import GivenImage, Rendered, find_task, render
 from coldstream.serve.trail import Trail
 from coldstream.settings import TaskSettings
 
@@ -47,6 +48,7 @@ class Asked:
     task: TaskSettings
     rendered: Rendered
     model: ServedModel
+    images: tuple[ImageSource, ...] = ()
 
     def job(self) -> Job:
         """What the model is to do."""
@@ -56,6 +58,7 @@ class Asked:
             given=_given(self.body),
             characters=len(self.rendered.text),
             task=self.task.sampling,
+            images=self.images,
         )
 
     def details(self, result: Result) -> dict[str, Any]:
@@ -71,19 +74,39 @@ class Asked:
         }
 
 
-def understand(state: ServerState, body: GenerateRequest) -> Asked:
+def understand(state: ServerState, body: GenerateRequest, loader: ImageLoader) -> Asked:
     """Find the task and fill its template.
 
     Raises:
         UnknownTask, InvalidRequest: naming the field.
     """
     task = find_task(state.settings, body.type)
-    return Asked(body, task, render(task, body.prompt, body.inputs), state.models[task.model])
+    rendered = render(task, body.prompt, body.inputs, _images(body))
+    return Asked(body, task, rendered, state.models[task.model], sources(loader, rendered.images))
+
+
+def sources(loader: ImageLoader, images: Sequence[GivenImage]) -> tuple[ImageSource, ...]:
+    """Where the images come from.
+
+    Raises:
+        InvalidRequest: one that cannot be taken, or too many.
+    """
+    if images:
+        loader.count(len(images), images[-1].field)
+    return tuple((loader.default if item.is_default else loader.source)(item.text, item.field) for item in images)
+
+
+def _images(body: GenerateRequest) -> list[GivenImage]:
+    if body.image is not None and body.images is not None:
+        raise InvalidRequest("image and images say the same thing; send one of them", field="image")
+    if body.image is not None:
+        return [GivenImage("image", body.image)]
+    return [GivenImage(f"images.{place}", text) for place, text in enumerate(body.images or ())]
 
 
 async def generate(state: ServerState, inference: Inference, body: GenerateRequest, trail: Trail) -> Response:
     """Answer the request; errors that come before the first event are raised, and become a status."""
-    asked = understand(state, body)
+    asked = understand(state, body, inference.images)
     trail.task = asked.task.name
     if state.settings.server.log_prompts:
         trail.prompt = asked.rendered.text
@@ -124,7 +147,8 @@ def encode(model: ServedModel, rendered: Rendered) -> list[int]:
     """The prompt's ids: through the model's chat template where it has one, else as plain text."""
     tokenizer = model.tokenizer
     if not tokenizer.has_chat_template:
-        return tokenizer.encode(rendered.text)
+        marker = model.images.marker if model.images is not None else ""
+        return tokenizer.encode(expanded(model, rendered.marked(marker), len(rendered.images)))
     try:
         text = tokenizer.apply_chat_template(rendered.messages)
     except InvalidRequest:
@@ -132,7 +156,12 @@ def encode(model: ServedModel, rendered: Rendered) -> list[int]:
             raise
         # The template refuses a system turn, as Gemma 2's and the first Mistrals' do.
         text = tokenizer.apply_chat_template(rendered.folded)
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(expanded(model, text, len(rendered.images)), add_special_tokens=False)
+
+
+def expanded(model: ServedModel, text: str, images: int) -> str:
+    """The prompt's text with image tokens where its markers are."""
+    return model.images.expand(text, images) if images and model.images is not None else text
 
 
 def _given(body: GenerateRequest) -> Given:

@@ -13,7 +13,7 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -82,10 +82,14 @@ class ImageLoader:
             raise _too_large(field, self._settings.max_bytes)
         return ImageSource(field, "base64", body)
 
-    def count(self, sources: Sequence[ImageSource], field: str) -> None:
+    def default(self, text: str, field: str) -> ImageSource:
+        """What an operator's default means: a file on this machine, or what a request might say."""
+        return ImageSource(field, "file", text) if Path(text).is_absolute() else self.source(text, field)
+
+    def count(self, images: int, field: str) -> None:
         """Refuse more images than a request may carry."""
-        if len(sources) > self._settings.max_count:
-            message = f"{len(sources)} images, but a request may carry at most {self._settings.max_count}"
+        if images > self._settings.max_count:
+            message = f"{images} images, but a request may carry at most {self._settings.max_count}"
             raise InvalidRequest(message, field=field)
 
     async def load(self, sources: Iterable[ImageSource], processor: ImageProcessor) -> list[Picture]:

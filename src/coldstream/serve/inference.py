@@ -12,9 +12,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from coldstream.engine.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprob, Usage
+from coldstream.engine.request import (
+    FinishReason,
+    PromptImage,
+    Request,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
 from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, InvalidRequest, NotReady, PromptTooLong
 from coldstream.serve.admission import Gate
+from coldstream.serve.images import ImageLoader, ImageSource, Picture
 from coldstream.serve.metrics import Metrics, ModelMetrics
 from coldstream.serve.sampling import Given, resolve
 from coldstream.serve.state import Lifecycle, ServedModel, ServerState
@@ -33,7 +42,8 @@ class Job:
     """What is asked of a model. `encode` makes the prompts' ids, once the model's tokenizer is there.
 
     `characters` is the size of what it will encode, `samples` how often each prompt is answered. With `fill_context`
-    a request that sets no max_tokens may use the whole context; else the model's own default holds.
+    a request that sets no max_tokens may use the whole context; else the model's own default holds. `images` are those
+    of the only prompt, in order.
     """
 
     model: ServedModel
@@ -44,6 +54,7 @@ class Job:
     prompts: int = 1
     fill_context: bool = False
     task: SamplingSettings = field(default_factory=SamplingSettings)
+    images: tuple[ImageSource, ...] = ()
 
     @property
     def sequences(self) -> int:
@@ -99,6 +110,7 @@ class Inference:
         self._state = state
         self._metrics = metrics
         self._bridge = Bridge()
+        self.images = ImageLoader(state.settings.images)
         self.gates = {
             name: Gate(
                 running=engine.max_sequences,
@@ -126,10 +138,12 @@ class Inference:
             job.sequences, loading=None if model.is_ready else model.retry_after()
         ) as ticket:
             await _ready(model, lifecycle, deadline)
+            pictures = await self._pictures(job, deadline)
             prompt_ids = await _encode(job)
+            images = model.images.place(prompt_ids[0], pictures) if model.images is not None and pictures else ()
             sampling = _sampling(job, prompt_ids)
             ticket.claim(sum(map(len, prompt_ids)) * job.samples)
-            requests = _requests(job, prompt_ids, sampling, trail.request_id, deadline)
+            requests = _requests(job, prompt_ids, sampling, trail.request_id, deadline, images)
             stream = self._bridge.open(len(requests), partial(_cancel, model, requests))
             lifecycle.streams.add(stream)
             try:
@@ -142,6 +156,19 @@ class Inference:
             finally:
                 lifecycle.streams.discard(stream)
                 stream.cancel()
+
+    async def _pictures(self, job: Job, deadline: float) -> Sequence[Picture]:
+        """The job's images as this model takes them; nothing is fetched or decoded for one that takes none."""
+        if not job.images:
+            return ()
+        if job.model.images is None:
+            field = job.images[0].field
+            raise InvalidRequest(f"{field}: model {job.model.name!r} takes text only; leave the image out", field=field)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await self.images.load(job.images, job.model.images.processor)
+        except TimeoutError as exc:
+            raise DeadlineExceeded("the request's deadline passed while its images were read") from exc
 
 
 class _Follower:
@@ -229,7 +256,12 @@ def _sampling(job: Job, prompt_ids: list[list[int]]) -> SamplingParams:
 
 
 def _requests(
-    job: Job, prompt_ids: list[list[int]], sampling: SamplingParams, request_id: str, deadline: float
+    job: Job,
+    prompt_ids: list[list[int]],
+    sampling: SamplingParams,
+    request_id: str,
+    deadline: float,
+    images: tuple[PromptImage, ...],
 ) -> list[Request]:
     """Samples of one prompt with a given seed must differ, and be the same next time: each adds its number."""
     requests = []
@@ -237,7 +269,7 @@ def _requests(
         sample = index % job.samples
         params = sampling if sampling.seed is None or not sample else _reseeded(sampling, sample)
         ids = tuple(prompt_ids[index // job.samples])
-        requests.append(Request(f"{request_id}-{index}", ids, params, deadline))
+        requests.append(Request(f"{request_id}-{index}", ids, params, deadline, images))
     return requests
 
 

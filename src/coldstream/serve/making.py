@@ -68,5 +68,7 @@ def build_decoder(checkpoint: Checkpoint, model: ModelSettings) -> Decoder:
     """The decoder that the config describes, before its bytes."""
     from coldstream.model.config import ModelConfig
     from coldstream.model.decoder import Decoder
+    from coldstream.model.vision_config import VisionConfig
 
-    return Decoder(ModelConfig.from_json(checkpoint.config), precision="float32")
+    vision = VisionConfig.from_json(checkpoint.config)
+    return Decoder(ModelConfig.from_json(checkpoint.config), precision="float32", vision=vision)

@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coldstream.engine.engine import Engine
+    from coldstream.engine.image_prompt import ImagePrompt
     from coldstream.engine.request import SamplingParams
     from coldstream.engine.tokenizer import Tokenizer
     from coldstream.engine.tokenizer_process import TokenizerProcess
     from coldstream.model.build import Assembly
     from coldstream.model.decoder import Decoder
+    from coldstream.model.vision import Sight
     from coldstream.weights.checkpoint import Checkpoint
     from coldstream.weights.progress import Progress
     from coldstream.weights.stream import Landed
@@ -80,6 +82,7 @@ class ModelStart:
         self._process: TokenizerProcess | None = None
         self._tokenizer: Tokenizer | None = None
         self._engine: Engine | None = None
+        self._images: ImagePrompt | None = None
         self._watched: WatchedEngine | None = None
         self._assembly: Assembly | None = None
         self.threads = tuple(
@@ -197,6 +200,11 @@ class ModelStart:
         return self._engine.max_context
 
     @property
+    def images(self) -> ImagePrompt | None:
+        """How images stand in its prompts; None where it takes text only. Only after `ready()`."""
+        return self._images
+
+    @property
     def defaults(self) -> SamplingParams:
         """What the checkpoint's generation_config asks for. Only after `ready()`."""
         from coldstream.serve.sampling import from_generation_config
@@ -273,6 +281,7 @@ class ModelStart:
     def _start_engine(self, decoder: Decoder, tokenizer: Tokenizer) -> None:
         from coldstream.engine.engine import Engine
 
+        sees = self._sight(decoder, tokenizer)
         with self._timeline.span("engine", model=self.name):
             engine = Engine(
                 FirstForward(decoder, self._timeline),
@@ -281,6 +290,7 @@ class ModelStart:
                 self._settings.engine,
                 max_context=self._model.max_context,
                 hold=self._verified,
+                sees=sees,
                 device=decoder.device,
                 name=self.name,
             )
@@ -289,6 +299,19 @@ class ModelStart:
         if self.error is not None:  # it failed while the engine was being made
             engine.fail(self.error)
         _settle(self._accepting, None)
+
+    def _sight(self, decoder: Decoder, tokenizer: Tokenizer) -> Sight | None:
+        """What the engine looks at images with, and how they stand in prompts; None for a model that takes none."""
+        if decoder.vision is None:
+            return None
+        from coldstream.engine.image_prompt import ImagePrompt
+        from coldstream.model.image_processor import ImageProcessor
+        from coldstream.model.vision import Sight
+
+        vision = decoder.vision.config
+        processor = ImageProcessor.from_files(self._files.result(), image_size=vision.image_size)
+        self._images = ImagePrompt(vision, tokenizer, processor)
+        return Sight(decoder.vision, processor)
 
     def _build_model(self) -> None:
         import_torch(self._settings.engine.threads, self._timeline)

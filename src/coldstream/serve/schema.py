@@ -25,6 +25,10 @@ class GenerateRequest(Body):
     inputs: dict[str, str] = Field(
         default_factory=dict, description="The task's template variables; see GET /v1/tasks."
     )
+    image: str | None = Field(
+        None, description="An image: base64, a data URL, or an https:// or gs:// URL that this server fetches."
+    )
+    images: list[str] | None = Field(None, description="Several images, in order; instead of `image`.")
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

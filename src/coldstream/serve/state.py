@@ -10,13 +10,17 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from coldstream.engine.request import Request, SamplingParams, TokenEvent
+from coldstream.engine.request import PromptImage, Request, SamplingParams, TokenEvent
 from coldstream.serve.keys import ApiKeys
 from coldstream.serve.streams import Stream
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline
+
+if TYPE_CHECKING:
+    from coldstream.model.image_processor import ImageProcessor
+    from coldstream.serve.images import Picture
 
 Deliver = Callable[[TokenEvent], None]
 
@@ -61,6 +65,20 @@ class Tokenizes(Protocol):
     ) -> str: ...
 
 
+class TakesImages(Protocol):
+    """The part of `coldstream.engine.image_prompt.ImagePrompt` that a request needs."""
+
+    @property
+    def marker(self) -> str: ...
+
+    @property
+    def processor(self) -> ImageProcessor: ...
+
+    def expand(self, text: str, images: int) -> str: ...
+
+    def place(self, ids: Sequence[int], pictures: Sequence[Picture]) -> tuple[PromptImage, ...]: ...
+
+
 class ServedModel(Protocol):
     """One model of the server, which may still be loading.
 
@@ -88,6 +106,9 @@ class ServedModel(Protocol):
     def max_context(self) -> int: ...
     @property
     def defaults(self) -> SamplingParams: ...
+    @property
+    def images(self) -> TakesImages | None:
+        """How images stand in its prompts; None where it takes text only."""
 
     async def ready(self) -> None:
         """Wait until requests can be accepted; raise the error of the load, or NotReady, where it failed."""

@@ -7,39 +7,83 @@ in as it is, once, so `{question}` in somebody's question stays those ten charac
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from coldstream.errors import InvalidRequest, UnknownTask
-from coldstream.settings import InputSettings, Settings, TaskSettings
+from coldstream.settings import InputSettings, Settings, TaskSettings, template_variables
 
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GivenImage:
+    """An image of a request as it was sent, and where; or an input's default, which is the operator's."""
+
+    field: str
+    text: str
+    is_default: bool = False
+
+
+Piece = str | GivenImage
+"""A user's turn is a row of texts and images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """A task's template with its inputs: the user's turn, the system's text, and which inputs took their default."""
 
-    prompt: str
+    pieces: tuple[Piece, ...]
     system: str | None
     defaulted: tuple[str, ...] = ()
 
     @property
+    def prompt(self) -> str:
+        """The text of the user's turn."""
+        return "".join(piece for piece in self.pieces if isinstance(piece, str))
+
+    @property
+    def images(self) -> tuple[GivenImage, ...]:
+        """The images of the user's turn, in order."""
+        return tuple(piece for piece in self.pieces if isinstance(piece, GivenImage))
+
+    @property
+    def content(self) -> str | list[Message]:
+        """The user's turn as a chat template takes it: a text, or parts where there are images."""
+        return _content(self.pieces)
+
+    @property
     def messages(self) -> list[Message]:
         """For a model that has a chat template."""
-        turns = [{"role": "user", "content": self.prompt}]
+        turns = [{"role": "user", "content": self.content}]
         return [{"role": "system", "content": self.system}, *turns] if self.system else turns
 
     @property
     def folded(self) -> list[Message]:
         """The same for a chat template that knows no system role: its text opens the user's turn."""
-        return [{"role": "user", "content": self.text}]
+        opening = (f"{self.system}\n\n",) if self.system else ()
+        return [{"role": "user", "content": _content((*opening, *self.pieces))}]
 
     @property
     def text(self) -> str:
         """For a base model: plain text, to be continued."""
         return f"{self.system}\n\n{self.prompt}" if self.system else self.prompt
+
+    def marked(self, marker: str) -> str:
+        """For a base model that sees: the same with `marker` where the images stand."""
+        turn = "".join(piece if isinstance(piece, str) else marker for piece in self.pieces)
+        return f"{self.system}\n\n{turn}" if self.system else turn
+
+
+def _content(pieces: Sequence[Piece]) -> str | list[Message]:
+    if all(isinstance(piece, str) for piece in pieces):
+        return "".join(map(str, pieces))
+    return [
+        {"type": "image"} if isinstance(piece, GivenImage) else {"type": "text", "text": piece}
+        for piece in pieces
+        if piece
+    ]
 
 
 def find_task(settings: Settings, name: str | None) -> TaskSettings:
@@ -68,38 +112,89 @@ def unknown_model(settings: Settings, name: str) -> UnknownTask:
     return UnknownTask(message, field="model", allowed=names)
 
 
-def render(task: TaskSettings, prompt: str | None, inputs: Mapping[str, str]) -> Rendered:
-    """Fill the task's templates.
+def render(
+    task: TaskSettings, prompt: str | None, inputs: Mapping[str, str], images: Sequence[GivenImage] = ()
+) -> Rendered:
+    """Fill the task's templates. `images` fill the image inputs that `inputs` leaves open, then the unnamed places.
+
+    An image stands where the template names it; one that it does not name stands before the text.
 
     Raises:
         InvalidRequest: an input is missing, unknown, given twice or not one of its choices; it names the field.
     """
     values = _given(task, prompt, inputs)
+    seen, unnamed = _images_given(task, values, images)
     defaulted = []
-    for name in task.variables:
-        if name in values:
+    for name in dict.fromkeys((*task.variables, *image_inputs(task))):
+        if name in values or name in seen:
             continue
         default = _declared(task, name).default
         if default is None:
             raise _missing(task, name)
-        values[name] = default
         defaulted.append(name)
+        if name in image_inputs(task):
+            seen[name] = GivenImage(f"inputs.{name}", default, is_default=True)
+        else:
+            values[name] = default
     system = fill(task.system, values) if task.system else None
-    return Rendered(fill(task.prompt, values), system, tuple(defaulted))
+    leading = [image for name, image in seen.items() if name not in template_variables(task.prompt)]
+    return Rendered((*leading, *unnamed, *_filled(task.prompt, values, seen)), system, tuple(defaulted))
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
     """Put the values in place of `{names}`; `{{` is a literal brace. One pass: values are never read as templates."""
-    pieces = []
+    return "".join(str(piece) for piece in _filled(template, values, {}))
+
+
+def image_inputs(task: TaskSettings) -> tuple[str, ...]:
+    """The names of the task's image inputs, in the order in which a request's images fill them."""
+    return tuple(name for name, declared in task.inputs.items() if declared.kind == "image")
+
+
+def unnamed_images(task: TaskSettings) -> int:
+    """How many images the task takes beside its named ones."""
+    return max(0, task.images - len(image_inputs(task)))
+
+
+def _filled(template: str, values: Mapping[str, str], images: Mapping[str, GivenImage]) -> list[Piece]:
+    pieces: list[Piece] = []
+    text = ""
     for literal, name, _, _ in string.Formatter().parse(template):
-        pieces.append(literal)
-        if name is not None:
-            pieces.append(values[name])
-    return "".join(pieces)
+        text += literal
+        if name is not None and name in images:
+            pieces += [text, images[name]] if text else [images[name]]
+            text = ""
+        elif name is not None:
+            text += values[name]
+    return [*pieces, text] if text else pieces
+
+
+def _images_given(
+    task: TaskSettings, values: dict[str, str], images: Sequence[GivenImage]
+) -> tuple[dict[str, GivenImage], tuple[GivenImage, ...]]:
+    """The images by the input that they fill, and those for the unnamed places; takes image inputs out of `values`."""
+    names, unnamed = image_inputs(task), unnamed_images(task)
+    seen = {name: GivenImage(f"inputs.{name}", values.pop(name)) for name in names if name in values}
+    left = [name for name in names if name not in seen]
+    if len(images) > len(left) + unnamed:
+        most = len(names) + unnamed
+        what = f"takes {most} image{'s' if most > 1 else ''}" if most else "takes no image"
+        raise InvalidRequest(f"task {task.name!r} {what}, but {len(images) + len(seen)} came", field=images[-1].field)
+    rest = list(images)
+    for name in left:
+        if rest:
+            seen[name] = rest.pop(0)
+    if len(rest) < unnamed:
+        raise InvalidRequest(
+            f"image is missing; task {task.name!r} takes {task.images}, of which {len(images) + len(names)} came",
+            field="image",
+            schema=schema(task),
+        )
+    return {name: seen[name] for name in names if name in seen}, tuple(rest)
 
 
 def _given(task: TaskSettings, prompt: str | None, inputs: Mapping[str, str]) -> dict[str, str]:
-    variables = task.variables
+    variables = tuple(dict.fromkeys((*task.variables, *image_inputs(task))))
     values = {}
     for name, value in inputs.items():
         if name not in variables:
@@ -135,7 +230,10 @@ def _missing(task: TaskSettings, name: str) -> InvalidRequest:
     also = f"; it may also be sent as inputs.{name}" if name == task.prompt_input and name != "prompt" else ""
     field = "prompt" if name == task.prompt_input else f"inputs.{name}"
     return InvalidRequest(
-        f"{field} is missing; task {task.name!r} needs it{hint}{also}", field=field, allowed=declared.choices
+        f"{field} is missing; task {task.name!r} needs it{hint}{also}",
+        field=field,
+        allowed=declared.choices,
+        schema=schema(task),
     )
 
 
@@ -150,19 +248,22 @@ def describe(task: TaskSettings) -> dict[str, Any]:
         "model": task.model,
         "help": task.help,
         "prompt_input": task.prompt_input if task.prompt_input in task.variables else None,
-        "images": task.images,
+        "images": unnamed_images(task),
         "inputs": schema(task),
     }
 
 
 def schema(task: TaskSettings) -> dict[str, Any]:
-    """JSON Schema of a task's inputs. Image inputs are told apart by their contentMediaType."""
+    """JSON Schema of a task's inputs. Image inputs are told apart by their contentMediaType.
+
+    Their defaults are files of the server: that there is one is said by `x-has-default`.
+    """
     names = tuple(dict.fromkeys([*task.variables, *task.inputs]))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",
         "properties": {name: _property(_declared(task, name)) for name in names},
-        "required": [name for name in task.variables if _declared(task, name).default is None],
+        "required": [name for name in names if _declared(task, name).default is None],
         "additionalProperties": False,
     }
 
@@ -172,7 +273,7 @@ def _property(declared: InputSettings) -> dict[str, Any]:
     if declared.kind == "choice":
         item["enum"] = list(declared.choices)
     if declared.kind == "image":
-        item["contentMediaType"] = "image/*"
-    if declared.default is not None:
+        item |= {"contentMediaType": "image/*", "x-has-default": declared.default is not None}
+    elif declared.default is not None:
         item["default"] = declared.default
     return item | ({"description": declared.help} if declared.help else {})

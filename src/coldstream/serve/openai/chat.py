@@ -12,11 +12,13 @@ from starlette.responses import Response
 from coldstream.engine.request import Grammar, TokenEvent, TokenLogprob
 from coldstream.errors import ColdstreamError, InvalidRequest
 from coldstream.serve import failures, sse
+from coldstream.serve.generate import expanded, sources
+from coldstream.serve.images import ImageLoader, ImageSource
 from coldstream.serve.inference import Inference, Job, Result
 from coldstream.serve.openai import logprobs, tools
-from coldstream.serve.openai.common import Envelope, Target, envelope, sampling, target, usage
+from coldstream.serve.openai.common import Envelope, Target, envelope, sampling, target, text_of, usage
 from coldstream.serve.openai.constraint import constraint, from_schema
-from coldstream.serve.openai.messages import Turn, folded, task_turns, turns, with_instruction
+from coldstream.serve.openai.messages import Turn, folded, images, task_turns, turns, with_instruction
 from coldstream.serve.openai.schema import ChatRequest, ToolChoice
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.serve.trail import Trail
@@ -55,6 +57,7 @@ class Asked:
     target: Target
     tools: Tools
     grammar: Grammar | None
+    images: tuple[ImageSource, ...] = ()
 
     def job(self) -> Job:
         """What the model is to do."""
@@ -68,14 +71,15 @@ class Asked:
             model=self.target.model,
             encode=lambda model: [encode(model, self)],
             given=given,
-            characters=sum(len(str(message.content)) for message in body.messages),
+            characters=sum(len(text_of(message.content)) for message in body.messages),
             samples=body.n or 1,
             fill_context=True,
             task=self.target.sampling,
+            images=self.images,
         )
 
 
-def understand(state: ServerState, body: ChatRequest) -> Asked:
+def understand(state: ServerState, body: ChatRequest, loader: ImageLoader) -> Asked:
     """Everything that can be refused before a tokenizer is there.
 
     Raises:
@@ -89,15 +93,17 @@ def understand(state: ServerState, body: ChatRequest) -> Asked:
         raise InvalidRequest("stream_options needs stream = true", field="stream_options")
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs = true", field="top_logprobs")
-    return Asked(body, target(state, body), chosen, chosen.grammar or wanted)
+    named = target(state, body)
+    found = images(named.task, body.messages, body.inputs or {})
+    return Asked(body, named, chosen, chosen.grammar or wanted, sources(loader, found))
 
 
 async def chat(state: ServerState, inference: Inference, body: ChatRequest, trail: Trail) -> Response:
     """Answer the request."""
-    asked = understand(state, body)
+    asked = understand(state, body, inference.images)
     trail.task = asked.target.task.name if asked.target.task else None
     if state.settings.server.log_prompts:
-        trail.prompt = "\n".join(str(message.content) for message in body.messages)
+        trail.prompt = "\n".join(text_of(message.content) for message in body.messages)
     if body.stream:
         return await sse.opened(_frames(asked, inference, trail))
     async with inference.start(asked.job(), trail) as running:
@@ -127,7 +133,8 @@ def encode(model: ServedModel, asked: Asked) -> list[int]:
         given = [{"type": "function", "function": function} for function in chosen.functions]
         if not tokenizer.template_uses_tools:
             given, messages = None, with_instruction(messages, tools.instruction(chosen.functions))
-    return tokenizer.encode(_template(model, messages, given), add_special_tokens=False)
+    text = expanded(model, _template(model, messages, given), len(asked.images))
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _template(model: ServedModel, messages: list[Turn], given: Sequence[dict[str, Any]] | None) -> str:

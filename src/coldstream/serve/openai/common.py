@@ -119,7 +119,7 @@ def usage(job: Job, results: Sequence[Result], *, completion_tokens: int | None 
 
 
 def text_of(content: str | Iterable[Any] | None) -> str:
-    """The text of a message's content, its parts one behind the other."""
+    """The text of a message's content, its parts one behind the other; images are left out."""
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(part.text for part in content)
+    return "".join(part.text for part in content if part.type == "text")

@@ -120,6 +120,9 @@ def encode(
     if task is None:
         return model.tokenizer.encode(prompt)
     rendered = render(task, prompt if task.prompt_input in task.variables else None, body.inputs or {})
+    if rendered.images:
+        message = f"task {task.name!r} takes images; ask it through /v1/chat/completions or /generate"
+        raise InvalidRequest(message, field="model")
     return generate.encode(model, rendered)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from coldstream.errors import InvalidRequest
 from coldstream.serve.openai.common import text_of
-from coldstream.serve.openai.schema import AssistantMessage, Message, ToolMessage, UserMessage
-from coldstream.serve.tasks import render
+from coldstream.serve.openai.schema import AssistantMessage, ImagePart, Message, Part, ToolMessage, UserMessage
+from coldstream.serve.tasks import GivenImage, Rendered, render
 from coldstream.settings import TaskSettings
 
 Turn = dict[str, Any]
@@ -31,17 +31,50 @@ def task_turns(task: TaskSettings, messages: Sequence[Message], inputs: Mapping[
     Raises:
         InvalidRequest: the last message is not a user's, or an input is missing.
     """
-    last = messages[-1]
-    if not isinstance(last, UserMessage):
-        message = f"the last message must be the user's: task {task.name!r} puts it into its template"
-        raise InvalidRequest(message, field=f"messages.{len(messages) - 1}.role", allowed=("user",))
-    prompt = text_of(last.content)
-    rendered = render(task, prompt if task.prompt_input in task.variables else None, inputs)
+    rendered = _rendered(task, messages, inputs)
     earlier = turns(messages[:-1], knows_tools=False)
     if earlier and earlier[0]["role"] == "system":
-        return [*earlier, {"role": "user", "content": rendered.prompt}]
+        return [*earlier, {"role": "user", "content": rendered.content}]
     first, *rest = rendered.messages
     return [first, *earlier, *rest] if rest else [*earlier, first]
+
+
+def _rendered(task: TaskSettings, messages: Sequence[Message], inputs: Mapping[str, str]) -> Rendered:
+    last, place = messages[-1], len(messages) - 1
+    if not isinstance(last, UserMessage):
+        message = f"the last message must be the user's: task {task.name!r} puts it into its template"
+        raise InvalidRequest(message, field=f"messages.{place}.role", allowed=("user",))
+    prompt = text_of(last.content) if task.prompt_input in task.variables else None
+    return render(task, prompt, inputs, _images_of(last, place))
+
+
+def images(task: TaskSettings | None, messages: Sequence[Message], inputs: Mapping[str, str]) -> list[GivenImage]:
+    """The images of all turns in order, as `turns` and `task_turns` put them.
+
+    Raises:
+        InvalidRequest: as `task_turns`.
+    """
+    plain = messages if task is None else messages[:-1]
+    found = [image for place, message in enumerate(plain) for image in _images_of(message, place)]
+    return found if task is None else [*found, *_rendered(task, messages, inputs).images]
+
+
+def _images_of(message: Message, place: int) -> list[GivenImage]:
+    if isinstance(message.content, str) or not isinstance(message, UserMessage):
+        return []
+    return [
+        GivenImage(f"messages.{place}.content.{index}.image_url.url", part.image_url.url)
+        for index, part in enumerate(message.content)
+        if isinstance(part, ImagePart)
+    ]
+
+
+def _user_content(message: UserMessage) -> str | list[Turn]:
+    if isinstance(message.content, str) or not any(isinstance(part, ImagePart) for part in message.content):
+        return text_of(message.content)
+    return [
+        {"type": "text", "text": part.text} if isinstance(part, Part) else {"type": "image"} for part in message.content
+    ]
 
 
 def with_instruction(messages: list[Turn], text: str) -> list[Turn]:
@@ -57,7 +90,9 @@ def folded(messages: list[Turn]) -> list[Turn]:
     place = next((index for index, turn in enumerate(rest) if turn["role"] == "user"), None)
     if place is None:
         return [{"role": "user", "content": system["content"]}, *rest]
-    rest[place] = {**rest[place], "content": f"{system['content']}\n\n{rest[place]['content']}"}
+    content, opening = rest[place]["content"], f"{system['content']}\n\n"
+    joined = f"{opening}{content}" if isinstance(content, str) else [{"type": "text", "text": opening}, *content]
+    rest[place] = {**rest[place], "content": joined}
     return rest
 
 
@@ -68,7 +103,7 @@ def _turn(message: Message, field: str, knows_tools: bool) -> Turn:
             return {"role": "user", "content": f"Result of {message.tool_call_id}: {text}"}
         return {"role": "tool", "content": text, "tool_call_id": message.tool_call_id}
     role = "system" if message.role == "developer" else message.role
-    turn: Turn = {"role": role, "content": text}
+    turn: Turn = {"role": role, "content": _user_content(message) if isinstance(message, UserMessage) else text}
     if message.name is not None:
         turn["name"] = message.name
     if isinstance(message, AssistantMessage) and message.tool_calls:

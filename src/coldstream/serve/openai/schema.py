@@ -20,13 +20,28 @@ Json = dict[str, Any]
 
 
 class Part(Body):
-    """One part of a message's content; images come with the vision models."""
+    """A text in a message's content."""
 
     type: Literal["text"]
     text: str
 
 
+class ImageUrl(Body):
+    """An image; `detail` can only be "auto", because the vision tower sees every image at one size."""
+
+    url: str = Field(description="A data URL, or an https:// or gs:// URL that this server fetches")
+    detail: Literal["auto"] | None = None
+
+
+class ImagePart(Body):
+    """An image in a user's turn."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
 Content = str | list[Part]
+UserContent = str | list[Annotated[Part | ImagePart, Field(discriminator="type")]]
 
 
 class SystemMessage(Body):
@@ -41,7 +56,7 @@ class UserMessage(Body):
     """A user's turn."""
 
     role: Literal["user"]
-    content: Content
+    content: UserContent
     name: str | None = None
 
 
