@@ -1,340 +1,303 @@
 """Which block of the key/value cache belongs to whom: pure bookkeeping, no torch.
 
-Blocks are shared by content: a full block is known by the digest of its own tokens and of all before it, so whoever
-comes with the same prefix finds it, in use or not. Blocks that nobody uses keep their content until they are needed
-for something else, the least recently used first.
+A block holds `size` tokens of one sequence in all layers of a group: layers with the same window share a group, and a
+sequence has blocks in each. In a sliding group the blocks behind the window are given back as the sequence goes on.
 
-A sequence's blocks lie next to each other wherever that can be had, because then its keys are one view of the cache and
-attention copies nothing. So a new sequence is put where it can grow to its expected end, and the blocks behind it are
-softly reserved: others take them only when nothing else is left.
+Blocks are shared by content: a full block is known by the digest of its own tokens and of all before it, so whoever
+comes with the same prefix finds it, in use or not. Blocks that nobody uses keep their content until they are needed for
+something else, the least recently used first. A prefix counts as found up to a point when the full group has all of it,
+and each sliding group has the window before that point.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-_NOBODY = 0
+from coldstream.engine.pool import Pool, Table
+
+_ENDLESS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """`count` blocks for the layers of one window; None: full attention."""
+
+    window: int | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Copy block `source` to `target` in a group before anything is computed."""
+
+    group: int
+    source: int
+    target: int
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The first `cached` tokens need no computing; `copies` are (from, to) blocks to copy before the next step."""
+    """The first `cached` tokens need no computing, once the copies are made."""
 
     cached: int
-    copies: tuple[tuple[int, int], ...] = ()
+    copies: tuple[Copy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Tokens `start ... end - 1` stand for something that their ids do not tell, an image: `digest` does."""
+
+    start: int
+    end: int
+    digest: bytes
 
 
 @dataclass(slots=True)
-class _Table:
-    """The blocks of one sequence, and the digests of those that are full and computed."""
+class Chain:
+    """The digests of a sequence's full blocks, each of its own tokens and all before; grown on demand.
 
-    owner: int
-    blocks: list[int]
+    A block that holds any part of what a mark stands for is known by all of it: the tokens of an image see one another.
+    """
+
+    marks: tuple[Mark, ...] = ()
     digests: list[bytes] = field(default_factory=list)
-    promised: list[bytes] = field(default_factory=list)
-    end: int = 0  # one past the last softly reserved block
+
+    def reach(self, tokens: Sequence[int], size: int) -> list[bytes]:
+        """The digests of all full blocks of `tokens`."""
+        while (len(self.digests) + 1) * size <= len(tokens):
+            start = len(self.digests) * size
+            content = array("q", tokens[start : start + size]).tobytes()
+            for mark in self.marks:
+                if mark.start < start + size and start < mark.end:
+                    content += mark.digest
+            previous = self.digests[-1] if self.digests else b""
+            self.digests.append(hashlib.blake2b(content, key=previous, digest_size=16).digest())
+        return self.digests
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What is shared of a sequence: how many of its blocks are published, and which it has promised to compute."""
+
+    published: int
+    promised: list[bytes]
 
 
 class Blocks:
-    """`count` blocks of `size` tokens. Not thread-safe: the engine's thread owns it.
+    """The blocks of all groups. Not thread-safe: the engine's thread owns it.
 
-    Invariants: a block has as many references as tables name it; a block with references is never given to another
-    content; every block is either referenced, cached (a digest, no references) or empty.
+    `step` is how many tokens of one sequence may be computed at once; a sliding group needs so many beyond its window.
+
+    Invariants: a block has as many references as tables name it; a block with references never gets another content;
+    every block is held, cached or empty.
     """
 
-    def __init__(self, count: int, size: int, *, share: bool = True) -> None:
-        self.count = count
+    def __init__(self, groups: Sequence[Group], size: int, *, step: int, share: bool = True) -> None:
+        self.groups = tuple(groups)
         self.size = size
         self.share = share
-        self._references = [0] * count
-        self._digest: list[bytes | None] = [None] * count
-        self._used_at = [0] * count
-        self._reserved = array("q", [_NOBODY]) * count
-        self._by_digest: dict[bytes, int] = {}
-        self._promised: dict[bytes, str] = {}
-        self._tables: dict[str, _Table] = {}
-        self._available = count
-        self._clock = 0
-        self._owners = 0
+        self.step = step
         self.hit_tokens = 0
         self.asked_tokens = 0
+        self._pools = tuple(Pool(group.count) for group in groups)
+        self._entries: dict[str, _Entry] = {}
+        self._promised: dict[bytes, str] = {}
 
     @property
-    def available(self) -> int:
-        """Blocks without references: empty, or cached and free to be taken."""
-        return self._available
+    def total(self) -> int:
+        """Blocks of all groups."""
+        return sum(group.count for group in self.groups)
 
     @property
     def used(self) -> int:
         """Blocks that running sequences hold."""
-        return self.count - self._available
+        return sum(pool.count - pool.available for pool in self._pools)
 
     @property
     def cached(self) -> int:
         """Blocks that nobody holds, kept for whoever comes with the same prefix."""
-        return sum(1 for block in self._by_digest.values() if not self._references[block])
+        return sum(pool.cached for pool in self._pools)
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens one sequence can reach when it has all blocks to itself."""
+        return min(self._reach(group) for group in self.groups)
+
+    def _reach(self, group: Group) -> int:
+        # A sliding group that holds a window, a step and the blocks that both begin in, holds any length.
+        if group.window is not None and group.count >= self.needed(group.window + self.step) + 2:
+            return _ENDLESS
+        return group.count * self.size
 
     def needed(self, tokens: int) -> int:
         """How many blocks hold so many tokens."""
         return -(-tokens // self.size)
 
-    def table(self, key: str) -> Sequence[int]:
-        """The sequence's blocks, in order of its tokens."""
-        return self._tables[key].blocks
+    def tables(self, key: str) -> tuple[Table, ...]:
+        """The sequence's blocks in each group; read only."""
+        return tuple(pool.tables[key] for pool in self._pools)
 
-    def is_promised(self, tokens: Sequence[int]) -> bool:
+    def is_promised(self, tokens: Sequence[int], chain: Chain) -> bool:
         """Whether another sequence is just computing a block that this prompt could share: waiting is cheaper."""
         if not self.share or not self._promised:
             return False
-        for digest in self._chain(tokens, max(0, len(tokens) - 1) // self.size):
-            if digest not in self._by_digest:
-                return digest in self._promised
-        return False
+        digests = chain.reach(tokens, self.size)[: self._shareable(tokens)]
+        known = self._matched(digests)
+        return known < len(digests) and digests[known] in self._promised
 
-    def admit(self, key: str, tokens: Sequence[int], *, expected: int, share: bool = True) -> Admitted | None:
-        """Blocks for all of `tokens`, shared where the prefix is known; None, and no change, if there are too few.
+    def admit(
+        self, key: str, tokens: Sequence[int], chain: Chain, *, expected: int, share: bool = True, spare: int = 0
+    ) -> Admitted | None:
+        """Blocks for `tokens`, shared where the prefix is known; None, and no change, if there are too few.
 
-        `expected` is how many tokens the sequence may reach. At least one token is left to compute. `share` False
-        computes everything anew.
+        A sliding group gets those of the first step. `expected` is how many tokens the sequence may reach, `spare` how
+        many blocks must be left in each group. At least one token is left to compute. `share` False computes all anew.
         """
-        assert key not in self._tables, key
-        known = self._match(tokens) if self.share and share else []
-        need = self.needed(len(tokens))
-        fresh = need - len(known)
-        revived = sum(1 for block in known if not self._references[block])
-        if fresh + revived > self._available:
-            return None
-        self._owners += 1
-        table = _Table(self._owners, [])
-        self._tables[key] = table
+        digests = chain.reach(tokens, self.size) if self.share else []
+        known = self._matched(digests[: self._shareable(tokens)]) if share else 0
+        plans = [self._plan(group, known, len(tokens), expected) for group in self.groups]
+        for pool, (first, blocks, _) in zip(self._pools, plans, strict=True):
+            if pool.price(digests[first:known], blocks) + spare > pool.available:
+                return None
+        copies: list[Copy] = []
+        for index, (pool, (first, blocks, most)) in enumerate(zip(self._pools, plans, strict=True)):
+            moves = pool.open(key, first=first, digests=digests[first:known], blocks=blocks, expected=most)
+            copies += (Copy(index, source, target) for source, target in moves)
+        self._entries[key] = _Entry(known, self._promise(key, digests[known:]))
         self.asked_tokens += len(tokens)
-        self.hit_tokens += len(known) * self.size
-        copies = self._place(table, known, need, max(need, self.needed(expected)))
-        cached = len(known) * self.size
-        if self.share:
-            table.digests = list(self._chain(tokens, len(known)))
-            self._promise(key, table, tokens)
-        return Admitted(cached, copies)
+        self.hit_tokens += known * self.size
+        return Admitted(known * self.size, tuple(copies))
 
     def grow(self, key: str, tokens: int) -> bool:
         """Make room for so many tokens in all; False, and nothing changes, if there are not enough blocks."""
-        table = self._tables[key]
-        missing = self.needed(tokens) - len(table.blocks)
-        if missing <= 0:
-            return True
-        if missing > self._available:
+        stop = self.needed(tokens)
+        if any(pool.missing(key, stop) > pool.available for pool in self._pools):
             return False
-        for _ in range(missing):
-            self._extend(table)
+        for pool in self._pools:
+            pool.extend(key, stop)
         return True
 
-    def computed(self, key: str, tokens: Sequence[int]) -> None:
-        """All of `tokens` are in the cache now: full blocks among them can be shared from here on."""
-        if not self.share:
-            return
-        table = self._tables[key]
-        full = len(tokens) // self.size
-        while len(table.digests) < full:
-            place = len(table.digests)
-            digest = self._link(table.digests[-1] if table.digests else b"", tokens, place)
-            table.digests.append(digest)
-            block = table.blocks[place]
-            if digest not in self._by_digest and self._digest[block] is None:
-                self._by_digest[digest] = block
-                self._digest[block] = digest
-            if self._promised.get(digest) == key:
-                del self._promised[digest]
+    def compact(self, key: str, expected: int) -> tuple[Copy, ...]:
+        """Put scattered blocks of the sequence together where there is room; the copies that this takes."""
+        copies: list[Copy] = []
+        for index, (group, pool) in enumerate(zip(self.groups, self._pools, strict=True)):
+            table = pool.tables[key]
+            if not table.together:
+                most = self._most(group, table.first, self.needed(expected))
+                copies += (Copy(index, source, target) for source, target in pool.compact(key, most))
+        return tuple(copies)
+
+    def computed(self, key: str, tokens: Sequence[int], count: int, chain: Chain) -> None:
+        """The first `count` of `tokens` are in the cache: full blocks can be shared, and windows move on."""
+        if self.share:
+            self._publish(key, chain.reach(tokens, self.size), count // self.size)
+        for group, pool in zip(self.groups, self._pools, strict=True):
+            if group.window is not None:
+                pool.trim(key, self._first(group.window, count))
 
     def release(self, key: str) -> None:
         """The sequence is gone; what it computed stays known until its blocks are needed."""
-        table = self._tables.pop(key)
-        for digest in table.promised:
+        for digest in self._entries.pop(key).promised:
             if self._promised.get(digest) == key:
                 del self._promised[digest]
-        last = table.blocks[-1] if table.blocks else -1
-        for block in range(last + 1, table.end):
-            if self._reserved[block] == table.owner:
-                self._reserved[block] = _NOBODY
-        # The end of a prefix is worth less than its beginning: it gets the older time.
-        for block in reversed(table.blocks):
-            self._drop(block)
+        for pool in self._pools:
+            pool.close(key)
 
     def forget(self) -> None:
-        """No content is known any more: the weights were replaced. Sequences keep their blocks."""
-        for block in self._by_digest.values():
-            self._digest[block] = None
-        self._by_digest.clear()
-        self._promised.clear()
-        for table in self._tables.values():
-            table.digests.clear()
-            table.promised.clear()
+        """No content is known any more: the weights were replaced. Only when no sequence holds blocks."""
+        assert not self._entries
+        for pool in self._pools:
+            pool.forget()
 
     def check(self) -> None:
         """Assert the invariants; for tests."""
-        references = [0] * self.count
-        for table in self._tables.values():
-            assert len(set(table.blocks)) == len(table.blocks), "a sequence holds a block twice"
-            for block in table.blocks:
-                references[block] += 1
-        assert references == self._references
-        assert self._available == sum(1 for count in references if not count)
-        assert all(self._digest[block] == digest for digest, block in self._by_digest.items())
-        assert sum(1 for digest in self._digest if digest is not None) == len(self._by_digest)
-        assert all(key in self._tables for key in self._promised.values())
-        owners = {table.owner for table in self._tables.values()} | {_NOBODY}
-        assert all(owner in owners for owner in self._reserved)
+        for pool in self._pools:
+            pool.check()
+            assert pool.tables.keys() == self._entries.keys()
+        assert set(self._promised.values()) <= self._entries.keys()
 
-    # -- contents ------------------------------------------------------------------------------------------------------
+    def _shareable(self, tokens: Sequence[int]) -> int:
+        return max(0, len(tokens) - 1) // self.size
 
-    def _link(self, previous: bytes, tokens: Sequence[int], place: int) -> bytes:
-        start = place * self.size
-        content = array("q", tokens[start : start + self.size]).tobytes()
-        return hashlib.blake2b(content, key=previous, digest_size=16).digest()
+    def _matched(self, digests: Sequence[bytes]) -> int:
+        """How many blocks of the prefix are known, in the sense of the module's docstring."""
+        known = len(digests)
+        for group, pool in zip(self.groups, self._pools, strict=True):
+            if group.window is None:
+                known = next((place for place in range(known) if not pool.knows(digests[place])), known)
+        while known and not all(
+            pool.knows(digests[place])
+            for group, pool in zip(self.groups, self._pools, strict=True)
+            if group.window is not None
+            for place in range(self._first(group.window, known * self.size), known)
+        ):
+            known -= 1
+        return known
 
-    def _chain(self, tokens: Sequence[int], blocks: int) -> Iterator[bytes]:
-        digest = b""
-        for place in range(blocks):
-            digest = self._link(digest, tokens, place)
-            yield digest
+    def _first(self, window: int, computed: int) -> int:
+        """The first block that the token at position `computed`, and all after it, can see."""
+        return max(0, computed - window + 1) // self.size
 
-    def _match(self, tokens: Sequence[int]) -> list[int]:
-        found = []
-        for digest in self._chain(tokens, max(0, len(tokens) - 1) // self.size):
-            block = self._by_digest.get(digest)
-            if block is None:
-                break
-            found.append(block)
-        return found
+    def _plan(self, group: Group, known: int, tokens: int, expected: int) -> tuple[int, int, int]:
+        """For a group: the first block to hold, how many to take now, and how many to have room for."""
+        stop = self.needed(tokens)
+        if group.window is None:
+            return 0, stop, self.needed(expected)
+        first = self._first(group.window, known * self.size)
+        stop = min(stop, self.needed(known * self.size + self.step))
+        return first, stop - first, self._most(group, first, self.needed(expected))
 
-    def _promise(self, key: str, table: _Table, tokens: Sequence[int]) -> None:
-        digest = table.digests[-1] if table.digests else b""
-        for place in range(len(table.digests), len(tokens) // self.size):
-            digest = self._link(digest, tokens, place)
-            if digest not in self._by_digest and digest not in self._promised:
-                self._promised[digest] = key
-                table.promised.append(digest)
+    def _most(self, group: Group, first: int, stop: int) -> int:
+        """How many blocks from `first` on a run should have: to the end, but in a sliding group twice the window."""
+        if group.window is None:
+            return stop - first
+        return min(stop - first, 2 * self.needed(group.window) + self.needed(self.step))
 
-    # -- places --------------------------------------------------------------------------------------------------------
+    def _promise(self, key: str, digests: Sequence[bytes]) -> list[bytes]:
+        mine = [digest for digest in digests if digest not in self._promised]
+        self._promised.update(dict.fromkeys(mine, key))
+        return mine
 
-    def _place(self, table: _Table, known: list[int], need: int, want: int) -> tuple[tuple[int, int], ...]:
-        """Give `table` its blocks: behind the known ones, or all in a new run, or wherever there are any."""
-        for block in known:
-            self._hold(block)
-        fresh = need - len(known)
-        if known and self._can_follow(known, fresh):
-            table.blocks = list(known)
-        elif known and self._available - need >= self.count // 2 and (start := self._find_run(want)) is not None:
-            # Half of the blocks are still free: a copy of the prefix is cheaper than gathering it at every step.
-            table.blocks = self._occupy(table, start, need)
-            self._reserve(table, start + want)
-            for block in known:
-                self._drop(block)
-            return tuple(zip(known, table.blocks, strict=False))
-        else:
-            table.blocks = list(known)
-            start = None if known else self._find_run(want)
-            if start is not None:
-                table.blocks = self._occupy(table, start, need)
-        while len(table.blocks) < need:
-            self._extend(table)
-        self._reserve(table, table.blocks[-1] + 1 + want - need)
-        return ()
-
-    def _can_follow(self, known: list[int], fresh: int) -> bool:
-        last = known[-1]
-        together = all(right == left + 1 for left, right in itertools.pairwise(known))
-        behind = range(last + 1, last + 1 + fresh)
-        return together and behind.stop <= self.count and all(self._is_open(block, _NOBODY) for block in behind)
-
-    def _is_open(self, block: int, owner: int) -> bool:
-        return not self._references[block] and self._reserved[block] in (_NOBODY, owner)
-
-    def _extend(self, table: _Table) -> None:
-        """One more block: the next one, or the start of the longest free run, or any."""
-        following = table.blocks[-1] + 1 if table.blocks else self.count
-        if following < self.count and self._is_open(following, table.owner):
-            table.blocks += self._occupy(table, following, 1)
-            return
-        start = self._find_run(1, longest=True)
-        if start is None:
-            start = next(block for block in range(self.count) if not self._references[block])
-        table.blocks += self._occupy(table, start, 1)
-
-    def _occupy(self, table: _Table, start: int, size: int) -> list[int]:
-        taken = list(range(start, start + size))
-        for block in taken:
-            self._forget_block(block)
-            self._reserved[block] = _NOBODY
-            self._hold(block)
-        return taken
-
-    def _reserve(self, table: _Table, end: int) -> None:
-        table.end = min(end, self.count)
-        for block in range(table.blocks[-1] + 1, table.end):
-            if not self._is_open(block, _NOBODY):
-                table.end = block
-                return
-            self._reserved[block] = table.owner
-
-    def _find_run(self, want: int, *, longest: bool = False) -> int | None:
-        """The start of a run of unreserved blocks without references: empty ones, else those unused the longest."""
-        empty = [self._is_open(block, _NOBODY) and self._digest[block] is None for block in range(self.count)]
-        start, size = _longest_run(empty)
-        if size >= want:
-            return start if longest else _first_run(empty, want)
-        ages = sorted({self._used_at[block] for block in self._by_digest.values() if not self._references[block]})
-        low, high = 0, len(ages)
-        best: int | None = None
-        while low < high:  # the oldest content whose loss makes room
-            middle = (low + high) // 2
-            found = _first_run(
-                [self._is_open(b, _NOBODY) and self._age(b) <= ages[middle] for b in range(self.count)], want
-            )
-            if found is None:
-                low = middle + 1
-            else:
-                best, high = found, middle
-        return best
-
-    def _age(self, block: int) -> int:
-        return self._used_at[block] if self._digest[block] is not None else 0
-
-    def _hold(self, block: int) -> None:
-        if not self._references[block]:
-            self._available -= 1
-        self._references[block] += 1
-
-    def _drop(self, block: int) -> None:
-        self._references[block] -= 1
-        if not self._references[block]:
-            self._available += 1
-            self._clock += 1
-            self._used_at[block] = self._clock
-
-    def _forget_block(self, block: int) -> None:
-        digest = self._digest[block]
-        if digest is not None:
-            del self._by_digest[digest]
-            self._digest[block] = None
+    def _publish(self, key: str, digests: Sequence[bytes], full: int) -> None:
+        entry = self._entries[key]
+        for place in range(entry.published, full):
+            for pool in self._pools:
+                pool.publish(key, place, digests[place])
+            if self._promised.get(digests[place]) == key:
+                del self._promised[digests[place]]
+        entry.published = max(entry.published, full)
 
 
-def _first_run(free: Sequence[bool], want: int) -> int | None:
-    size = 0
-    for block, is_free in enumerate(free):
-        size = size + 1 if is_free else 0
-        if size == want:
-            return block - want + 1
-    return None
+def divide(
+    budget: int,
+    *,
+    block_bytes: Sequence[int],
+    windows: Sequence[int | None],
+    size: int,
+    sequences: int,
+    context: int,
+    step: int,
+) -> tuple[Group, ...] | None:
+    """Blocks a group so that `sequences` sequences of equal length, as long as the budget (bytes) allows, fit together.
 
+    A sequence of n tokens takes n in the full group and at most its window and a step in a sliding one. None when the
+    budget does not give each sequence two blocks.
+    """
 
-def _longest_run(free: Sequence[bool]) -> tuple[int, int]:
-    best, size = (0, 0), 0
-    for block, is_free in enumerate(free):
-        size = size + 1 if is_free else 0
-        if size > best[1]:
-            best = (block - size + 1, size)
-    return best
+    def counts(blocks: int) -> list[int]:
+        most = [blocks if window is None else -(-(window + step) // size) + 2 for window in windows]
+        return [sequences * min(blocks, limit) for limit in most]
+
+    def cost(blocks: int) -> int:
+        return sum(each * count for each, count in zip(block_bytes, counts(blocks), strict=True))
+
+    low, high = 1, -(-context // size) + 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(middle) <= budget else (low, middle - 1)
+    if low < 2:
+        return None
+    return tuple(Group(window, count) for window, count in zip(windows, counts(low), strict=True))

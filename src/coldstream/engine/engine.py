@@ -18,29 +18,34 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from coldstream.engine.blocks import Blocks
+from coldstream.engine import limits
+from coldstream.engine.blocks import Blocks, Group, divide
 from coldstream.engine.generation import Deliver, Finish, Generation
-from coldstream.engine.kv_cache import AttentionConfig, KvCache, bytes_per_block
+from coldstream.engine.grammar import Grammars
+from coldstream.engine.images import ImageEncoder, Sees, check_images
+from coldstream.engine.kv_cache import AttentionConfig, KvCache, bytes_per_block, windows
 from coldstream.engine.memory import cpu_limit, memory_available
-from coldstream.engine.request import Request, SamplingParams, TokenEvent
+from coldstream.engine.request import Request, TokenEvent
 from coldstream.engine.runner import Decoding, Runner
-from coldstream.engine.sampler import sample, token_logprobs
+from coldstream.engine.sampler import Sampled, sample, token_logprobs
 from coldstream.engine.scheduler import Piece, Scheduler, Step
+from coldstream.engine.stats import Measured, Meter, Stats
 from coldstream.engine.tokenizer import Tokenizer
-from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, InvalidRequest, PromptTooLong
+from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, InvalidRequest, OutOfMemory
 from coldstream.settings import EngineSettings
 
 BLOCK_SIZE = 32
-# Of the memory that is free once the weights are there, keys and values may take so much when nothing else is said.
+# Of the memory that is free when the engine is made, keys and values may take so much, unless something else is said.
 _MEMORY_SHARE = 0.4
 _FALLBACK_KV_BYTES = 1 << 30
-_HOLD_POLL = 0.05
-MAX_LOGPROBS = 100
+# `hold` is somebody else's event: nobody wakes the loop when it is set, unless it is by `release`.
+_HOLD_POLL_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -54,66 +59,13 @@ class EngineConfig(AttentionConfig, Protocol):
     def max_positions(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What the engine is doing. Rates are over the last seconds; the totals since start."""
-
-    running: int
-    waiting: int
-    blocks_used: int
-    blocks_cached: int
-    blocks_total: int
-    prefix_hit_rate: float
-    tokens_per_second: float
-    prompt_tokens_per_second: float
-    step_seconds: float
-    batch_size: float
-    steps: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    finished: int
-    preemptions: int
-    errors: int
-
-
-class _Meter:
-    """Rates with a memory of a few seconds."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.finished = 0
-        self.errors = 0
-        self._recent: deque[tuple[float, float, int, int, int]] = deque(maxlen=256)
-
-    def step(self, seconds: float, batch: int, prompt_tokens: int, drawn: int) -> None:
-        self.steps += 1
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += drawn
-        self._recent.append((time.monotonic(), seconds, batch, prompt_tokens, drawn))
-
-    def recent(self, window: float = 10.0) -> tuple[float, float, float, float]:
-        """Drawn and prompt tokens a second of busy time, seconds a step, sequences a step."""
-        now = time.monotonic()
-        recent = [item for item in tuple(self._recent) if now - item[0] <= window]
-        busy = sum(item[1] for item in recent)
-        if not busy:
-            return 0.0, 0.0, 0.0, 0.0
-        return (
-            sum(item[4] for item in recent) / busy,
-            sum(item[3] for item in recent) / busy,
-            busy / len(recent),
-            sum(item[2] for item in recent) / len(recent),
-        )
-
-
 class Engine:
     """Generates for one model.
 
     `hold`: no token leaves before it is set (weights still landing or unverified); computing goes on meanwhile, as far
-    as the model's own gates let it. `stop_ids` None takes the tokenizer's.
+    as the model's own gates let it. `stop_ids` None takes the tokenizer's. `max_context`, in tokens, can only lower the
+    model's own limit; what the memory for keys and values allows may lower it further. `sees` is the vision tower of a
+    model that takes images.
     """
 
     def __init__(
@@ -126,6 +78,7 @@ class Engine:
         stop_ids: frozenset[int] | None = None,
         max_context: int | None = None,
         hold: threading.Event | None = None,
+        sees: Sees | None = None,
         device: torch.device | str = "cpu",
         name: str = "engine",
     ) -> None:
@@ -136,81 +89,113 @@ class Engine:
         self._hold = hold
         self._stop_ids = tokenizer.stop_ids if stop_ids is None else stop_ids
         wanted = min(config.max_positions, max_context or config.max_positions)
-        kv_dtype = decoder.attention_dtype
-        count = _block_count(config, settings, kv_dtype, wanted)
-        self.max_context = min(wanted, count * BLOCK_SIZE)
-        self.blocks = Blocks(count, BLOCK_SIZE, share=settings.prefix_cache)
+        # An image is computed in one piece.
+        step = min(max(settings.step_tokens, sees.tokens_per_image if sees is not None else 0), wanted)
+        groups = _groups(config, settings, decoder.attention_dtype, context=wanted, step=step)
+        self.blocks = Blocks(groups, BLOCK_SIZE, step=step, share=settings.prefix_cache)
+        self.max_context = min(wanted, self.blocks.capacity)
         self._scheduler = Scheduler(self.blocks, settings.max_sequences, settings.step_tokens)
-        cache = KvCache(config, blocks=count, size=BLOCK_SIZE, dtype=kv_dtype, device=device)
+        cache = KvCache(config, groups, size=BLOCK_SIZE, dtype=decoder.attention_dtype, device=device)
         self._runner = Runner(decoder, cache, self.blocks)
-        self._meter = _Meter()
-        self._generations: dict[str, Generation] = {}
+        self._grammars = Grammars(tokenizer.to_json, vocab_size=config.vocab_size, stop_ids=self._stop_ids)
+        self._sees = sees
+        threads = settings.threads or cpu_limit()
+        self._encoder = ImageEncoder(sees, threads=threads, name=name) if sees is not None else None
+        self._meter = Meter()
         self._changed = threading.Condition()
+        # Shared, under `_changed`: who has been promised a terminal event, and what the loop is to do next.
+        self._open: dict[str, Generation] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._arrivals = 0
+        self._refusal: ColdstreamError | None = None
         self._stopping = False
-        self._draining_until: float | None = None
+        self._drain_until: float | None = None
+        # The loop's own: whose tokens it computes.
+        self._active: dict[str, Generation] = {}
         self._thread: threading.Thread | None = None
 
     # -- from any thread -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the loop's thread."""
+        """Start the loop's thread.
+
+        Raises:
+            EngineError: it was started before.
+        """
         if self._thread is not None:
             raise EngineError(f"{self.name} has been started before; make a new engine")
         self._thread = threading.Thread(target=self._loop, name=f"coldstream-{self.name}", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, deliver: Deliver) -> None:
-        """Queue a request. Either this raises, or `deliver` gets exactly one event with a `finish_reason`.
+    def validate(self, request: Request) -> None:
+        """Raise what `submit` would raise for the request's own values.
 
-        After `drain` or `stop`, that event comes at once, on the caller's thread.
+        A grammar is compiled here, which may take a second the first time: call this off the event loop when there is
+        one. What was compiled is kept, so that `submit` need not wait for it.
 
         Raises:
             PromptTooLong: the prompt leaves no room for a token.
-            InvalidRequest: a parameter is out of range, or the id is in use.
+            InvalidRequest: a value is out of range, or the grammar is broken.
+        """
+        limits.check(request, vocab_size=self.config.vocab_size, max_context=self.max_context)
+        check_images(request, self._sees)
+        if request.sampling.grammar is not None:
+            self._grammars.matcher(request.sampling.grammar)
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        """Queue a request. Either this raises, or `deliver` gets exactly one event with a `finish_reason`.
+
+        After `drain`, `stop` or `fail`, that event comes at once, on the caller's thread.
+
+        Raises:
+            PromptTooLong, InvalidRequest: as `validate`, or the id is in use.
         """
         self.validate(request)
+        generation = self._generation(request, deliver)
         with self._changed:
-            refused = self._stopping or self._draining_until is not None
-            if not refused:
-                if request.id in self._generations:
+            refusal = self._refusal
+            if refusal is None:
+                if request.id in self._open:
                     raise InvalidRequest(f"there is a request {request.id!r} already; ids must differ", field="id")
-                generation = self._generation(request, deliver)
-                self._generations[request.id] = generation
-                self._inbox.append(lambda: self._scheduler.add(generation.sequence))
-                self._changed.notify()
-        if refused:
-            error = EngineError(f"{self.name} is shutting down; send the request to another instance")
-            deliver(TokenEvent(request.id, finish_reason="error", error=error))
+                self._arrivals += 1
+                generation.sequence.arrival = self._arrivals
+                self._open[request.id] = generation
+                self._post(lambda: self._activate(generation))
+        if refusal is not None:
+            deliver(TokenEvent(request.id, finish_reason="error", error=refusal))
 
     def cancel(self, request_id: str) -> None:
         """Its work stops after the step that is running; its terminal event is "cancelled". Unknown ids are ignored."""
         with self._changed:
-            self._inbox.append(lambda: self._end_id(request_id, Finish("cancelled")))
-            self._changed.notify()
+            self._post(lambda: self._end_id(request_id, Finish("cancelled")))
 
     def drain(self, grace: float) -> None:
         """Take nothing new, let what runs finish within `grace` seconds, end the rest as cancelled; then stop."""
         with self._changed:
-            self._draining_until = time.monotonic() + grace
+            self._refuse(self._shutting_down())
+            self._drain_until = time.monotonic() + grace
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join(grace + 5.0)
+            self._thread.join(grace)
         self.stop()
 
     def stop(self, timeout: float = 5.0) -> None:
         """End everything now; requests that are left get their last event, from here if the loop does not answer."""
         with self._changed:
+            self._refuse(self._shutting_down())
             self._stopping = True
             self._changed.notify()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
         self._end_all(Finish("cancelled"))
+        self._grammars.close()
+        if self._encoder is not None:
+            self._encoder.close()
 
     def fail(self, error: ColdstreamError) -> None:
-        """The model can never answer (its load failed): whoever waits gets `error`, also those held back."""
+        """The model can never answer (its load failed): whoever waits or comes gets `error`, also those held back."""
         with self._changed:
+            self._refuse(error)
             self._stopping = True
             self._changed.notify()
         self._end_all(Finish("error", error=error))
@@ -218,31 +203,31 @@ class Engine:
     def recompute_all(self) -> None:
         """Weights were replaced: forget every key and value, and start again whatever nobody has seen a token of."""
         with self._changed:
-            self._inbox.append(self._restart)
-            self._changed.notify()
+            self._post(self._restart)
 
     def release(self) -> None:
         """The weights are verified: set `hold`, and let go of what was held back."""
-        if self._hold is not None:
-            self._hold.set()
         with self._changed:
-            self._changed.notify()
+            if self._hold is not None:
+                # Behind `recompute_all`, if that was called: a token of the old weights may be on its way.
+                self._post(self._hold.set)
 
     def stats(self) -> Stats:
-        """A snapshot; cheap, from any thread."""
-        meter, blocks = self._meter, self.blocks
-        rate, prompt_rate, seconds, batch = meter.recent()
+        """A snapshot; cheap."""
+        meter, blocks, rates = self._meter, self.blocks, self._meter.rates()
+        running = len(self._scheduler.running)
         return Stats(
-            running=len(self._scheduler.running),
-            waiting=max(0, len(self._generations) - len(self._scheduler.running)),
+            running=running,
+            waiting=max(0, len(self._open) - running),
             blocks_used=blocks.used,
             blocks_cached=blocks.cached,
-            blocks_total=blocks.count,
+            blocks_total=blocks.total,
             prefix_hit_rate=blocks.hit_tokens / blocks.asked_tokens if blocks.asked_tokens else 0.0,
-            tokens_per_second=rate,
-            prompt_tokens_per_second=prompt_rate,
-            step_seconds=seconds,
-            batch_size=batch,
+            tokens_per_second=rates.tokens_per_second,
+            prompt_tokens_per_second=rates.prompt_tokens_per_second,
+            step_seconds=rates.step_seconds,
+            engine_seconds=rates.engine_seconds,
+            batch_size=rates.batch_size,
             steps=meter.steps,
             prompt_tokens=meter.prompt_tokens,
             cached_tokens=blocks.hit_tokens,
@@ -252,25 +237,29 @@ class Engine:
             errors=meter.errors,
         )
 
-    def validate(self, request: Request) -> None:
-        """Raise what `submit` would raise for this request's own values."""
-        length = len(request.prompt_ids)
-        if not length:
-            raise InvalidRequest("the prompt has no tokens; send at least one", field="prompt")
-        if length >= self.max_context:
-            raise PromptTooLong(
-                f"the prompt has {length} tokens; this model's context here is {self.max_context}, "
-                "one of which must be left for the answer",
-                field="prompt",
-            )
-        for token in request.prompt_ids:
-            if not 0 <= token < self.config.vocab_size:
-                raise InvalidRequest(
-                    f"token id {token} is outside the vocabulary of {self.config.vocab_size}", field="prompt"
-                )
-        _validate_sampling(request.sampling, self.config.vocab_size)
+    def _generation(self, request: Request, deliver: Deliver) -> Generation:
+        grammar = request.sampling.grammar
+        return Generation(
+            request,
+            deliver,
+            tokenizer=self.tokenizer,
+            stop_ids=self._stop_ids,
+            max_context=self.max_context,
+            matcher=None if grammar is None else lambda: self._grammars.matcher(grammar),
+        )
 
-    # -- the loop's thread ---------------------------------------------------------------------------------------------
+    def _post(self, work: Callable[[], None]) -> None:
+        self._inbox.append(work)
+        self._changed.notify()
+
+    def _refuse(self, error: ColdstreamError) -> None:
+        if self._refusal is None:
+            self._refusal = error
+
+    def _shutting_down(self) -> EngineError:
+        return EngineError(f"{self.name} is shutting down; send the request to another instance")
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         torch.set_num_threads(self._settings.threads or cpu_limit())
@@ -279,228 +268,242 @@ class Engine:
                 while self._wait():
                     self._turn()
         finally:
-            self._stopping = True
+            with self._changed:
+                self._refuse(self._shutting_down())
             self._end_all(Finish("cancelled"))
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False when it is time to go."""
         with self._changed:
             while True:
-                if self._stopping:
-                    return False
                 now = time.monotonic()
-                if self._draining_until is not None and (not self._generations or now >= self._draining_until):
-                    self._stopping = True
+                drained = self._drain_until is not None and (not self._open or now >= self._drain_until)
+                if self._stopping or drained:
                     return False
-                if self._inbox or self._has_work() or self._may_release() or self._late(now):
+                if self._inbox or self._scheduler.has_work or self._can_release() or self._late(now):
                     return True
                 self._changed.wait(self._sleep_limit(now))
 
-    def _has_work(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting)
-
-    def _late(self, now: float) -> list[Generation]:
-        return [
-            item
-            for item in self._generations.values()
-            if item.request.deadline is not None and item.request.deadline <= now
-        ]
-
-    def _may_release(self) -> bool:
-        return self._is_open() and any(generation.held for generation in self._generations.values())
-
     def _sleep_limit(self, now: float) -> float | None:
-        """Until the next deadline, or the end of the grace; `hold` is somebody else's event and has to be looked at."""
-        until = [item.request.deadline for item in self._generations.values() if item.request.deadline is not None]
-        if self._draining_until is not None:
-            until.append(self._draining_until)
-        if self._generations and not self._is_open():
-            until.append(now + _HOLD_POLL)
+        until = [item.request.deadline for item in self._open.values() if item.request.deadline is not None]
+        if self._drain_until is not None:
+            until.append(self._drain_until)
+        if self._active and not self._may_leave():
+            until.append(now + _HOLD_POLL_SECONDS)
         return max(0.0, min(until) - now) if until else None
 
     def _turn(self) -> None:
-        """One turn: the inbox, the deadlines, one step."""
+        """The inbox, the deadlines, what was held back, one step."""
         while self._inbox:
             self._inbox.popleft()()
         for generation in self._late(time.monotonic()):
             error = DeadlineExceeded("the request's deadline passed before it was finished; raise it or ask for less")
             self._end(generation, Finish("deadline", error=error))
-        if self._may_release():
+        if self._can_release():
             self._release_held()
         step = Step()
         try:
             step = self._scheduler.schedule()
             if step.pieces:
-                self._run(step)
-        except Exception as exc:
+                self._compute(step)
+        except Exception as exc:  # whatever it is, it must not end the loop
             self._step_failed(step, exc)
 
-    def _run(self, step: Step) -> None:
+    def _compute(self, step: Step) -> None:
         started = time.monotonic()
+        generations = {piece.sequence.key: self._active[piece.sequence.key] for piece in step.pieces}
         for piece in step.pieces:
-            self._generations[piece.sequence.key].admitted()
-        logits, owners = self._runner.run(step, every=self._wants_every)
+            generations[piece.sequence.key].computing(piece)
+        logits, owners = self._runner.run(step, every=lambda piece: generations[piece.sequence.key].scores_prompt)
+        computed = time.monotonic()
         self._scheduler.finish(step)
-        drawn = self._draw(logits, owners)
-        prompt_tokens = sum(piece.count for piece in step.pieces if piece.start < piece.sequence.prompt_length)
-        self._meter.step(time.monotonic() - started, len(step.pieces), prompt_tokens, drawn)
-
-    def _wants_every(self, piece: Piece) -> bool:
-        return self._generations[piece.sequence.key].wants_prompt_logprobs
-
-    def _draw(self, logits: torch.Tensor, owners: list[tuple[Piece, slice]]) -> int:
-        """Sample for every piece that draws, and send what became certain."""
-        drawing = [(self._generations[piece.sequence.key], rows) for piece, rows in owners if piece.draws]
         for piece, rows in owners:
-            if self._wants_every(piece):
-                self._score(piece, logits[rows])
-        if not drawing:
-            return 0
-        last = logits if len(drawing) == logits.shape[0] else logits[[rows.stop - 1 for _, rows in drawing]]
-        sampled = sample(last, [generation.row for generation, _ in drawing])
-        for (generation, _), token in zip(drawing, sampled, strict=True):
-            event, finish = generation.push(token)
-            if event is not None:
-                self._send(generation, event)
-            if finish is not None:
-                self._end(generation, finish)
-        return len(drawing)
+            if generations[piece.sequence.key].scores_prompt:
+                self._score(generations[piece.sequence.key], piece, logits[rows])
+        drawing = [(generations[piece.sequence.key], rows.stop - 1) for piece, rows in owners if piece.draws]
+        self._draw(logits, drawing)
+        done = time.monotonic()
+        prompt_tokens = sum(piece.count for piece in step.pieces if piece.start < piece.sequence.prompt_length)
+        self._meter.step(
+            Measured(done, done - started, computed - started, len(step.pieces), prompt_tokens, len(drawing))
+        )
 
-    def _score(self, piece: Piece, logits: torch.Tensor) -> None:
+    def _score(self, generation: Generation, piece: Piece, logits: Tensor) -> None:
         """Prompt logprobs: the logits of token i score token i + 1."""
-        generation = self._generations[piece.sequence.key]
         targets = generation.request.prompt_ids[piece.start + 1 : piece.end + 1]
         top = generation.request.sampling.prompt_logprobs or 0
         generation.prompt_scored(token_logprobs(logits[: len(targets)], targets, top))
 
-    def _send(self, generation: Generation, event: TokenEvent) -> None:
-        if not self._is_open():
-            generation.held.append(event)
+    def _draw(self, logits: Tensor, drawing: list[tuple[Generation, int]]) -> None:
+        """A token for everybody who is due one, and the events that follow from it."""
+        ready = []
+        for generation, row in drawing:
+            if self._guarded(generation, generation.constrain):
+                ready.append((generation, row))
+        if not ready:
             return
-        generation.delivered = True
-        self._call(generation, event)
+        rows = [row for _, row in ready]
+        last = logits if rows == list(range(len(logits))) else logits[rows]
+        for (generation, _), sampled in zip(ready, sample(last, [item.row for item, _ in ready]), strict=True):
+            if isinstance(sampled, ColdstreamError):
+                self._end(generation, Finish("error", error=sampled))
+            else:
+                self._guarded(generation, partial(self._push, generation, sampled))
 
-    def _is_open(self) -> bool:
+    def _push(self, generation: Generation, sampled: Sampled) -> None:
+        event, finish = generation.push(sampled)
+        if event is not None:
+            self._send(generation, event)
+        if finish is not None:
+            self._end(generation, finish)
+
+    def _guarded(self, generation: Generation, work: Callable[[], None]) -> bool:
+        """Do something for one request; if it fails, only this one ends."""
+        try:
+            work()
+        except Exception as exc:
+            self._end(generation, Finish("error", error=self._as_error(exc)))
+            return False
+        return True
+
+    def _as_error(self, exc: Exception) -> ColdstreamError:
+        if isinstance(exc, ColdstreamError):
+            return exc
+        _log.error("%s: a step failed", self.name, exc_info=exc)
+        return EngineError(f"{self.name} failed while generating: {exc!r}")
+
+    def _step_failed(self, step: Step, exc: Exception) -> None:
+        """End whoever was in the step; everybody else is computed again, since nobody knows what was written."""
+        error = self._as_error(exc)
+        for key in [piece.sequence.key for piece in step.pieces] or list(self._active):
+            self._end_id(key, Finish("error", error=error))
+        self._scheduler.restart_all()
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def _may_leave(self) -> bool:
         return self._hold is None or self._hold.is_set()
 
-    def _call(self, generation: Generation, event: TokenEvent) -> None:
-        try:
-            generation.deliver(event)
-        except Exception:
-            _log.exception(
-                "%s: the receiver of request %s failed; the request is cancelled", self.name, event.request_id
-            )
-            if event.finish_reason is None:
-                self.cancel(event.request_id)
+    def _can_release(self) -> bool:
+        return self._may_leave() and any(generation.held for generation in self._active.values())
 
-    # -- ends ----------------------------------------------------------------------------------------------------------
+    def _late(self, now: float) -> list[Generation]:
+        late = [item for item in self._active.values() if item.request.deadline is not None]
+        return [item for item in late if item.request.deadline is not None and item.request.deadline <= now]
+
+    def _send(self, generation: Generation, event: TokenEvent) -> None:
+        if not self._may_leave():
+            generation.held.append(event)
+        else:
+            self._hand_over(generation, event)
+
+    def _hand_over(self, generation: Generation, event: TokenEvent) -> None:
+        try:
+            generation.hand_over(event)
+        except Exception:
+            _log.exception("%s: the receiver of %s failed; the request is cancelled", self.name, event.request_id)
+            self.cancel(event.request_id)
+
+    def _activate(self, generation: Generation) -> None:
+        if not generation.is_closed:
+            self._active[generation.request.id] = generation
+            self._queue(generation)
+
+    def _queue(self, generation: Generation) -> None:
+        """Into the schedule; with images only once they have been seen, so that nobody else waits for that."""
+        images = generation.sequence.images
+        if self._encoder is None or not images:
+            self._scheduler.add(generation.sequence)
+            return
+
+        def seen(error: Exception | None) -> None:
+            with self._changed:
+                self._post(lambda: self._seen(generation, error))
+
+        self._encoder.look(images, seen)
+
+    def _seen(self, generation: Generation, error: Exception | None) -> None:
+        if self._active.get(generation.request.id) is not generation:
+            return
+        if error is not None:
+            self._end(generation, Finish("error", error=self._as_error(error)))
+        elif generation.is_seen and not self._scheduler.has(generation.sequence):
+            # Said twice, or too early, when the images are looked at again after a restart.
+            self._scheduler.add(generation.sequence)
 
     def _end_id(self, request_id: str, finish: Finish) -> None:
-        generation = self._generations.get(request_id)
+        generation = self._active.get(request_id)
         if generation is not None:
             self._end(generation, finish)
 
     def _end(self, generation: Generation, finish: Finish) -> None:
         """The terminal event; an answer that is complete but held back waits for `hold` with its end."""
         self._scheduler.remove(generation.sequence)
-        if finish.reason in ("stop", "length") and not self._is_open():
+        if finish.reason in ("stop", "length") and not self._may_leave():
             generation.held.append(generation.last_event(finish))
             return
         self._close(generation, generation.last_event(finish))
 
     def _close(self, generation: Generation, event: TokenEvent) -> None:
-        """Deliver the terminal event, unless another thread was first."""
+        if self._active.get(generation.request.id) is generation:
+            del self._active[generation.request.id]
         with self._changed:
-            mine = self._generations.pop(generation.request.id, None) is generation
-        if mine:
-            self._meter.finished += 1
-            self._meter.errors += event.finish_reason == "error"
-            self._call(generation, event)
+            if self._open.get(generation.request.id) is generation:
+                del self._open[generation.request.id]
+        self._meter.end(is_error=event.finish_reason == "error")
+        self._hand_over(generation, event)
 
     def _end_all(self, finish: Finish) -> None:
-        for generation in list(self._generations.values()):
-            self._close(generation, generation.last_event(finish))
+        """From whatever thread: everybody who was promised a terminal event and has none yet."""
+        with self._changed:
+            left = list(self._open.values())
+            self._open.clear()
+        for generation in left:
+            self._meter.end(is_error=finish.reason == "error")
+            self._hand_over(generation, generation.last_event(finish))
 
     def _release_held(self) -> None:
-        for generation in list(self._generations.values()):
+        for generation in list(self._active.values()):
             held, generation.held = generation.held, []
             for event in held:
                 if event.finish_reason is None:
-                    generation.delivered = True
-                    self._call(generation, event)
+                    self._hand_over(generation, event)
                 else:
                     self._close(generation, event)
 
     def _restart(self) -> None:
         self._scheduler.restart_all()
-        for generation in self._generations.values():
-            if not generation.delivered:
+        if self._encoder is not None:
+            self._encoder.forget()
+        for generation in self._active.values():
+            if not generation.was_seen:
                 self._scheduler.remove(generation.sequence)
                 generation.restart()
-                self._scheduler.add(generation.sequence)
-
-    def _step_failed(self, step: Step, exc: Exception) -> None:
-        """End whoever was in the step; everybody else is computed again, since nobody knows what was written."""
-        _log.exception("%s: a step of %d sequences failed", self.name, len(step.pieces))
-        error = exc if isinstance(exc, ColdstreamError) else EngineError(f"the engine failed in a step: {exc!r}")
-        affected = [piece.sequence.key for piece in step.pieces] or [item.key for item in self._scheduler.running]
-        for key in affected:
-            self._end_id(key, Finish("error", error=error))
-        self._scheduler.restart_all()
-
-    def _generation(self, request: Request, deliver: Deliver) -> Generation:
-        self._arrivals += 1
-        return Generation(
-            request,
-            deliver,
-            tokenizer=self.tokenizer,
-            stop_ids=self._stop_ids,
-            max_context=self.max_context,
-            arrival=self._arrivals,
-        )
+                self._queue(generation)
 
 
-def _block_count(config: AttentionConfig, settings: EngineSettings, dtype: torch.dtype, context: int) -> int:
-    """Blocks that the memory budget buys, but no more than all sequences together can ever use."""
-    each = bytes_per_block(config, BLOCK_SIZE, dtype)
+def _groups(
+    config: AttentionConfig, settings: EngineSettings, dtype: torch.dtype, *, context: int, step: int
+) -> tuple[Group, ...]:
+    """As many blocks as the memory budget buys, but no more than all sequences together can ever use."""
     budget = settings.kv_bytes
     if budget is None:
         available = memory_available()
         budget = int(available * _MEMORY_SHARE) if available is not None else _FALLBACK_KV_BYTES
-    useful = settings.max_sequences * -(-context // BLOCK_SIZE) + 1
-    count = min(budget // each, useful)
-    if count < 2:
-        raise InvalidRequest(
-            f"engine.kv_bytes = {budget} holds {count} blocks of {BLOCK_SIZE} tokens; each takes {each} bytes, "
-            "and two is the least",
-            field="kv_bytes",
+    each = bytes_per_block(config, BLOCK_SIZE, dtype)
+    for sequences in range(settings.max_sequences, 0, -1):
+        groups = divide(
+            budget,
+            block_bytes=each,
+            windows=windows(config),
+            size=BLOCK_SIZE,
+            sequences=sequences,
+            context=context,
+            step=step,
         )
-    return count
-
-
-def _validate_sampling(params: SamplingParams, vocab_size: int) -> None:
-    checks: tuple[tuple[str, bool, str], ...] = (
-        ("max_tokens", params.max_tokens >= 1, "at least 1"),
-        ("temperature", 0.0 <= params.temperature <= 100.0, "between 0 and 100"),
-        ("top_p", 0.0 < params.top_p <= 1.0, "above 0 and at most 1"),
-        ("top_k", params.top_k >= 0, "0 (off) or more"),
-        ("min_p", 0.0 <= params.min_p <= 1.0, "between 0 and 1"),
-        ("repetition_penalty", 0.0 < params.repetition_penalty <= 100.0, "above 0 and at most 100"),
-        ("presence_penalty", -100.0 <= params.presence_penalty <= 100.0, "between -100 and 100"),
-        ("frequency_penalty", -100.0 <= params.frequency_penalty <= 100.0, "between -100 and 100"),
-        ("seed", params.seed is None or -(1 << 63) <= params.seed < 1 << 64, "a 64-bit whole number"),
-        ("logprobs", params.logprobs is None or 0 <= params.logprobs <= MAX_LOGPROBS, f"between 0 and {MAX_LOGPROBS}"),
-        (
-            "prompt_logprobs",
-            params.prompt_logprobs is None or 0 <= params.prompt_logprobs <= MAX_LOGPROBS,
-            f"between 0 and {MAX_LOGPROBS}",
-        ),
-        (
-            "logit_bias",
-            all(0 <= token < vocab_size and -100.0 <= bias <= 100.0 for token, bias in params.logit_bias),
-            f"token ids below {vocab_size} with values between -100 and 100",
-        ),
+        if groups is not None:
+            return groups
+    raise OutOfMemory(
+        f"keys and values may take {budget} bytes here, but two blocks of {BLOCK_SIZE} tokens, the least, take "
+        f"{2 * sum(each)}; give the process more memory or raise engine.kv_bytes"
     )
-    for name, is_right, allowed in checks:
-        if not is_right:
-            raise InvalidRequest(f"{name} = {getattr(params, name)!r}; allowed: {allowed}", field=name)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from coldstream.engine.blocks import Chain, Mark
+from coldstream.engine.grammar import Matcher
+from coldstream.engine.images import PlacedImage
 from coldstream.engine.request import FinishReason, Request, TokenEvent, TokenLogprob, Usage
-from coldstream.engine.sampler import Logprob, Mask, Row, Sampled
-from coldstream.engine.scheduler import Sequence
+from coldstream.engine.sampler import Logprob, Row, Sampled
+from coldstream.engine.scheduler import Piece, Sequence
 from coldstream.engine.text import Detokenizer, StopStrings
 from coldstream.engine.tokenizer import Tokenizer
 from coldstream.errors import ColdstreamError
@@ -45,17 +49,18 @@ class Generation:
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
         max_context: int,
-        arrival: int,
-        mask: Callable[[], Mask] | None = None,
+        matcher: Callable[[], Matcher] | None = None,
     ) -> None:
         params = request.sampling
         self.request = request
         self.deliver = deliver
         self.submitted = time.monotonic()
-        self.delivered = False
+        self.was_seen = False
+        self.is_closed = False
         self.held: list[TokenEvent] = []
         self._tokenizer = tokenizer
-        self._new_mask = mask
+        self._new_matcher = matcher
+        self._handing_over = threading.Lock()
         self._seed = params.seed if params.seed is not None else secrets.randbits(63)
         self._stop_ids = params.stop_token_ids | (frozenset() if params.ignore_eos else stop_ids)
         self._first_token_at: float | None = None
@@ -66,44 +71,68 @@ class Generation:
             tokens=prompt,
             prompt_length=len(prompt),
             max_length=min(len(prompt) + params.max_tokens, max_context),
-            arrival=arrival,
+            arrival=0,
             deadline=request.deadline,
             share_prefix=params.prompt_logprobs is None,
             max_chunk=None if params.prompt_logprobs is None else 64,
+            images=[PlacedImage(image) for image in request.images],
         )
         self._start()
+
+    def hand_over(self, event: TokenEvent) -> None:
+        """Give the event to the receiver, unless it has had the last one already."""
+        with self._handing_over:
+            if self.is_closed:
+                return
+            self.was_seen = True
+            self.is_closed = event.finish_reason is not None
+            self.deliver(event)
 
     def restart(self) -> None:
         """Back to the prompt: what was drawn so far came from weights that were replaced, and nobody has seen it."""
         del self.sequence.tokens[self.sequence.prompt_length :]
+        for placed in self.sequence.images:
+            placed.vectors = None
         self.held.clear()
         self._first_token_at = None
         self._start()
 
     def _start(self) -> None:
         request = self.request
-        self.row = Row(
-            request.sampling, self._seed, request.prompt_ids, mask=self._new_mask() if self._new_mask else None
-        )
+        self.sequence.chain = Chain(tuple(Mark(item.start, item.end, item.digest) for item in request.images))
+        self.row = Row(request.sampling, self._seed, request.prompt_ids)
+        self._matcher = self._new_matcher() if self._new_matcher is not None else None
         self._text = Detokenizer(self._tokenizer, request.prompt_ids)
         self._stops = StopStrings(request.sampling.stop)
         self._unsent = _Unsent()
         self._prompt_logprobs: list[TokenLogprob | None] = []
 
     @property
-    def wants_prompt_logprobs(self) -> bool:
+    def scores_prompt(self) -> bool:
         """Whether logits of every prompt token are needed (echo scoring)."""
         return self.request.sampling.prompt_logprobs is not None and self.row.position == 0
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether the vision tower has looked at all of its images."""
+        return all(placed.vectors is not None for placed in self.sequence.images)
 
     @property
     def completion_tokens(self) -> int:
         """Tokens drawn so far, a stop token included."""
         return self.row.position
 
-    def admitted(self) -> None:
-        """It has blocks for the first time."""
+    def computing(self, piece: Piece) -> None:
+        """A piece of it is about to be computed; the grammar's next mask is made meanwhile."""
         if self._admitted_at is None:
             self._admitted_at = time.monotonic()
+        if self._matcher is not None and piece.draws:
+            self._matcher.prepare()
+
+    def constrain(self) -> None:
+        """Tell the sampler what the grammar allows next."""
+        if self._matcher is not None:
+            self.row.allowed = self._matcher.allowed
 
     def prompt_scored(self, scored: list[Logprob]) -> None:
         """Log probabilities of further prompt tokens, in order."""
@@ -118,6 +147,8 @@ class Generation:
         self.row.drawn(sampled.token_id)
         if sampled.token_id in self._stop_ids:
             return None, Finish("stop", stop_match=sampled.token_id)
+        if self._matcher is not None:
+            self._matcher.consume(sampled.token_id)
         self.sequence.tokens.append(sampled.token_id)
         self._unsent.token_ids.append(sampled.token_id)
         if sampled.logprob is not None:
@@ -126,6 +157,8 @@ class Generation:
         if matched.stop is not None:
             return self._maybe_event(matched.text), Finish("stop", stop_match=matched.stop)
         event = self._maybe_event(matched.text)
+        if self._matcher is not None and self._matcher.is_complete:
+            return event, Finish("stop")
         if (
             self.row.position >= self.request.sampling.max_tokens
             or len(self.sequence.tokens) >= self.sequence.max_length

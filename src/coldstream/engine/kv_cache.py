@@ -1,13 +1,13 @@
 """Keys and values of all running sequences, and attention over them.
 
-Each layer has one tensor for keys and one for values, `[kv_heads, slots, head_dim]`; block b is the slots
-`b * size ... (b + 1) * size - 1`. With the heads outside, a sequence whose blocks lie next to each other (`blocks.py`
-sees to that) is a view `[kv_heads, length, head_dim]` that attention reads in place; only a scattered one is gathered.
+Each layer has one tensor for keys and one for values, `[kv_heads, slots, head_dim]`; block b of the layer's group is
+the slots `b * size ... (b + 1) * size - 1`. With the heads outside, a sequence whose blocks lie next to each other
+(pool.py sees to that) is a view `[kv_heads, length, head_dim]` that attention reads in place; only a scattered one is
+gathered.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Keys of a sliding layer are taken from a multiple of this on, so that a token is computed the same in every chunk.
-_KEY_ALIGNMENT = 32
+from coldstream.engine.blocks import Copy, Group
+from coldstream.engine.pool import Table
 
 
 class Layer(Protocol):
@@ -44,14 +44,29 @@ class AttentionConfig(Protocol):
     def layers(self) -> Sequence[Layer]: ...
 
 
+def windows(config: AttentionConfig) -> tuple[int | None, ...]:
+    """The distinct windows of the model's layers, in order of first use: one group of blocks each."""
+    return tuple(dict.fromkeys(layer.window for layer in config.layers))
+
+
+def bytes_per_block(config: AttentionConfig, size: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """Memory of one block of `size` tokens in each group, keys and values of all its layers."""
+    each = 2 * config.kv_heads * config.head_dim * size * dtype.itemsize
+    return tuple(each * sum(layer.window == window for layer in config.layers) for window in windows(config))
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `start ... end - 1` of a sequence, at `row` of the step's flat tensor, whose blocks are `blocks`."""
+    """Tokens `start ... end - 1` of a sequence, at `row` of the step's flat tensor; its table in each group.
+
+    `images` are the (start, end) of images among them, whose tokens see one another.
+    """
 
     row: int
     start: int
     end: int
-    blocks: Sequence[int]
+    tables: tuple[Table, ...]
+    images: tuple[tuple[int, int], ...] = ()
 
     @property
     def count(self) -> int:
@@ -61,20 +76,15 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The keys `low ... end - 1` of one span: consecutive slots from `first` on, or the scattered `slots`."""
+    """The keys that one span sees: the slots `first ... last - 1`, or `scattered` ones."""
 
     rows: slice
     count: int
     first: int
     last: int
-    slots: Tensor | None
+    scattered: Tensor | None
     mask: Tensor | None
     causal: bool
-
-
-def bytes_per_block(config: AttentionConfig, size: int, dtype: torch.dtype) -> int:
-    """Memory of one block of `size` tokens over all layers, keys and values."""
-    return 2 * len(config.layers) * config.kv_heads * config.head_dim * size * dtype.itemsize
 
 
 class KvCache:
@@ -83,120 +93,133 @@ class KvCache:
     def __init__(
         self,
         config: AttentionConfig,
+        groups: Sequence[Group],
         *,
-        blocks: int,
         size: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (config.kv_heads, blocks * size, config.head_dim)
         self.size = size
-        self._config = config
-        self._windows = [layer.window for layer in config.layers]
-        self._keys = [torch.empty(shape, dtype=dtype, device=device) for _ in config.layers]
-        self._values = [torch.empty(shape, dtype=dtype, device=device) for _ in config.layers]
-        self._device = torch.device(device)
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.scale = config.attention_scale
+        self.device = torch.device(device)
+        self.groups = tuple(groups)
+        by_window = {group.window: index for index, group in enumerate(groups)}
+        self.group_of = tuple(by_window[layer.window] for layer in config.layers)
+        shapes = [(config.kv_heads, groups[index].count * size, config.head_dim) for index in self.group_of]
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
 
-    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks, (from, to)."""
-        if not copies:
-            return
-        offsets = torch.arange(self.size)
-        source = (torch.tensor([pair[0] for pair in copies])[:, None] * self.size + offsets).flatten()
-        target = (torch.tensor([pair[1] for pair in copies])[:, None] * self.size + offsets).flatten()
-        for tensor in (*self._keys, *self._values):
-            tensor[:, target] = tensor[:, source]
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Copy whole blocks; all are read before any is written."""
+        for group in {copy.group for copy in copies}:
+            mine = [copy for copy in copies if copy.group == group]
+            source = self._whole([copy.source for copy in mine])
+            target = self._whole([copy.target for copy in mine])
+            for layer, layer_group in enumerate(self.group_of):
+                if layer_group == group:
+                    for tensor in (self.keys[layer], self.values[layer]):
+                        tensor.index_copy_(1, target, tensor.index_select(1, source))
+
+    def slots(self, table: Table, start: int, end: int) -> Tensor:
+        """The slots of the tokens `start ... end - 1`, int64."""
+        place = start // self.size - table.first
+        if end - start == 1:
+            return torch.tensor([table.blocks[place] * self.size + start % self.size], device=self.device)
+        if table.together:
+            first = table.blocks[place] * self.size + start % self.size
+            return torch.arange(first, first + end - start, device=self.device)
+        whole = self._whole(table.blocks[place : -(-end // self.size) - table.first])
+        return whole[start % self.size : start % self.size + end - start]
+
+    def _whole(self, blocks: Sequence[int]) -> Tensor:
+        base = torch.tensor(blocks, dtype=torch.int64, device=self.device) * self.size
+        return (base[:, None] + torch.arange(self.size, device=self.device)).flatten()
 
     def attend(self, spans: Sequence[Span]) -> Attend:
-        """The attention of one step over these spans."""
+        """The attention of one step over these spans, which fill its flat tensor in order."""
         return Attend(self, spans)
 
 
 class Attend:
-    """`attend(layer, q, k, v)` of one step: stores k and v, then attends, sequence by sequence."""
+    """`attend(layer, q, k, v)` of one step: stores k and v, then attends, sequence by sequence.
+
+    Each sequence is computed by itself, over its own keys only, so that its result cannot depend on who else is there.
+    """
 
     def __init__(self, cache: KvCache, spans: Sequence[Span]) -> None:
         self._cache = cache
         self._spans = spans
-        self._slots = torch.cat([_slots(span.blocks, cache.size, span.start, span.end) for span in spans])
-        self._views: dict[int | None, list[_View]] = {}
-        self._all = torch.arange(0)
+        self._tokens = sum(span.count for span in spans)
+        self._slots = [
+            torch.cat([cache.slots(span.tables[group], span.start, span.end) for span in spans])
+            for group in range(len(cache.groups))
+        ]
+        self._views = [
+            [self._view(span, span.tables[index], group.window) for span in spans]
+            for index, group in enumerate(cache.groups)
+        ]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]` -> `[tokens, heads * head_dim]`."""
         cache = self._cache
-        keys, values = cache._keys[layer], cache._values[layer]
-        keys.index_copy_(1, self._slots, k.transpose(0, 1).to(keys.dtype))
-        values.index_copy_(1, self._slots, v.transpose(0, 1).to(values.dtype))
-        window = cache._windows[layer]
-        views = self._views.get(window)
-        if views is None:
-            views = self._views[window] = [self._view(span, window) for span in self._spans]
-        outs = [self._one(view, q, keys, values) for view in views]
-        out = outs[0] if len(outs) == 1 else torch.cat(outs)
-        return out.to(q.dtype)
+        keys, values, group = cache.keys[layer], cache.values[layer], cache.group_of[layer]
+        keys.index_copy_(1, self._slots[group], k.transpose(0, 1))
+        values.index_copy_(1, self._slots[group], v.transpose(0, 1))
+        views = self._views[group]
+        if len(views) == 1:
+            return self._one(views[0], q, keys, values)
+        return torch.cat([self._one(view, q[view.rows], keys, values) for view in views])
 
-    def _one(self, view: _View, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _one(self, view: _View, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """`[count, heads * head_dim]` of one span."""
-        config = self._cache._config
-        if view.slots is None:
-            key, value = keys[:, view.first : view.last], values[:, view.first : view.last]
+        cache = self._cache
+        if view.scattered is None:
+            key, value = keys[None, :, view.first : view.last], values[None, :, view.first : view.last]
         else:
-            key, value = keys.index_select(1, view.slots), values.index_select(1, view.slots)
-        query = q[view.rows].to(keys.dtype)
+            key, value = keys.index_select(1, view.scattered)[None], values.index_select(1, view.scattered)[None]
         if view.count == 1:
-            # The heads that share a key head are as good as tokens: one small matrix product, nothing repeated.
-            query = query.view(1, config.kv_heads, -1, config.head_dim)
-            out = F.scaled_dot_product_attention(query, key[None], value[None], scale=config.attention_scale)
-            return out.reshape(1, -1)
+            # Heads that share a key head are as good as tokens: one small matrix product, nothing repeated.
+            query = query.view(1, cache.kv_heads, -1, cache.head_dim)
+            return F.scaled_dot_product_attention(query, key, value, scale=cache.scale).view(1, -1)
         out = F.scaled_dot_product_attention(
             query.transpose(0, 1)[None],
-            key[None],
-            value[None],
+            key,
+            value,
             attn_mask=view.mask,
             is_causal=view.causal,
-            scale=config.attention_scale,
-            enable_gqa=config.heads != config.kv_heads,
+            scale=cache.scale,
+            enable_gqa=cache.heads != cache.kv_heads,
         )
         return out[0].transpose(0, 1).reshape(view.count, -1)
 
-    def _view(self, span: Span, window: int | None) -> _View:
+    def _view(self, span: Span, table: Table, window: int | None) -> _View:
+        size = self._cache.size
         low = 0 if window is None else max(0, span.start + 1 - window)
         if span.count > 1:
-            low = low // _KEY_ALIGNMENT * _KEY_ALIGNMENT
-        size = self._cache.size
-        blocks = span.blocks[low // size : -(-span.end // size)]
-        together = blocks[-1] - blocks[0] == len(blocks) - 1 and all(
-            right == left + 1 for left, right in itertools.pairwise(blocks)
-        )
-        first = blocks[0] * size + low % size
-        causal = span.count > 1 and low == span.start == 0 and (window is None or span.end <= window)
+            # From a multiple of the block size on: a token sums its keys in the same order in every chunk.
+            low = low // size * size
+        causal = span.count > 1 and span.start == 0 and (window is None or span.end <= window) and not span.images
+        first = table.blocks[low // size - table.first] * size + low % size
         return _View(
             rows=slice(span.row, span.row + span.count),
             count=span.count,
             first=first,
             last=first + span.end - low,
-            slots=None if together else _slots(span.blocks, size, low, span.end),
-            mask=None if span.count == 1 or causal else _mask(span, low, window),
+            scattered=None if table.together else self._cache.slots(table, low, span.end),
+            mask=None if span.count == 1 or causal else self._mask(span, low, window),
             causal=causal,
         )
 
-
-def _slots(blocks: Sequence[int], size: int, start: int, end: int) -> Tensor:
-    """The slots of the tokens `start ... end - 1`, int64."""
-    if end - start == 1:
-        return torch.tensor([blocks[start // size] * size + start % size])
-    first = start // size
-    base = torch.tensor(blocks[first : -(-end // size)], dtype=torch.int64)
-    slots = (base[:, None] * size + torch.arange(size)).flatten()
-    return slots[start - first * size : end - first * size]
-
-
-def _mask(span: Span, low: int, window: int | None) -> Tensor:
-    """float32 [count, end - low]: 0 where a token of the span sees a key, else -inf."""
-    query = torch.arange(span.start, span.end)[:, None]
-    key = torch.arange(low, span.end)[None]
-    seen = key <= query
-    if window is not None:
-        seen &= key > query - window
-    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+    def _mask(self, span: Span, low: int, window: int | None) -> Tensor:
+        """[count, end - low]: 0 where a token of the span sees a key, else -inf."""
+        cache = self._cache
+        query = torch.arange(span.start, span.end, device=cache.device)[:, None]
+        key = torch.arange(low, span.end, device=cache.device)[None]
+        seen = key <= query
+        for start, end in span.images:
+            seen |= (start <= query) & (query < end) & (start <= key) & (key < end)
+        if window is not None:
+            seen &= key > query - window
+        zero = torch.zeros((), dtype=cache.keys[0].dtype, device=cache.device)
+        return torch.where(seen, zero, float("-inf"))

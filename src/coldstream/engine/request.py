@@ -6,11 +6,30 @@ Every submitted request ends in exactly one terminal event: the one whose `finis
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from coldstream.errors import ColdstreamError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the output must obey; `field` is the part of the request that asked for it, for messages.
+
+    `value` is the text of a JSON Schema, a regular expression (Rust's syntax) or a Lark grammar; for "choice", the
+    texts to choose from. Any JSON object is the schema `{"type": "object"}`.
+    """
+
+    kind: Literal["json_schema", "regex", "choice", "lark"]
+    value: str | tuple[str, ...]
+    field: str = "response_format"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +39,8 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. `repetition_penalty` as in
     CTRL (Keskar et al. 2019, prompt and output), presence and frequency penalties as OpenAI defines them (output only).
     `seed` None draws one; the same seed gives the same text in any batch. `stop_token_ids` end the text and are not
-    part of it. `logprobs` None gives none, n >= 0 the chosen token's and the n best ones' before any filter.
+    part of it. `logprobs` None gives none, n >= 0 the chosen token's and the n best ones' before any filter. With a
+    `grammar` the output ends when nothing can be added to it.
     """
 
     max_tokens: int = 256
@@ -38,6 +58,20 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptImage:
+    """An image in a prompt: `prompt_ids[start:end]` are its tokens. `pixels` uint8 `[height, width, 3]`.
+
+    `digest` stands for exactly these pixels; the prefix cache tells images apart by it.
+    """
+
+    start: int
+    end: int
+    pixels: Pixels
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +85,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = SamplingParams()
     deadline: float | None = None
+    images: tuple[PromptImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from coldstream.engine.blocks import Blocks
+from coldstream.engine.images import PlacedImage
 from coldstream.engine.kv_cache import KvCache, Span
 from coldstream.engine.scheduler import Piece, Step
+from coldstream.model.decoder import Embeds
 
 
 class Decoding(Protocol):
@@ -22,9 +25,15 @@ class Decoding(Protocol):
         ...
 
     def forward(
-        self, ids: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor], rows: Tensor
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+        rows: Tensor,
+        *,
+        embeds: Embeds | None = None,
     ) -> Tensor:
-        """ids, positions int64 [tokens]; rows int64 [n] -> float32 logits [n, vocab]."""
+        """ids, positions int64 [tokens]; rows int64 [n] -> float32 logits [n, vocab]; `embeds` are images' vectors."""
         ...
 
 
@@ -47,10 +56,14 @@ class Runner:
         positions: list[int] = []
         rows: list[int] = []
         owners: list[tuple[Piece, slice]] = []
+        seen: list[Embeds] = []
         flat = 0
         for piece in step.pieces:
             sequence = piece.sequence
-            spans.append(Span(flat, piece.start, piece.end, self._blocks.table(sequence.key)))
+            images = _images_in(piece)
+            tables = self._blocks.tables(sequence.key)
+            spans.append(Span(flat, piece.start, piece.end, tables, tuple((item.start, item.end) for item in images)))
+            seen += [_vectors(item, piece, flat) for item in images]
             ids += sequence.tokens[piece.start : piece.end]
             positions += range(piece.start, piece.end)
             wanted = _wanted(piece, flat, every)
@@ -58,10 +71,28 @@ class Runner:
                 owners.append((piece, slice(len(rows), len(rows) + len(wanted))))
                 rows += wanted
             flat += piece.count
-        logits = self._decoder.forward(
+        forward = partial(self._decoder.forward, embeds=_joined(seen)) if seen else self._decoder.forward
+        logits = forward(
             torch.tensor(ids), torch.tensor(positions), self._cache.attend(spans), torch.tensor(rows, dtype=torch.int64)
         )
         return logits, owners
+
+
+def _images_in(piece: Piece) -> Sequence[PlacedImage]:
+    return [item for item in piece.sequence.images if item.start < piece.end and piece.start < item.end]
+
+
+def _vectors(placed: PlacedImage, piece: Piece, flat: int) -> Embeds:
+    """The part of an image that is not in the cache yet: to its end, since the scheduler cuts none."""
+    assert placed.vectors is not None
+    assert placed.end <= piece.end
+    first = max(placed.start, piece.start)
+    start = flat + first - piece.start
+    return Embeds(torch.arange(start, start + placed.end - first), placed.vectors[first - placed.start :])
+
+
+def _joined(seen: Sequence[Embeds]) -> Embeds:
+    return Embeds(torch.cat([item.rows for item in seen]), torch.cat([item.vectors for item in seen]))
 
 
 def _wanted(piece: Piece, flat: int, every: Callable[[Piece], bool]) -> Sequence[int]:

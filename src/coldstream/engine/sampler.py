@@ -7,37 +7,33 @@ the same seed gives the same tokens in any batch, and no generator has state tha
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from coldstream.engine.request import SamplingParams
+from coldstream.errors import EngineError
 
 # Nucleus sampling without top_k looks at this many candidates first, and at all only when they do not suffice.
 _NUCLEUS_CANDIDATES = 1024
 
 
-class Mask(Protocol):
-    """A grammar's opinion of the next token."""
-
-    def allowed(self, vocab_size: int) -> Tensor:
-        """bool [vocab_size], True where a token may follow; at least one is True."""
-        ...
-
-
 @dataclass(slots=True)
 class Row:
-    """One sequence's state as the sampler needs it. `position` counts the tokens drawn so far."""
+    """One sequence's state as the sampler needs it.
+
+    `position` counts the tokens drawn so far; `allowed`, bool [vocab], is what a grammar lets come next.
+    """
 
     params: SamplingParams
     seed: int
     prompt_ids: Sequence[int]
     position: int = 0
     counts: dict[int, int] = field(default_factory=dict)
-    mask: Mask | None = None
+    allowed: Tensor | None = None
     _prompt_unique: Tensor | None = None
 
     @property
@@ -47,14 +43,14 @@ class Row:
 
     @property
     def changes_logits(self) -> bool:
-        """Some penalty, bias or mask is at work."""
+        """Some penalty, bias or grammar is at work."""
         params = self.params
         return bool(
             params.repetition_penalty != 1.0
             or params.presence_penalty
             or params.frequency_penalty
             or params.logit_bias
-            or self.mask is not None
+            or self.allowed is not None
         )
 
     def drawn(self, token_id: int) -> None:
@@ -86,12 +82,16 @@ class Sampled:
     logprob: Logprob | None = None
 
 
-def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
-    """Draw the next token of each row. `logits` is float32 [len(rows), vocab]; the rows are not changed."""
-    best = torch.argmax(logits, dim=-1).tolist() if any(row.is_greedy for row in rows) else []
-    return [
-        Sampled(best[index]) if row.is_greedy else _sample_row(logits[index], row) for index, row in enumerate(rows)
-    ]
+def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled | EngineError]:
+    """Draw the next token of each row, or say why there is none. `logits`, float32 [len(rows), vocab], stay."""
+    values, ids = torch.max(logits, dim=-1)  # NaN counts as the largest
+    outcomes: list[Sampled | EngineError] = []
+    for index, (row, value, best) in enumerate(zip(rows, values.tolist(), ids.tolist(), strict=True)):
+        if not math.isfinite(value):
+            outcomes.append(EngineError(f"the model's best logit is {value}: its weights or its precision are broken"))
+        else:
+            outcomes.append(Sampled(best) if row.is_greedy else _sample_row(logits[index], row))
+    return outcomes
 
 
 def token_logprobs(logits: Tensor, token_ids: Sequence[int], top: int) -> list[Logprob]:
@@ -118,9 +118,12 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
 
 
-def _sample_row(logits: Tensor, row: Row) -> Sampled:
+def _sample_row(logits: Tensor, row: Row) -> Sampled | EngineError:
     changed = _changed(logits, row) if row.changes_logits else logits
-    token = int(changed.argmax()) if row.params.temperature <= 0 else _draw(changed, row)
+    best = int(changed.argmax())
+    if not math.isfinite(float(changed[best])):
+        return EngineError("no token may follow: the grammar and the model's vocabulary do not meet")
+    token = best if row.params.temperature <= 0 else _draw(changed, row)
     if row.params.logprobs is None:
         return Sampled(token)
     return Sampled(token, token_logprobs(logits[None], [token], row.params.logprobs)[0])
@@ -137,8 +140,8 @@ def _changed(logits: Tensor, row: Row) -> Tensor:
         logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
     for token_id, bias in params.logit_bias:
         logits[token_id] += bias
-    if row.mask is not None:
-        logits.masked_fill_(~row.mask.allowed(logits.shape[0]).to(logits.device), float("-inf"))
+    if row.allowed is not None:
+        logits.masked_fill_(~row.allowed.to(logits.device), float("-inf"))
     return logits
 
 

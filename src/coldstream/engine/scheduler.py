@@ -12,8 +12,12 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from coldstream.engine.blocks import Admitted, Blocks
+from coldstream.engine.blocks import Blocks, Chain, Copy
+
+if TYPE_CHECKING:
+    from coldstream.engine.images import PlacedImage
 
 # Chunks of a prompt end at multiples of this, so that attention computes a token in the same tile however it is cut.
 CHUNK_ALIGNMENT = 32
@@ -23,7 +27,10 @@ MAX_PASSED = 16
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request as the scheduler sees it. `tokens` are prompt and output; the first `computed` are in the cache."""
+    """A request as the scheduler sees it. `tokens` are prompt and output; the first `computed` are in the cache.
+
+    The tokens of each of `images` see one another, so they are computed in one piece.
+    """
 
     key: str
     tokens: list[int]
@@ -37,6 +44,8 @@ class Sequence:
     first_cached: int | None = None
     passed: int = 0
     preemptions: int = 0
+    chain: Chain = field(default_factory=Chain)
+    images: Items[PlacedImage] = ()
 
     @property
     def missing(self) -> int:
@@ -68,11 +77,11 @@ class Piece:
 class Step:
     """What to compute together: first the pieces of one token, then the chunks of prompts.
 
-    `copies` are (from, to) blocks to copy before anything is computed.
+    `copies` are to be made before anything is computed.
     """
 
     pieces: tuple[Piece, ...] = ()
-    copies: tuple[tuple[int, int], ...] = ()
+    copies: tuple[Copy, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -90,10 +99,20 @@ class Scheduler:
     waiting: list[Sequence] = field(default_factory=list)
     running: list[Sequence] = field(default_factory=list)
     preemptions: int = 0
+    _copies: dict[str, tuple[Copy, ...]] = field(default_factory=dict)
 
     def add(self, sequence: Sequence) -> None:
         """Queue it by age."""
         bisect.insort(self.waiting, sequence, key=lambda item: item.arrival)
+
+    def has(self, sequence: Sequence) -> bool:
+        """Whether it waits or runs."""
+        return sequence in self.waiting or sequence in self.running
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anybody to schedule."""
+        return bool(self.running or self.waiting)
 
     def remove(self, sequence: Sequence) -> None:
         """It ended, for whatever reason; its blocks are free from now on. Removing it twice does no harm."""
@@ -105,17 +124,18 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """The next step; empty when there is nothing to do. Every sequence in it has the blocks that it needs."""
-        self._make_room()
-        copies = self._admit()
+        self._copies.clear()
+        self._admit()
         decoding = [item for item in self.running if item.is_decoding]
-        budget = max(self.step_tokens - len(decoding), CHUNK_ALIGNMENT)
         reading = [item for item in self.running if not item.is_decoding]
-        pieces = [Piece(item, item.computed, 1, True) for item in decoding]
-        pieces += [
-            Piece(item, item.computed, count, count == item.missing)
-            for item, count in _shares(reading, budget)
-            if count
-        ]
+        wanted = [Piece(item, item.computed, 1, True) for item in decoding]
+        budget = max(self.step_tokens - len(decoding), CHUNK_ALIGNMENT)
+        for item, count in _shares(reading, min(budget, self.blocks.step)):
+            wanted.append(Piece(item, item.computed, count, count == item.missing))
+        # By age: whoever has to give up its blocks is younger, so its turn has not come yet.
+        wanted.sort(key=lambda piece: piece.sequence.arrival)
+        pieces = [piece for piece in wanted if piece.count and piece.sequence in self.running and self._grow(piece)]
+        copies = tuple(copy for copies in self._copies.values() for copy in copies)
         return Step(tuple(pieces), copies)
 
     def finish(self, step: Step) -> None:
@@ -124,7 +144,7 @@ class Scheduler:
             sequence = piece.sequence
             sequence.computed = piece.end
             if piece.end // self.blocks.size > piece.start // self.blocks.size:
-                self.blocks.computed(sequence.key, sequence.tokens[: piece.end])
+                self.blocks.computed(sequence.key, sequence.tokens, piece.end, sequence.chain)
 
     def restart_all(self) -> None:
         """Nothing that was computed counts any more: every running sequence goes back to the queue."""
@@ -132,54 +152,60 @@ class Scheduler:
             self._send_back(sequence)
         self.blocks.forget()
 
-    def _make_room(self) -> None:
-        """A block for the next token of everybody who runs; the youngest give theirs up while there are too few."""
-        for sequence in sorted(self.running, key=lambda item: item.arrival):
-            while sequence in self.running and not self.blocks.grow(sequence.key, len(sequence.tokens)):
-                self._send_back(max(self.running, key=lambda item: item.arrival))
-                self.preemptions += 1
+    def _grow(self, piece: Piece) -> bool:
+        """Blocks for the piece; the youngest give theirs up while there are too few. False if it had to itself."""
+        sequence = piece.sequence
+        while not self.blocks.grow(sequence.key, piece.end):
+            youngest = max(self.running, key=lambda item: item.arrival)
+            self._send_back(youngest)
+            self.preemptions += 1
+            if youngest is sequence:
+                return False
+        if piece.start % self.blocks.size == 0 and sequence.key not in self._copies:
+            self._copies[sequence.key] = self.blocks.compact(sequence.key, sequence.max_length)
+        return True
 
     def _send_back(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.blocks.release(sequence.key)
+        self._copies.pop(sequence.key, None)
         sequence.computed = 0
         sequence.preemptions += 1
         self.add(sequence)
 
-    def _admit(self) -> tuple[tuple[int, int], ...]:
+    def _admit(self) -> None:
         blocked: list[Sequence] = []
-        copies: list[tuple[int, int]] = []
         for sequence in list(self.waiting):
             if len(self.running) >= self.max_sequences or any(item.passed >= MAX_PASSED for item in blocked):
-                break
-            if self.running and self.blocks.is_promised(sequence.tokens) and sequence.share_prefix:
+                return
+            if sequence.share_prefix and self.blocks.is_promised(sequence.tokens, sequence.chain):
                 continue
-            # Room to grow by a block for each of the others: who comes in must not push somebody out at once.
-            spare = len(self.running) if self.running else 0
-            admitted = None
-            if self.blocks.needed(len(sequence.tokens)) + spare <= self.blocks.available:
-                admitted = self._take(sequence)
-            if admitted is None:
+            if not self._take(sequence):
                 blocked.append(sequence)
                 continue
-            copies += admitted.copies
             for item in blocked:
                 item.passed += 1
-        return tuple(copies)
 
-    def _take(self, sequence: Sequence) -> Admitted | None:
+    def _take(self, sequence: Sequence) -> bool:
+        # A block is left for each of those who run: who comes in must not push somebody out at once.
         admitted = self.blocks.admit(
-            sequence.key, sequence.tokens, expected=sequence.max_length, share=sequence.share_prefix
+            sequence.key,
+            sequence.tokens,
+            sequence.chain,
+            expected=sequence.max_length,
+            share=sequence.share_prefix,
+            spare=len(self.running),
         )
         if admitted is None:
-            return None
+            return False
         self.waiting.remove(sequence)
         self.running.append(sequence)
+        self._copies[sequence.key] = admitted.copies
         sequence.computed = admitted.cached
         if sequence.first_cached is None:
             sequence.first_cached = admitted.cached
         sequence.passed = 0
-        return admitted
+        return True
 
 
 def _shares(reading: Items[Sequence], budget: int) -> list[tuple[Sequence, int]]:
@@ -191,9 +217,21 @@ def _shares(reading: Items[Sequence], budget: int) -> list[tuple[Sequence, int]]
         if sequence.max_chunk is not None:
             part = min(part, sequence.max_chunk)
         count = sequence.missing if sequence.missing <= part else _aligned(sequence.computed, part, budget)
+        if sequence.images:
+            count = _with_whole_images(sequence, count, budget)
         shares.append((sequence, count))
         budget -= count
     return shares
+
+
+def _with_whole_images(sequence: Sequence, count: int, budget: int) -> int:
+    """The count, so that no image is cut: up to the image, or all of it, even beyond a budget that is not spent yet."""
+    end = sequence.computed + count
+    for image in sequence.images:
+        if image.start < end < image.end:
+            before = max(image.start, sequence.computed)
+            end = before if before > sequence.computed or budget <= 0 else image.end
+    return end - sequence.computed
 
 
 def _aligned(start: int, part: int, budget: int) -> int:

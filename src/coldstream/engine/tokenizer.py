@@ -145,6 +145,10 @@ class Tokenizer:
         """Whether the chat template looks at `tools` at all."""
         return self._template is not None and "tools" in self._template.variables
 
+    def to_json(self) -> str:
+        """The text of tokenizer.json."""
+        return self.backend.to_str()
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of the text. A chat template writes its own <bos>: encode its result without special tokens."""
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids

@@ -1,0 +1,274 @@
+"""The physical blocks of one kind of layer: who holds which, what is known of their content, and where there is room.
+
+A sequence's blocks lie next to each other wherever that can be had, because then its keys are one view of the cache and
+attention copies nothing. So a new sequence is put where it can grow to its expected end, and the blocks behind it are
+softly reserved: others take them only when nothing else is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NOBODY = 0
+
+Copies = tuple[tuple[int, int], ...]
+
+
+@dataclass(slots=True)
+class Table:
+    """The blocks of one sequence: `blocks[i]` is block `first + i` of its tokens; the others are behind its window."""
+
+    owner: int
+    first: int = 0
+    blocks: list[int] = field(default_factory=list)
+    together: bool = True
+
+    @property
+    def stop(self) -> int:
+        """One past its last block, counted in the sequence's tokens."""
+        return self.first + len(self.blocks)
+
+    def changed(self) -> None:
+        """Look again whether the blocks lie next to each other."""
+        blocks = self.blocks
+        self.together = not blocks or (
+            blocks[-1] - blocks[0] == len(blocks) - 1
+            and all(block == blocks[0] + place for place, block in enumerate(blocks))
+        )
+
+
+class Pool:
+    """`count` blocks. A block is held (it has references), cached (content known, no references), or empty."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.available = count
+        self.tables: dict[str, Table] = {}
+        self._references: NDArray[np.int32] = np.zeros(count, np.int32)
+        self._known: NDArray[np.bool_] = np.zeros(count, np.bool_)
+        self._used_at: NDArray[np.int64] = np.zeros(count, np.int64)
+        self._reserved: NDArray[np.int64] = np.zeros(count, np.int64)
+        self._digests: dict[int, bytes] = {}
+        self._by_digest: dict[bytes, int] = {}
+        self._clock = 0
+        self._owners = 0
+
+    @property
+    def cached(self) -> int:
+        """Blocks that nobody holds and whose content is known."""
+        return int(np.count_nonzero(self._known & (self._references == 0)))
+
+    def knows(self, digest: bytes) -> bool:
+        """Whether some block has this content."""
+        return digest in self._by_digest
+
+    def price(self, digests: Sequence[bytes], blocks: int) -> int:
+        """How many available blocks it takes to hold the known `digests` and `blocks` in all."""
+        revived = sum(1 for digest in digests if not self._references[self._by_digest[digest]])
+        return revived + max(0, blocks - len(digests))
+
+    def open(self, key: str, *, first: int, digests: Sequence[bytes], blocks: int, expected: int) -> Copies:
+        """A table of `blocks` blocks from place `first` on, the first of them those known by `digests`.
+
+        There must be room (see `price`). `expected` blocks are reserved if they can be had. Returns (from, to) blocks
+        to copy: while most of the pool is free, a prefix that cannot be continued in place is copied, not shared.
+        """
+        self._owners += 1
+        table = self.tables[key] = Table(self._owners, first)
+        known = [self._by_digest[digest] for digest in digests]
+        for block in known:
+            self._hold(block)
+        expected = max(blocks, expected)
+        copies: Copies = ()
+        table.blocks = list(known)
+        if not known or not self._can_follow(known, blocks - len(known)):
+            start = self._find_run(expected) if not known or self._is_roomy(blocks) else None
+            if start is not None:
+                table.blocks = self._occupy(start, blocks)
+                copies = tuple(zip(known, table.blocks, strict=False))
+                for block in known:
+                    self._drop(block)
+        table.changed()
+        self.extend(key, first + blocks)
+        self._reserve(table, expected - blocks)
+        return copies
+
+    def missing(self, key: str, stop: int) -> int:
+        """How many blocks the table lacks to reach place `stop`."""
+        return max(0, stop - self.tables[key].stop)
+
+    def extend(self, key: str, stop: int) -> None:
+        """Let the table reach place `stop`; there must be as many blocks available as are missing."""
+        table = self.tables[key]
+        while table.stop < stop:
+            following = table.blocks[-1] + 1 if table.blocks else self.count
+            if following >= self.count or not self._is_open(following, table.owner):
+                following = self._anywhere()
+            table.blocks += self._occupy(following, 1)
+            table.changed()
+
+    def trim(self, key: str, first: int) -> None:
+        """Give back the blocks before place `first`: they are behind the window. Their content stays known."""
+        table = self.tables[key]
+        behind = min(first - table.first, len(table.blocks))
+        if behind <= 0:
+            return
+        for block in reversed(table.blocks[:behind]):
+            self._drop(block)
+        del table.blocks[:behind]
+        table.first += behind
+        table.changed()
+
+    def compact(self, key: str, expected: int) -> Copies:
+        """Move a scattered table into one run, if most of the pool is free; (from, to) blocks to copy."""
+        table = self.tables[key]
+        size = len(table.blocks)
+        if table.together or not self._is_roomy(size):
+            return ()
+        start = self._find_run(max(size, expected))
+        if start is None:
+            return ()
+        self._unreserve(table)
+        old, table.blocks = table.blocks, self._occupy(start, size)
+        for block in reversed(old):
+            self._drop(block)
+        table.changed()
+        self._reserve(table, expected - size)
+        return tuple(zip(old, table.blocks, strict=True))
+
+    def publish(self, key: str, place: int, digest: bytes) -> None:
+        """The table's block at `place` is full and computed: others may share it from now on."""
+        table = self.tables[key]
+        if place < table.first or digest in self._by_digest:
+            return
+        block = table.blocks[place - table.first]
+        if not self._known[block]:
+            self._by_digest[digest] = block
+            self._digests[block] = digest
+            self._known[block] = True
+
+    def close(self, key: str) -> None:
+        """The sequence is gone; the content of its full blocks stays known until they are needed."""
+        table = self.tables.pop(key)
+        self._unreserve(table)
+        # The end of a prefix is worth less than its beginning: it gets the older time.
+        for block in reversed(table.blocks):
+            self._drop(block)
+
+    def forget(self) -> None:
+        """No content is known any more."""
+        self._known[:] = False
+        self._digests.clear()
+        self._by_digest.clear()
+
+    def check(self) -> None:
+        """Assert the invariants; for tests."""
+        references = np.zeros(self.count, np.int32)
+        for table in self.tables.values():
+            assert len(set(table.blocks)) == len(table.blocks), "a sequence holds a block twice"
+            for block in table.blocks:
+                references[block] += 1
+        assert (references == self._references).all()
+        assert self.available == int(np.count_nonzero(references == 0))
+        assert {digest: block for block, digest in self._digests.items()} == self._by_digest
+        assert set(np.flatnonzero(self._known).tolist()) == set(self._digests)
+        assert set(self._reserved.tolist()) <= {table.owner for table in self.tables.values()} | {_NOBODY}
+        assert not (self._reserved[self._references > 0]).any(), "a held block is reserved"
+
+    def _is_roomy(self, blocks: int) -> bool:
+        return self.available - blocks >= self.count // 4
+
+    def _can_follow(self, known: list[int], fresh: int) -> bool:
+        """Whether `fresh` blocks right behind the known ones, which lie together, are there to be taken."""
+        start, last = known[0], known[-1]
+        if known != list(range(start, last + 1)) or last + fresh >= self.count:
+            return False
+        return all(self._is_open(block, _NOBODY) for block in range(last + 1, last + 1 + fresh))
+
+    def _is_open(self, block: int, owner: int) -> bool:
+        return not self._references[block] and self._reserved[block] in (_NOBODY, owner)
+
+    def _anywhere(self) -> int:
+        """The start of the longest unreserved run, of empty blocks if there are any; else the first block to be had."""
+        open_blocks = (self._references == 0) & (self._reserved == _NOBODY)
+        for blocks in (open_blocks & ~self._known, open_blocks):
+            starts, sizes = _runs(blocks)
+            if len(starts):
+                return self._oldest(int(starts[np.argmax(sizes)]), blocks)
+        return int(np.flatnonzero(self._references == 0)[0])
+
+    def _oldest(self, start: int, blocks: NDArray[np.bool_]) -> int:
+        """`start`, unless it would cost a known content: then the block that was unused the longest."""
+        if not self._known[start]:
+            return start
+        candidates = np.flatnonzero(blocks)
+        return int(candidates[np.argmin(self._used_at[candidates])])
+
+    def _find_run(self, size: int) -> int | None:
+        """The start of a run of unreserved blocks: empty ones, else those whose contents were unused the longest."""
+        open_blocks = (self._references == 0) & (self._reserved == _NOBODY)
+        start = _first_run(open_blocks & ~self._known, size)
+        if start is not None or _first_run(open_blocks, size) is None:
+            return start
+        ages = np.where(self._known, self._used_at, -1)
+        bounds = np.unique(ages[open_blocks])
+        low, high = 0, len(bounds) - 1
+        while low < high:  # the oldest contents whose loss makes room
+            middle = (low + high) // 2
+            if _first_run(open_blocks & (ages <= bounds[middle]), size) is None:
+                low = middle + 1
+            else:
+                high = middle
+        return _first_run(open_blocks & (ages <= bounds[low]), size)
+
+    def _occupy(self, start: int, size: int) -> list[int]:
+        taken = list(range(start, start + size))
+        for block in taken:
+            digest = self._digests.pop(block, None)
+            if digest is not None:
+                del self._by_digest[digest]
+                self._known[block] = False
+            self._reserved[block] = _NOBODY
+            self._hold(block)
+        return taken
+
+    def _reserve(self, table: Table, size: int) -> None:
+        """Mark up to `size` blocks behind the table as its own to grow into."""
+        block = table.blocks[-1] + 1 if table.blocks else self.count
+        while size > 0 and block < self.count and self._is_open(block, _NOBODY):
+            self._reserved[block] = table.owner
+            block, size = block + 1, size - 1
+
+    def _unreserve(self, table: Table) -> None:
+        self._reserved[self._reserved == table.owner] = _NOBODY
+
+    def _hold(self, block: int) -> None:
+        if not self._references[block]:
+            self.available -= 1
+            # Somebody revived a cached block that lay in another's reservation.
+            self._reserved[block] = _NOBODY
+        self._references[block] += 1
+
+    def _drop(self, block: int) -> None:
+        self._references[block] -= 1
+        if not self._references[block]:
+            self.available += 1
+            self._clock += 1
+            self._used_at[block] = self._clock
+
+
+def _runs(blocks: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Starts and sizes of the runs of True."""
+    edges = np.diff(np.concatenate(([False], blocks, [False])).astype(np.int8))
+    starts = np.flatnonzero(edges == 1)
+    return starts, np.flatnonzero(edges == -1) - starts
+
+
+def _first_run(blocks: NDArray[np.bool_], size: int) -> int | None:
+    starts, sizes = _runs(blocks)
+    fitting = np.flatnonzero(sizes >= size)
+    return int(starts[fitting[0]]) if len(fitting) else None
