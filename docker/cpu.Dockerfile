@@ -1,26 +1,31 @@
 # syntax=docker/dockerfile:1
 # The server without a GPU. Layers from slow and rare to fast and frequent: base, torch, dependencies, the project.
-# The context is what coldstream.deploy.image puts together: requirements.txt, entry.py, site/ (the package with its metadata).
-FROM python:3.12-slim-bookworm AS build
+# The context is what coldstream.deploy.image puts together: requirements.txt, entry.py, site/ (the package with its
+# metadata). There are no weights in it: models come from the bucket.
+ARG BASE=python:3.12-slim-bookworm
+
+FROM ${BASE} AS build
+# A folder of wheels, and another index for torch, for who builds without the usual ones.
+ARG PIP_FIND_LINKS=""
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements.txt /build/
 # torch by itself: it is most of the image, and changes least.
 RUN grep '^torch==' /build/requirements.txt > /build/torch.txt \
- && python -m venv /opt/coldstream \
- && /opt/coldstream/bin/pip install --index-url https://download.pytorch.org/whl/cpu -r /build/torch.txt
+ && python3 -m venv /opt/coldstream \
+ && /opt/coldstream/bin/pip install --index-url "${TORCH_INDEX}" -r /build/torch.txt
 RUN /opt/coldstream/bin/pip install -r /build/requirements.txt \
- && /opt/coldstream/bin/python -m compileall -q -j 0 /opt/coldstream/lib \
- && rm -rf /opt/coldstream/lib/python3.12/site-packages/pip /opt/coldstream/lib/python3.12/site-packages/torch/include
+ && rm -rf /opt/coldstream/lib/python3*/site-packages/pip /opt/coldstream/lib/python3*/site-packages/torch/include \
+ && /opt/coldstream/bin/python -m compileall -q -j 0 /opt/coldstream/lib
 
-FROM python:3.12-slim-bookworm
+FROM ${BASE}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin coldstream
 COPY --from=build /opt/coldstream /opt/coldstream
 # A new version of the project changes only what comes from here on: seconds.
-COPY site /opt/coldstream/lib/python3.12/site-packages
-COPY entry.py /opt/coldstream/entry.py
-RUN /opt/coldstream/bin/python -m compileall -q /opt/coldstream/lib/python3.12/site-packages/coldstream
-ENV PATH=/opt/coldstream/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PORT=8080
+COPY entry.py site /opt/coldstream/site/
+RUN /opt/coldstream/bin/python -m compileall -q /opt/coldstream/site
+ENV PATH=/opt/coldstream/bin:$PATH PYTHONPATH=/opt/coldstream/site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PORT=8080
 USER 10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["/opt/coldstream/bin/python", "/opt/coldstream/entry.py"]
+ENTRYPOINT ["/opt/coldstream/bin/python", "/opt/coldstream/site/entry.py"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +18,6 @@ from coldstream.deploy.target import LABELS, Kind
 from coldstream.errors import ObjectNotFound
 from coldstream.settings import ModelSettings, Settings, TaskSettings
 from tests.fakecloud import Bucket, FakeCloud, World, add_account
-
-# gRPC's C core writes every closed connection of a test to stderr otherwise.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 ME = "user:me@example.com"
 ADMIN = "user:admin@example.com"

@@ -58,11 +58,16 @@ class Method:
     request: str | None
 
 
+def text(name: str) -> str:
+    """A document as it was published."""
+    folder = files("googleapiclient.discovery_cache").joinpath("documents")
+    return folder.joinpath(f"{name}.json").read_text(encoding="utf-8")
+
+
 @cache
 def document(service: str) -> dict[str, Any]:
     """The discovery document of a service."""
-    folder = files("googleapiclient.discovery_cache").joinpath("documents")
-    return json.loads(folder.joinpath(f"{DOCUMENTS[service]}.json").read_text(encoding="utf-8"))
+    return json.loads(text(DOCUMENTS[service]))
 
 
 @cache
@@ -109,11 +114,11 @@ def violations(method: Method, query: Mapping[str, list[str]], body: Any) -> lis
     if body is not None and method.request is None and body != {}:
         found.append(f"{method.id}: a body where none is allowed")
     if body is not None and method.request is not None:
-        found += _schema_violations(document(method.service)["schemas"], {"$ref": method.request}, body, method.id)
+        found += schema_violations(document(method.service)["schemas"], {"$ref": method.request}, body, method.id)
     return found
 
 
-def _schema_violations(schemas: Mapping[str, Any], schema: Mapping[str, Any], value: Any, where: str) -> Iterator[str]:
+def schema_violations(schemas: Mapping[str, Any], schema: Mapping[str, Any], value: Any, where: str) -> Iterator[str]:
     if "$ref" in schema:
         schema = schemas[schema["$ref"]]
     kind = schema.get("type")
@@ -126,13 +131,13 @@ def _schema_violations(schemas: Mapping[str, Any], schema: Mapping[str, Any], va
             if inner is None:
                 yield f"{where}: unknown field {key}"
             else:
-                yield from _schema_violations(schemas, inner, item, f"{where}.{key}")
+                yield from schema_violations(schemas, inner, item, f"{where}.{key}")
     elif kind == "array":
         if not isinstance(value, list):
             yield f"{where}: {value!r} is not an array"
             return
         for index, item in enumerate(value):
-            yield from _schema_violations(schemas, schema["items"], item, f"{where}[{index}]")
+            yield from schema_violations(schemas, schema["items"], item, f"{where}[{index}]")
     elif kind == "string":
         if not isinstance(value, str):
             yield f"{where}: {value!r} is not a string"

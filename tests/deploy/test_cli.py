@@ -1,0 +1,190 @@
+"""The commands as typed, on the fake: tables for people, --json for machines, exit codes, files that are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from coldstream.cli import deploy as commands
+from coldstream.errors import DeployError, SettingsError
+from tests.deploy.conftest import ME, MODEL, Opened, Site
+
+CONFIG = """
+[models.gemma]
+uri = "gs://models/gemma"
+[tasks.text]
+model = "gemma"
+[deploy]
+project = "demo-project"
+"""
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a coldstream.toml."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "coldstream.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def runner(site: Site, who: str = ME) -> Run:
+    app = typer.Typer()
+    commands.register(app)
+
+    def run(*words: str, answer: str | None = None) -> Result:
+        return CliRunner().invoke(app, list(words), obj=site.session(who), input=answer)
+
+    return run
+
+
+def test_doctor_exits_with_0_when_nothing_is_in_the_way(ready: Site, folder: Path) -> None:
+    result = runner(ready)("doctor")
+    assert result.exit_code == 0
+    assert "0 no, 0 unknown" in result.stdout
+
+
+def test_doctor_exits_with_1_and_a_table_when_something_is_missing(site: Site, folder: Path) -> None:
+    site.world.iam.grant(site.world.project_name, "roles/browser", ME)
+    result = runner(site)("doctor")
+    assert result.exit_code == 1
+    assert "roles/cloudbuild.builds.editor" in result.stdout.replace("\n", "")
+    assert "doctor --fix" in result.stdout
+
+
+def test_doctor_exits_with_2_when_something_could_not_be_found_out(ready: Site, folder: Path) -> None:
+    ready.world.quotas["NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"] = 0
+    assert runner(ready)("doctor").exit_code == 2
+
+
+def test_doctor_as_data_has_every_check(ready: Site, folder: Path) -> None:
+    data = json.loads(runner(ready)("doctor", "--json").stdout)
+    assert data["exit_code"] == 0
+    assert len(data["checks"]) >= 40
+    assert set(data["checks"][0]) == {"step", "question", "answer", "evidence", "mend"}
+
+
+def test_fix_shows_asks_grants_and_writes_how_to_undo_it(owned: Site, folder: Path) -> None:
+    result = runner(owned)("doctor", "--fix", answer="y\n")
+    assert result.exit_code == 0, result.stdout
+    assert (
+        result.stdout.index("to be made and granted") < result.stdout.index("Go on?") < result.stdout.index("granted ")
+    )
+    assert "remove-iam-policy-binding" in (folder / "coldstream-undo.sh").read_text()
+    assert not (folder / "coldstream-grants.sh").exists()
+
+
+def test_fix_that_is_declined_changes_nothing(owned: Site, folder: Path) -> None:
+    runner(owned)("doctor", "--fix", answer="n\n")
+    assert owned.world.accounts == {}
+    assert owned.asked("setIamPolicy") == 0
+    assert not (folder / "coldstream-undo.sh").exists()
+
+
+def test_fix_by_a_caller_who_may_not_writes_a_script(site: Site, folder: Path) -> None:
+    site.world.iam.grant(site.world.project_name, "roles/browser", ME)
+    result = runner(site)("doctor", "--fix")
+    assert result.exit_code == 1
+    assert "gcloud projects add-iam-policy-binding demo-project" in (folder / "coldstream-grants.sh").read_text()
+
+
+def test_plan_prints_figures_assumptions_and_a_diff(ready: Site, folder: Path) -> None:
+    run = runner(ready)
+    first = run("plan")
+    assert first.exit_code == 0
+    for text in (
+        "startup probe",
+        "GET /readyz",
+        "an hour and instance",
+        "per million tokens",
+        "assumed",
+        "not deployed yet",
+    ):
+        assert text in first.stdout
+    ready.deploy()
+    assert "nothing would change" in run("plan").stdout
+    assert "max_instance_request_concurrency" in run("plan", "--concurrency", "3").stdout
+
+
+def test_plan_as_data(ready: Site, folder: Path) -> None:
+    data = json.loads(runner(ready)("plan", "--json", "--cpu").stdout)
+    assert data["size"]["gpu"] is False
+    assert data["scaling"]["max_instances"] >= 1
+    assert data["template"]["containers"][0]["startup_probe"]["http_get"]["path"] == "/readyz"
+
+
+def test_plan_proposes_what_fits_the_quota(ready: Site, folder: Path) -> None:
+    ready.shelf.models[MODEL] = Opened(total_bytes=8 * 1024**3, total_parameters=4 * 1024**3)
+    text = runner(ready)("plan", "--max-instances", "3").stdout
+    assert "instead" in text
+    assert "ask for more of" in text
+
+
+def test_deploy_ends_with_the_address_and_a_curl_line(ready: Site, folder: Path) -> None:
+    result = runner(ready)("deploy")
+    assert result.exit_code == 0, result.stdout
+    assert f"{ready.cloud.url}/app/coldstream" in result.stdout
+    assert 'curl -H "Authorization: Bearer $(gcloud auth print-identity-token' in result.stdout
+
+
+def test_deploy_of_a_uri_without_a_file(ready: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = runner(ready)("deploy", MODEL, "--project", "demo-project")
+    assert result.exit_code == 0, result.stdout
+
+
+def test_deploy_stops_before_it_begins_when_a_check_says_no(owned: Site, folder: Path) -> None:
+    result = runner(owned)("deploy")
+    assert isinstance(result.exception, DeployError)
+    assert "doctor --fix" in str(result.exception)
+    assert owned.asked("services.create") == owned.asked("builds.create") == 0
+
+
+def test_a_dry_run_changes_nothing(ready: Site, folder: Path) -> None:
+    result = runner(ready)("deploy", "--dry-run")
+    assert result.exit_code == 0
+    assert ready.asked("services.create") == ready.asked("builds.create") == ready.asked("objects.insert") == 0
+
+
+def test_public_says_what_it_means(ready: Site, folder: Path) -> None:
+    text = runner(ready)("deploy", "--public", "--dry-run").stdout
+    assert "PUBLIC: anybody who knows the address may use it, at your expense" in text
+
+
+def test_status_logs_rollback_and_destroy(ready: Site, folder: Path) -> None:
+    run = runner(ready)
+    first = ready.deploy()
+    ready.shelf.models[MODEL] = Opened(revision="ffeeddccbbaa9988")
+    ready.deploy()
+    assert first.revision in run("status").stdout
+    assert json.loads(run("status", "--json").stdout)["access"] == "private"
+    assert "coldstream: ready" in run("logs").stdout
+    assert f"all traffic is on {first.revision}" in run("rollback").stdout
+    declined = run("destroy", answer="n\n")
+    assert declined.exit_code == 1
+    assert ready.world.services
+    assert "left alone" in declined.stdout
+    assert run("destroy", "--yes").exit_code == 0
+    assert ready.world.services == {}
+    assert "nothing of this deployment is left" in run("destroy", "--yes").stdout
+
+
+@pytest.mark.parametrize("form", ["knative", "terraform", "k8s", "kserve"])
+def test_export_writes_every_form(ready: Site, folder: Path, form: str) -> None:
+    result = runner(ready)("export", form)
+    assert result.exit_code == 0
+    assert "coldstream" in result.stdout
+
+
+def test_a_typo_in_the_deploy_table_is_named(ready: Site, folder: Path) -> None:
+    (folder / "coldstream.toml").write_text(CONFIG + "reigon = 'x'\n")
+    result = runner(ready)("doctor")
+    assert isinstance(result.exception, SettingsError)
+    assert "deploy.reigon is unknown" in str(result.exception)

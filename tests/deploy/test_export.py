@@ -1,0 +1,89 @@
+"""The plan in other tools' words: parsed again, and held against the plan."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coldstream.deploy import export, plan
+from coldstream.deploy.plan import Model, Plan
+from coldstream.deploy.settings import DeploySettings
+from coldstream.deploy.sizing import Weights, shape
+from coldstream.deploy.target import target
+from tests.deploy.conftest import GEMMA_270M, MODEL, one_model, small_context
+from tests.fakecloud import discovery
+
+
+def made(**wanted: object) -> Plan:
+    settings = DeploySettings(project="demo-project", **wanted)  # type: ignore[arg-type]
+    model = Model("gemma", Weights(MODEL, 536_000_000, 268_000_000, shape(GEMMA_270M)), "0011")
+    place = target(settings, (MODEL,))
+    return plan.make_plan(one_model(), settings, place, (model,), limits={}, deployed=None, context=small_context)
+
+
+@pytest.mark.parametrize("cpu_only", [False, True])
+def test_knative_is_what_cloud_runs_v1_api_publishes(cpu_only: bool) -> None:
+    """Held against the discovery document of run.v1."""
+    body = yaml.safe_load(export.knative(made(cpu_only=cpu_only)))
+    document = json.loads(discovery.text("run.v1"))
+    found = discovery.schema_violations(document["schemas"], {"$ref": "Service"}, body, "Service")
+    assert list(found) == []
+    container = body["spec"]["template"]["spec"]["containers"][0]
+    assert ("nvidia.com/gpu" in container["resources"]["limits"]) is not cpu_only
+    assert container["startupProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_knative_says_what_the_plan_says() -> None:
+    wanted = made(min_instances=1, max_instances=2)
+    body = yaml.safe_load(export.knative(wanted))
+    template = body["spec"]["template"]
+    assert template["metadata"]["annotations"]["autoscaling.knative.dev/maxScale"] == "2"
+    assert template["spec"]["containerConcurrency"] == wanted.size.concurrency
+    assert template["spec"]["serviceAccountName"] == wanted.target.runtime_account
+
+
+def test_a_gke_deployment_asks_for_one_l4_and_probes_readiness() -> None:
+    account, deployment, service = yaml.safe_load_all(export.gke(made()))
+    pod = deployment["spec"]["template"]["spec"]
+    assert [item["kind"] for item in (account, deployment, service)] == ["ServiceAccount", "Deployment", "Service"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+    assert pod["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+
+
+def test_a_kserve_inference_service_has_the_plans_container() -> None:
+    body = yaml.safe_load(export.kserve(made(max_instances=2)))
+    predictor = body["spec"]["predictor"]
+    assert (body["kind"], predictor["maxReplicas"]) == ("InferenceService", 2)
+    assert predictor["containers"][0]["env"][0]["name"] == "COLDSTREAM_TOML"
+
+
+def test_terraform_has_balanced_blocks_and_the_plans_values() -> None:
+    text = export.terraform(made())
+    assert text.count("{") - text.count("${") == text.count("}")
+    assert 'resource "google_cloud_run_v2_service" "coldstream" {' in text
+    assert "gpu_zonal_redundancy_disabled = true" in text
+    assert '"nvidia.com/gpu" = "1"' in text
+    assert "roles/storage.objectViewer" in text
+
+
+def test_a_template_in_a_prompt_is_no_template_in_terraform() -> None:
+    assert export._hcl("${a} %{b}") == '"$${a} %%{b}"'
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=("Cs", "Cc"))),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc-/.", min_size=1), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(value=PLAIN)
+def test_yaml_that_is_written_is_read_as_it_was(value: object) -> None:
+    """Against PyYAML; JSON's escapes are YAML's."""
+    assert yaml.safe_load(export.yaml(value)) == value

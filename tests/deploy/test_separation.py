@@ -1,0 +1,41 @@
+"""deploy/ is a wing of its own: it loads neither torch nor the server, and no Google client before it is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def loaded(code: str) -> set[str]:
+    """The modules that a fresh interpreter has after some code."""
+    script = f"{code}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+WHOLE_WING = """
+import pkgutil
+import coldstream.deploy
+for module in pkgutil.iter_modules(coldstream.deploy.__path__):
+    __import__(f"coldstream.deploy.{module.name}")
+import coldstream.weights.checkpoint
+"""
+
+
+def test_the_whole_wing_imports_neither_torch_nor_the_server() -> None:
+    modules = loaded(WHOLE_WING)
+    assert "coldstream.deploy.apply" in modules
+    assert not modules & {"torch", "fastapi", "starlette", "uvicorn", "transformers"}
+    assert not [
+        name for name in modules if name.startswith(("coldstream.model", "coldstream.engine", "coldstream.serve"))
+    ]
+
+
+def test_importing_the_wing_loads_no_google_client() -> None:
+    modules = loaded(WHOLE_WING)
+    assert not [name for name in modules if name.startswith(("google.cloud.run", "google.api_core", "grpc"))]
+
+
+def test_the_commands_import_nothing_heavy_until_they_are_called() -> None:
+    modules = loaded("import coldstream.cli.deploy")
+    assert not [name for name in modules if name.startswith(("coldstream.deploy", "google.", "rich.table", "torch"))]
