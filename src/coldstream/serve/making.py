@@ -6,10 +6,13 @@ Nothing is imported at the top that is not on the way to the first byte; torch c
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.errors import OutOfMemory
+from coldstream.model.precision import CpuFeatures, RunPrecision, choose_precision
 from coldstream.serve import lean_torch
 from coldstream.settings import ModelSettings
 from coldstream.timeline import Timeline
@@ -19,11 +22,19 @@ if TYPE_CHECKING:
     from coldstream.weights.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """`weights` are the bytes that the model's matrices will take; `converts` says that landed bytes are let go."""
+_STORED = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1}
+"""Bytes a parameter; int8 has a scale a row beside the weights, and the kernel's padding."""
+_NVIDIA = Path("/dev/nvidiactl")
 
-    precision: str
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """How a checkpoint will run here, and why. `weights`: bytes; `converts`: landed bytes are let go once converted."""
+
+    device: str
+    precision: RunPrecision
+    reason: str
     weights: int
     converts: bool
 
@@ -44,31 +55,47 @@ def import_torch(threads: int | None, timeline: Timeline) -> None:
         torch.set_num_threads(threads or cpu_limit())
 
 
-def plan_memory(checkpoint: Checkpoint, model: ModelSettings) -> MemoryPlan:
-    """How the weights will lie in memory.
+def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
+    """Device, precision and memory, before torch is there.
 
     Raises:
-        OutOfMemory: they cannot, in what this container may use.
+        OutOfMemory: the weights cannot be held in what this container may use.
     """
     from coldstream.engine.memory import memory_available
 
-    precision = "float32"
-    stored = checkpoint.total_bytes
-    weights = checkpoint.total_parameters * 4
+    stored = stored_dtype(checkpoint)
+    device = "cuda" if _NVIDIA.exists() else "cpu"
+    precision, reason = choose_precision(
+        model.precision, device=device, cpu=CpuFeatures.of_this_machine(), stored=stored
+    )
+    weights = round(checkpoint.total_parameters * _BYTES[precision])
+    plan = RunPlan(device, precision, reason, weights, converts=device != "cpu" or precision != stored)
     available = memory_available()
-    if available is not None and weights > available:
+    if device == "cpu" and available is not None and weights > available:
+        advice = "" if precision == "int8" else ", or --precision int8"
         raise OutOfMemory(
-            f"{checkpoint.location}: {stored / 1e9:.1f} GB in the bucket become {weights / 1e9:.1f} GB as {precision}, "
-            f"but only {available / 1e9:.1f} GB can be used here; give the container more memory, or --precision int8"
+            f"{checkpoint.location}: {weights / 1e9:.1f} GB of weights as {precision}, but only "
+            f"{available / 1e9:.1f} GB of memory can be used here; give the container more{advice}"
         )
-    return MemoryPlan(precision, weights, converts=weights != stored)
+    return plan
 
 
-def build_decoder(checkpoint: Checkpoint, model: ModelSettings) -> Decoder:
-    """The decoder that the config describes, before its bytes."""
+def stored_dtype(checkpoint: Checkpoint) -> str | None:
+    """The dtype of most parameters, by torch's name."""
+    counts = Counter[str]()
+    for info in checkpoint.tensors.values():
+        counts[info.dtype] += info.numel
+    most = counts.most_common(1)
+    return _STORED.get(most[0][0]) if most else None
+
+
+def build_decoder(checkpoint: Checkpoint, plan: RunPlan) -> Decoder:
+    """The decoder that the config describes, before its bytes.
+
+    Raises:
+        UnknownArchitecture, UnsupportedConfig: the native decoder cannot run it.
+    """
     from coldstream.model.config import ModelConfig
     from coldstream.model.decoder import Decoder
-    from coldstream.model.vision_config import VisionConfig
 
-    vision = VisionConfig.from_json(checkpoint.config)
-    return Decoder(ModelConfig.from_json(checkpoint.config), precision="float32", vision=vision)
+    return Decoder(ModelConfig.from_json(checkpoint.config), device=plan.device, precision=plan.precision)

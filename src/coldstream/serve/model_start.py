@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
 from coldstream.serve.firsts import FirstForward, WatchedEngine
 from coldstream.serve.landing import Landing
-from coldstream.serve.making import build_decoder, import_torch, plan_memory
+from coldstream.serve.making import RunPlan, build_decoder, import_torch, plan_run
 from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Span, Timeline
 
@@ -68,6 +68,7 @@ class ModelStart:
         self.name, self.uri = model.name, model.uri
         self.created = int(time.time())
         self.progress: Progress | None = None
+        self.plan: RunPlan | None = None
         self.error: ColdstreamError | None = None
         self.is_wanted = False
         self._model, self._settings, self._timeline, self._on_change = model, settings, timeline, on_change
@@ -160,6 +161,8 @@ class ModelStart:
             "seconds_left": round(self.seconds_left, 1),
             "unverified": list(progress.unverified_files) if progress else [],
         }
+        if self.plan is not None:
+            state |= {"device": self.plan.device, "precision": self.plan.precision, "why": self.plan.reason}
         if progress is not None:
             counters = progress.counters
             state |= {"retries": counters.retries, "resumes": counters.resumes, "hedges": counters.hedges}
@@ -234,8 +237,8 @@ class ModelStart:
         retry = RetryPolicy(deadline=load.deadline)
         self.progress = Progress()
         checkpoint = await open_checkpoint_async(self.uri, retry=retry, progress=self.progress, timeline=self._timeline)
-        plan = plan_memory(checkpoint, self._model)
-        self._landing.capacity = _CONVERTED_AHEAD if plan.converts else None
+        self.plan = plan_run(checkpoint, self._model)
+        self._landing.capacity = _CONVERTED_AHEAD if self.plan.converts else None
         _settle(self._opened, checkpoint)
         files = asyncio.create_task(self._fetch_files(checkpoint))
         try:
@@ -320,7 +323,8 @@ class ModelStart:
         from coldstream.weights.tensors import as_tensor
 
         with self._timeline.span("model without its bytes", model=self.name):
-            decoder = build_decoder(checkpoint, self._model)
+            assert self.plan is not None
+            decoder = build_decoder(checkpoint, self.plan)
             shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
             self._assembly = Assembly(decoder, shapes)
         _settle(self._decoder, decoder)
