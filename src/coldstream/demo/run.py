@@ -104,9 +104,7 @@ def _fill(bucket: LocalBucket, package: Path, cache: Path, audience: Audience, t
 
 def _ask_all(server: Server, audience: Audience, timeline: Timeline) -> Report:
     seconds = {"server_started": timeline.now()}
-    audience.stage(
-        f"STORAGE_EMULATOR_HOST=... coldstream serve --config coldstream.toml on {server.url}", timeline.now()
-    )
+    audience.stage(server.command_line, timeline.now())
     server.wait_until_ready(audience.loading, deadline=_DEADLINE)
     seconds["ready"] = timeline.now()
     audience.stage("ready: both models were streamed from gs:// and verified", timeline.now())
