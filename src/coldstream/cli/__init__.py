@@ -20,6 +20,7 @@ from coldstream.errors import ColdstreamError
 _GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "serve": ("serve",),
+        "init": ("init",),
         "inspect": ("inspect",),
         "verify": ("verify",),
         "demo": ("demo",),
