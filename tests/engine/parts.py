@@ -1,4 +1,4 @@
-"""Small real parts for the engine's tests: a byte-level tokenizer, random decoders, and a place that collects events."""
+"""Small real parts for the engine's tests: a byte-level tokenizer, random decoders, a place that collects events."""
 
 from __future__ import annotations
 

@@ -211,12 +211,17 @@ class Scheduler:
 def _shares(reading: Items[Sequence], budget: int) -> list[tuple[Sequence, int]]:
     """Share the budget out: equal parts, and what the short ones leave goes to the long ones."""
     shares: list[tuple[Sequence, int]] = []
-    by_length = sorted(reading, key=lambda item: (item.missing, item.arrival))
-    for index, sequence in enumerate(by_length):
-        part = budget // (len(by_length) - index)
+    ordered = sorted(reading, key=lambda item: (item.missing, item.arrival))
+    if budget < CHUNK_ALIGNMENT * len(ordered):
+        # Too little for everybody: the oldest gets its part first, or the short ones that keep coming would starve it.
+        ordered.sort(key=lambda item: item.arrival)
+    for index, sequence in enumerate(ordered):
+        part = budget // (len(ordered) - index)
         if sequence.max_chunk is not None:
             part = min(part, sequence.max_chunk)
-        count = sequence.missing if sequence.missing <= part else _aligned(sequence.computed, part, budget)
+        count = sequence.missing
+        if count > part:
+            count = min(count, _aligned(sequence.computed, part, budget))
         if sequence.images:
             count = _with_whole_images(sequence, count, budget)
         shares.append((sequence, count))
