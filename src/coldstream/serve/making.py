@@ -97,5 +97,7 @@ def build_decoder(checkpoint: Checkpoint, plan: RunPlan) -> Decoder:
     """
     from coldstream.model.config import ModelConfig
     from coldstream.model.decoder import Decoder
+    from coldstream.model.vision_config import VisionConfig
 
-    return Decoder(ModelConfig.from_json(checkpoint.config), device=plan.device, precision=plan.precision)
+    config, vision = ModelConfig.from_json(checkpoint.config), VisionConfig.from_json(checkpoint.config)
+    return Decoder(config, device=plan.device, precision=plan.precision, vision=vision)
