@@ -122,4 +122,5 @@ def text_of(content: str | Iterable[Any] | None) -> str:
     """The text of a message's content, its parts one behind the other; images are left out."""
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(part.text for part in content if part.type == "text")
+    parts: list[Any] = list(content)
+    return "".join(part.text for part in parts if part.type == "text")
