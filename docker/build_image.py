@@ -44,6 +44,10 @@ class Buildah:
         )
         return done.stdout.strip()
 
+    def loudly(self, *words: str) -> None:
+        """With everything that it prints, on stderr: what failed is in there."""
+        subprocess.run(self.command(*words), check=True, stdout=sys.stderr, env=self._environment)
+
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(self.command(*words), env=self._environment, start_new_session=True)
 
@@ -61,7 +65,7 @@ def make_base(buildah: Buildah, work: Path, mirror: str, suite: str) -> None:
     buildah("commit", "--rm", container, BASE)
 
 
-def build(buildah: Buildah, work: Path, *, wheels: Path | None, index: str | None) -> float:
+def build(buildah: Buildah, work: Path, *, volumes: list[str], index: str | None) -> float:
     """The image from docker/cpu.Dockerfile and the installed package; the seconds it took."""
     context = image.context("cpu")
     folder = work / "context"
@@ -70,12 +74,11 @@ def build(buildah: Buildah, work: Path, *, wheels: Path | None, index: str | Non
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     options = ["--build-arg", f"BASE={BASE}"]
-    if wheels is not None:
-        options += ["--volume", f"{wheels}:{wheels}:ro", "--build-arg", f"PIP_FIND_LINKS={wheels}"]
+    options += [word for volume in volumes for word in ("--volume", volume)]
     if index is not None:
         options += ["--build-arg", f"TORCH_INDEX={index}"]
     begun = time.monotonic()
-    buildah(
+    buildah.loudly(
         "bud", "--layers", "--format", "docker", "-t", IMAGE, *options, "-f", str(folder / "Dockerfile"), str(folder)
     )
     return time.monotonic() - begun
@@ -156,7 +159,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/var/tmp/coldstream-image"), help="where everything lies")  # noqa: S108
     parser.add_argument("--mirror", default="http://deb.debian.org/debian")
     parser.add_argument("--suite", default="bookworm")
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels to prefer, such as torch's")
+    volume = "a folder or file for the build alone, HOST:IMAGE:ro; a pip.conf, certificates, wheels"
+    parser.add_argument("--volume", action="append", default=[], help=volume)
     parser.add_argument("--torch-index", help="another index for torch than PyTorch's own")
     parser.add_argument("--check", action="store_true", help="start it and ask it a question")
     chosen = parser.parse_args()
@@ -165,7 +169,7 @@ def main() -> None:
     chosen.work.mkdir(parents=True, exist_ok=True)
     buildah = Buildah(chosen.work)
     make_base(buildah, chosen.work, chosen.mirror, chosen.suite)
-    seconds = build(buildah, chosen.work, wheels=chosen.wheels, index=chosen.torch_index)
+    seconds = build(buildah, chosen.work, volumes=chosen.volume, index=chosen.torch_index)
     size = buildah("images", "--format", "{{.Size}}", IMAGE)
     print(f"{IMAGE}: built in {seconds:.1f} s, {size}")
     if chosen.check:

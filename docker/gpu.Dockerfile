@@ -6,8 +6,6 @@
 ARG BASE=python:3.12-slim-bookworm
 
 FROM ${BASE} AS build
-# A folder of wheels, and another index for torch, for who builds without the usual ones.
-ARG PIP_FIND_LINKS=""
 ARG TORCH_INDEX=https://pypi.org/simple
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements.txt /build/
