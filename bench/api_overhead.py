@@ -78,7 +78,7 @@ class EmptyModel:
     """Ready from the start."""
 
     name, uri, created, revision, is_ready, max_context = "default", "file:///nowhere", 0, "none", True, 8192
-    tokenizer, engine, defaults = EmptyTokenizer(), EmptyEngine(), SamplingParams()
+    tokenizer, engine, defaults, images = EmptyTokenizer(), EmptyEngine(), SamplingParams(), None
 
     async def ready(self) -> None:
         """At once."""

@@ -228,3 +228,41 @@ async def test_after_the_grace_the_rest_ends_with_a_valid_last_event(serve, engi
     *_, error, done, end = (await streaming).text.split("\n\n")
     assert (json.loads(error[6:])["error"]["code"], done, end) == ("not_ready", "data: [DONE]", "")
     assert sorted(slow.cancelled) == sorted(request.id for request in slow.submitted)
+
+
+async def test_after_a_crowd_of_every_kind_nothing_is_left(serve, engine) -> None:
+    """Answers, refusals, errors, streams that are read, streams that are left and clients that hang up at once."""
+    used = engine(lambda request: list("some text") if int(request.id[-3], 36) % 5 else ["a", "<error>"])
+    served = await serve(ScriptedModel(used), settings(ServerSettings(max_queue=12), sequences=2))
+    chat = {"model": "default", "messages": [{"role": "user", "content": "x"}]}
+
+    async def one(number: int) -> int:
+        kind = number % 4
+        if kind == 0:
+            return (await served.client.post("/generate", json={"prompt": "x"})).status_code
+        if kind == 1:
+            async with served.client.stream("POST", "/v1/chat/completions", json={**chat, "stream": True}) as reply:
+                await reply.aread()
+                return reply.status_code
+        if kind == 2:
+            async with served.client.stream(
+                "POST", "/v1/chat/completions", json={**chat, "stream": True, "n": 2}
+            ) as reply:
+                return reply.status_code
+        try:
+            async with asyncio.timeout(0.002):
+                return (
+                    await served.client.post("/v1/completions", json={"model": "default", "prompt": "x"})
+                ).status_code
+        except TimeoutError:
+            return 0
+
+    statuses = {status for _ in range(4) for status in await asyncio.gather(*(one(number) for number in range(40)))}
+    assert statuses <= {0, 200, 429, 500}
+    assert {200, 429} <= statuses
+    await asyncio.wait_for(served.state.lifecycle.idle(), 10)
+    await asyncio.to_thread(used.wait_until, lambda: not used.stats().running)
+    text = (await served.client.get("/metrics")).text
+    for name in ("open_sequences", "queue_sequences", "queue_tokens"):
+        assert f'coldstream_{name}{{model="default"}} 0.0' in text
+    assert not served.state.lifecycle.streams
