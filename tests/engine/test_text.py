@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldstream.engine.text import Detokenizer, StopStrings
@@ -11,9 +11,12 @@ from coldstream.engine.tokenizer import Tokenizer
 from tests.engine.parts import BYTES, SPECIAL, VOCAB, make_tokenizer
 
 
-@pytest.fixture(scope="module")
+TOKENIZER = make_tokenizer()
+
+
+@pytest.fixture
 def tokenizer() -> Tokenizer:
-    return make_tokenizer()
+    return TOKENIZER
 
 
 def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
@@ -21,9 +24,10 @@ def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [*(detokenizer.push(token) for token in ids), detokenizer.flush()]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text(alphabet=st.characters(blacklist_categories=["Cs"], blacklist_characters="▁�")))
 def test_any_text_comes_back_whole_and_without_half_characters(text: str) -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = TOKENIZER
     got = pieces(tokenizer, tokenizer.encode(text))
     assert "".join(got) == text
     assert not any("�" in piece for piece in got)
@@ -34,9 +38,10 @@ def test_a_korean_character_of_three_byte_tokens_leaves_with_its_last_byte(token
     assert pieces(tokenizer, ids) == ["", "", "한", "", "", "", "😀", ""]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from(sorted(VOCAB.values())), max_size=40))
 def test_any_tokens_give_text_in_the_end(ids: list[int]) -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = TOKENIZER
     got = pieces(tokenizer, ids)
     if tokenizer.decode(ids):
         assert "".join(got)
@@ -79,6 +84,7 @@ def test_a_token_costs_the_same_however_long_the_text_is() -> None:
     assert counting.decoded < 2000 * 8
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.data())
 def test_a_text_is_cut_at_its_first_stop_string_however_it_arrives(data: st.DataObject) -> None:
     text = data.draw(st.text(alphabet="ab\n", max_size=40))

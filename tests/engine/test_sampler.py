@@ -1,0 +1,157 @@
+"""A row is drawn by its own parameters: filters as written out, seeds that repeat, penalties as their papers say."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coldstream.engine.request import SamplingParams
+from coldstream.engine.sampler import Row, Sampled, sample, token_logprobs, uniform
+from coldstream.errors import EngineError
+
+
+def row(seed: int = 0, prompt: tuple[int, ...] = (), drawn: tuple[int, ...] = (), **params: Any) -> Row:
+    made = Row(SamplingParams(**params), seed, prompt)
+    for token in drawn:
+        made.drawn(token)
+    return made
+
+
+def one(logits: list[float], made: Row) -> int:
+    (outcome,) = sample(torch.tensor([logits]), [made])
+    assert isinstance(outcome, Sampled)
+    return outcome.token_id
+
+
+def written_out(logits: list[float], params: SamplingParams) -> dict[int, float]:
+    """Temperature, top_k, top_p, min_p in this order, with plain loops; the probabilities that are left."""
+    best = sorted(range(len(logits)), key=lambda token: -logits[token])
+    if params.top_k:
+        best = best[: params.top_k]
+    weights = {token: math.exp((logits[token] - max(logits)) / params.temperature) for token in best}
+    total = sum(weights.values())
+    kept, mass = {}, 0.0
+    for token in best:
+        probability = weights[token] / total
+        if kept and (mass >= params.top_p or probability < params.min_p * weights[best[0]] / total):
+            continue
+        kept[token] = probability
+        mass += probability
+    total = sum(kept.values())
+    return {token: probability / total for token, probability in kept.items()}
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    order=st.permutations(list(range(8))),
+    temperature=st.sampled_from([0.3, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 1, 3, 8, 50]),
+    top_p=st.sampled_from([0.2, 0.77, 1.0]),
+    min_p=st.sampled_from([0.0, 0.3]),
+)
+def test_filters_leave_what_they_leave_when_written_out(
+    order: list[int], temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = [number * 0.37 for number in order]
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    expected = written_out(logits, params)
+    rows = [Row(params, seed, ()) for seed in range(300)]
+    outcomes = sample(torch.tensor([logits] * len(rows)), rows)
+    drawn = Counter(outcome.token_id for outcome in outcomes if isinstance(outcome, Sampled))
+    assert drawn.keys() <= expected.keys()
+    for token, probability in expected.items():
+        assert drawn[token] / 300 == pytest.approx(probability, abs=0.15)
+
+
+def test_a_large_vocabulary_is_filtered_as_a_small_one() -> None:
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(0)).tolist()
+    for params in (SamplingParams(temperature=1.0, top_p=0.9), SamplingParams(temperature=3.0, min_p=0.001)):
+        expected = written_out(logits, params)
+        rows = [Row(params, seed, ()) for seed in range(200)]
+        outcomes = sample(torch.tensor([logits] * 200), rows)
+        assert {outcome.token_id for outcome in outcomes if isinstance(outcome, Sampled)} <= expected.keys()
+        assert len(expected) > 1024, "the case that needs more than the first candidates"
+
+
+def test_the_same_seed_draws_the_same_in_any_company() -> None:
+    logits = torch.randn(3, 500)
+    mine = lambda: row(7, drawn=(1, 2), temperature=1.0)  # noqa: E731
+    alone = sample(logits[1:2], [mine()])[0]
+    together = sample(logits, [row(1, temperature=0.5), mine(), row(temperature=0.0)])[1]
+    assert alone == together
+    others = [sample(logits[1:2], [row(seed, drawn=(1, 2), temperature=1.0)])[0] for seed in range(8, 13)]
+    assert any(other != alone for other in others)
+
+
+@settings(deadline=None)
+@given(st.integers(-(1 << 63), (1 << 64) - 1), st.integers(0, 1 << 40))
+def test_a_draw_lies_between_zero_and_one_and_repeats(seed: int, position: int) -> None:
+    assert 0.0 <= uniform(seed, position) < 1.0
+    assert uniform(seed, position) == uniform(seed, position)
+    assert uniform(seed, position) != uniform(seed, position + 1)
+
+
+def test_greedy_is_the_best_token_and_temperature_zero_is_greedy() -> None:
+    assert one([0.0, 3.0, 1.0], row()) == 1
+    assert one([0.0, 3.0, 1.0], row(temperature=0.0, top_k=2, logprobs=1)) == 1
+
+
+def test_repetition_penalty_weighs_on_prompt_and_output() -> None:
+    assert one([2.0, 1.9, -1.0], row(prompt=(0,), repetition_penalty=1.5)) == 1
+    assert one([2.0, 1.9, -1.0], row(prompt=(0,), drawn=(1,), repetition_penalty=1.2)) == 0
+    assert one([-1.0, -1.2], row(prompt=(0,), repetition_penalty=2.0)) == 1
+
+
+def test_presence_and_frequency_weigh_on_the_output_only() -> None:
+    assert one([2.0, 1.5], row(prompt=(0, 0, 0), presence_penalty=1.0, frequency_penalty=1.0)) == 0
+    assert one([2.0, 1.5], row(drawn=(0,), presence_penalty=1.0)) == 1
+    assert one([3.0, 1.5], row(drawn=(0,), frequency_penalty=1.0)) == 0
+    assert one([3.0, 1.5], row(drawn=(0, 0), frequency_penalty=1.0)) == 1
+
+
+def test_logit_bias_moves_a_token_and_logprobs_stay_the_models_own() -> None:
+    made = row(logit_bias=((2, 10.0),), logprobs=2)
+    (outcome,) = sample(torch.tensor([[1.0, 2.0, 0.0]]), [made])
+    assert isinstance(outcome, Sampled)
+    assert outcome.logprob is not None
+    expected = torch.tensor([1.0, 2.0, 0.0]).log_softmax(0)
+    assert outcome.token_id == 2
+    assert outcome.logprob.logprob == pytest.approx(float(expected[2]))
+    assert [token for token, _ in outcome.logprob.top] == [1, 0]
+
+
+def test_a_mask_is_never_left() -> None:
+    made = row(temperature=5.0)
+    for seed in range(50):
+        made.seed = seed
+        made.allowed = torch.tensor([False, True, False, True])
+        assert one([9.0, 0.0, 9.0, 0.0], made) in (1, 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_logits_are_an_error_of_their_row_only(value: float) -> None:
+    broken, fine = sample(torch.tensor([[0.0, value], [0.0, 1.0]]), [row(temperature=1.0), row()])
+    assert isinstance(broken, EngineError)
+    assert fine == Sampled(1)
+
+
+def test_a_mask_that_allows_nothing_is_an_error() -> None:
+    made = row()
+    made.allowed = torch.tensor([False, False])
+    (outcome,) = sample(torch.tensor([[0.0, 1.0]]), [made])
+    assert isinstance(outcome, EngineError)
+
+
+def test_logprobs_of_given_tokens() -> None:
+    logits = torch.randn(4, 9)
+    scores = logits.log_softmax(-1)
+    for place, item in enumerate(token_logprobs(logits, [3, 1, 4, 1], 9)):
+        assert item.logprob == pytest.approx(float(scores[place, item.token_id]), abs=1e-5)
+        assert [token for token, _ in item.top] == scores[place].argsort(descending=True).tolist()
+    assert token_logprobs(logits[:0], [], 3) == []
