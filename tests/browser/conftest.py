@@ -64,6 +64,15 @@ help = "The language of the answer"
 [tasks.translation.sampling]
 max_tokens = 12
 
+[tasks.product]
+model = "sql"
+prompt = "{photo}{product}"
+[tasks.product.inputs.photo]
+kind = "image"
+help = "What it looks like"
+[tasks.product.inputs.product]
+default = "a mug"
+
 [tasks.long]
 model = "sql"
 help = "Goes on until it is stopped."

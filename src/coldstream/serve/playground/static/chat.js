@@ -17,7 +17,7 @@ export class Chat {
   constructor(box) {
     const redraw = () => this.code.draw();
     this.model = new Field({ name: "model", control: el("select"), label: "" });
-    this.system = new Field({ name: "messages.0", control: textArea({ rows: 1 }), label: "" });
+    this.system = new Field({ name: "system", control: textArea({ rows: 1 }), label: "" });
     this.message = new Field({ name: "messages", control: textArea({ rows: 2 }), label: "" });
     this.photos = new Photos({ name: "image_url", most: MOST_PHOTOS, onchange: redraw });
     this.sampling = new Sampling();
@@ -130,8 +130,15 @@ export class Chat {
       await this.#ask(asked, written);
     } catch (error) {
       this.#takeBack(written, shown);
-      this.complaint.show(error, this.fields);
+      this.complaint.show(error, this.fields, this.#fieldOf(error.field ?? ""));
     }
+  }
+
+  // `messages.0` may be the system message, and a message's photo is not its text.
+  #fieldOf(name) {
+    if (name.includes("image_url")) return this.photos;
+    if (!name.startsWith("messages")) return undefined;
+    return this.system.value.trim() && name.startsWith("messages.0") ? this.system : this.message;
   }
 
   async #ask(asked, written) {
@@ -192,6 +199,6 @@ export class Chat {
 
 function content({ content: words, photos = [] }, forCode) {
   if (!photos.length) return words;
-  const parts = photos.map((photo) => ({ type: "image_url", image_url: { url: forCode ? { photo } : photo.url } }));
+  const parts = photos.map((photo) => ({ type: "image_url", image_url: { url: forCode ? photo : photo.url } }));
   return [...parts, { type: "text", text: words }];
 }

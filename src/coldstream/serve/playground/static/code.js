@@ -2,13 +2,14 @@
 
 import { keyNeeded } from "./api.js";
 import { el, freshId, text, toClipboard } from "./dom.js";
+import { Photo } from "./photos.js";
 import { t } from "./words.js";
 
 const LANGUAGES = { curl: "curl", python: "Python", javascript: "JavaScript" };
 const KEY = "COLDSTREAM_API_KEY";
 
 export class Code {
-  // `describe` says what the request is: { path, body }, where a photo is { photo: { name, type } }.
+  // `describe` says what the request is: { path, body }, where a photo is a Photo rather than its bytes.
   constructor(describe) {
     this.describe = describe;
     const id = freshId("code");
@@ -55,7 +56,7 @@ function marked(body, indent) {
   const photos = [];
   const json = JSON.stringify(
     body,
-    (_, value) => (value?.photo ? `\u0000${photos.push(value.photo) - 1}` : value),
+    (_, value) => (value instanceof Photo ? `\u0000${photos.push(value) - 1}` : value),
     indent,
   );
   return { json, photos };
@@ -68,10 +69,23 @@ function curl(url, body) {
   const lines = [`curl ${shell(url)}`, `-H 'Content-Type: application/json'`];
   if (keyNeeded()) lines.push(`-H "Authorization: Bearer $${KEY}"`);
   if (!photos.length) return [...lines, `-d ${shell(json)}`].join(" \\\n  ");
+  if (!("messages" in body)) return curlForm(url, body, lines.slice(2));
   // A photo is too long for a command line, so the body goes through a here-document, in which the shell reads files.
   const escaped = json.replace(/"\\u0000\d+"|[\\$`]/g, (found) => (found.length > 1 ? found : `\\${found}`));
   const document = withPhotos(escaped, photos, (photo) => `"data:${photo.type};base64,$(base64 < ${shell(photo.name)} | tr -d '\\n')"`);
   return `${[...lines, "-d @- <<JSON"].join(" \\\n  ")}\n${document}\nJSON`;
+}
+
+// With photos, a form (multipart/form-data), whose files curl reads itself.
+function curlForm(url, body, headers) {
+  const fields = Object.entries(body).flatMap(([name, value]) => {
+    if (name === "inputs") return Object.entries(value).map(([input, given]) => [`inputs.${input}`, given]);
+    return Array.isArray(value) ? value.map((item) => [name, item]) : [[name, value]];
+  });
+  const parts = fields.map(([name, value]) =>
+    value instanceof Photo ? `-F ${shell(`${name}=@"${value.name}"`)}` : `--form-string ${shell(`${name}=${value}`)}`,
+  );
+  return [`curl ${shell(url)}`, ...headers, ...parts].join(" \\\n  ");
 }
 
 const shell = (word) => `'${word.replaceAll("'", `'\\''`)}'`;

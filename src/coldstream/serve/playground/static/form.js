@@ -124,12 +124,13 @@ export class Complaint {
     this.root = el("div", { class: "alert", role: "alert", hidden: true }, this.title, this.message, this.hint);
   }
 
-  show(error, fields) {
+  // `at` is the field, where its name alone does not say it.
+  show(error, fields, at = undefined) {
     text(this.title, error.title ?? t("error.500"));
     text(this.message, error.message);
     text(this.hint, error.hint ?? "");
     this.root.hidden = false;
-    const field = error.field ? find(fields, error.field) : undefined;
+    const field = at ?? (error.field ? find(fields, error.field) : undefined);
     if (field === undefined) return;
     field.complain(error.message);
     field.focus();

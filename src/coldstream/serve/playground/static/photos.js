@@ -5,12 +5,19 @@ import { bytes, t } from "./words.js";
 
 const KINDS = ["image/jpeg", "image/png", "image/webp", "image/gif"];
 
+export class Photo {
+  constructor({ name, size, type }, url) {
+    Object.assign(this, { name, size, type, url });
+  }
+}
+
 export class Photos {
   #photos = [];
   #label;
 
   // A field like those of form.js, for at most `most` photos.
-  constructor({ name, most, label = "", help = "", onchange = () => {} }) {
+  // `sample`: the server has one of its own, for when none is given.
+  constructor({ name, most, label = "", help = "", sample = false, onchange = () => {} }) {
     const id = freshId("photos");
     this.name = name;
     this.most = most;
@@ -27,7 +34,9 @@ export class Photos {
     this.zone = el("div", { class: "drop" }, this.list, el("p", {}, this.hint, " ", this.pick, " ", this.kinds));
     this.help = el("p", { class: "dim help" }, help);
     this.help.hidden = help === "";
-    this.root = el("div", { class: "field" }, el("div", { class: "label" }, this.label), this.help, this.zone, this.control, this.error);
+    this.note = el("p", { class: "dim help", hidden: !sample });
+    const caption = el("div", { class: "label" }, this.label);
+    this.root = el("div", { class: "field" }, caption, this.help, this.note, this.zone, this.control, this.error);
     this.pick.setAttribute("aria-describedby", `${id}-error`);
     this.takeDrops(this.zone);
     this.translate();
@@ -72,7 +81,7 @@ export class Photos {
   }
 
   async #take(file) {
-    const photo = { name: file.name, size: file.size, type: file.type, url: await dataUrl(file) };
+    const photo = new Photo(file, await dataUrl(file));
     // Where one photo is wanted, a new one takes the place of the old.
     this.#photos = this.most === 1 ? [photo] : [...this.#photos, photo];
     say(t("photo.added", { name: file.name }));
@@ -112,6 +121,7 @@ export class Photos {
     text(this.hint, t("photo.drop"));
     text(this.pick, t("photo.pick"));
     text(this.kinds, `(${t("photo.kinds")})`);
+    text(this.note, t("photo.sample"));
     this.#draw();
   }
 
@@ -127,6 +137,7 @@ export class Photos {
   }
 
   focus() {
+    this.control.closest("details")?.setAttribute("open", "");
     this.pick.focus();
   }
 }

@@ -85,14 +85,17 @@ class TaskForm {
       if (event.key === "Escape") this.answer.stop();
     });
     form.addEventListener("input", () => this.code.draw());
-    if (this.photos) this.photos.takeDrops(form);
+    const [place] = [...this.inputs.filter((input) => input instanceof Photos), ...(this.photos ? [this.photos] : [])];
+    place?.takeDrops(form);
     return el("div", {}, form, el("div", { class: "result" }, this.title, this.complaint.root, this.answer.root), this.code.root);
   }
 
   #input(name, schema) {
     const sentAs = name === this.task.prompt_input ? "prompt" : `inputs.${name}`;
     if (schema.contentMediaType?.startsWith("image/")) {
-      return new Photos({ name: sentAs, most: 1, label: name, help: schema.description, onchange: () => this.code.draw() });
+      const sample = schema["x-has-default"] === true;
+      const onchange = () => this.code.draw();
+      return new Photos({ name: sentAs, most: 1, label: name, help: schema.description, sample, onchange });
     }
     const required = this.task.inputs.required.includes(name);
     const control = schema.enum ? choices(schema) : textArea({ rows: name === this.task.prompt_input ? 2 : 3 });
@@ -157,7 +160,7 @@ class TaskForm {
       else inputs[input.name.slice("inputs.".length)] = value;
     }
     if (Object.keys(inputs).length) body.inputs = inputs;
-    if (this.photos?.photos.length) body.images = this.photos.photos.map((photo) => (forCode ? { photo } : photo.url));
+    if (this.photos?.photos.length) body.images = this.photos.photos.map((photo) => (forCode ? photo : photo.url));
     return { path: "generate", body: { ...body, ...this.sampling.values() } };
   }
 }
@@ -166,7 +169,7 @@ function valueOf(input, forCode) {
   if (!(input instanceof Photos)) return input.value;
   const [photo] = input.photos;
   if (photo === undefined) return "";
-  return forCode ? { photo } : photo.url;
+  return forCode ? photo : photo.url;
 }
 
 function choices(schema) {
