@@ -99,7 +99,7 @@ def test_the_kernel_does_not_saturate_where_everything_is_largest(levels: int) -
     rotation = hadamard(64)
     linear.fill(0, rotate(torch.ones(8, 128), rotation))
     got = linear.joined(rotate(torch.ones(1, 128), rotation))
-    assert torch.allclose(got, torch.full((1, 8), 128.0), rtol=1e-3)
+    assert torch.allclose(got, torch.full((1, 8), 128.0), rtol=0.01)  # saturated, it would be a third less
 
 
 def test_a_row_of_zeros_gives_zeros(levels: int) -> None:

@@ -28,6 +28,8 @@ _CACHED_ELEMENTS = 32_768
 """Packing works on so many elements at a time: they stay in the cache, and torch starts no threads for them."""
 _TABLE_ROWS = 32_768
 """Rows of the vocabulary's matrix that are packed as one: enough pieces for several threads, few for decoding."""
+_ALL_LEVELS = 127
+_SATURATING_LEVELS = 96
 _TINY = 1e-12
 
 
@@ -54,7 +56,7 @@ class Int8Linear:
         start = sum(self.sizes[:part])
         rows = slice(start, start + self.sizes[part])
         into = self._buffer()
-        quantise(weight, self._rotation, into[rows], self._scales[rows])
+        quantise(weight, self._rotation, self._levels, into[rows], self._scales[rows])
         with self._lock:
             self._missing.discard(part)
             if not self._missing:
@@ -123,7 +125,7 @@ class Int8Table:
     def _fill_block(self, index: int, weight: Tensor) -> None:
         rows = slice(index * _TABLE_ROWS, index * _TABLE_ROWS + len(weight))
         into = torch.empty(weight.shape, dtype=torch.int8) if self._weight is None else self._weight[rows]
-        quantise(weight, self._rotation, into, self._scales[rows])
+        quantise(weight, self._rotation, self._levels, into, self._scales[rows])
         if self._multiplied:
             self._packed[index] = pack(into, self._scales[rows])
 
@@ -159,13 +161,19 @@ def unit_rows(x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
     return rotated.div_(largest), largest
 
 
-def quantise(weight: Tensor, rotation: Tensor, into: Tensor, scales: Tensor) -> None:
-    """Rotate and round `[rows, features]` of any float dtype into int8 `into`, with float32 `scales`, one a row."""
+def quantise(weight: Tensor, rotation: Tensor, levels: int, into: Tensor, scales: Tensor) -> None:
+    """Rotate and round `[rows, features]` of any float dtype into int8 `into`, with float32 `scales`, one a row.
+
+    A row's scale is such that no product with activations of `levels` can saturate, see `activation_levels`.
+    """
     step = max(1, _CACHED_ELEMENTS // weight.shape[1])
     for start in range(0, len(weight), step):
         rows = slice(start, start + step)
         rotated = rotate(weight[rows].float(), rotation)
         scale = rotated.abs().amax(1, keepdim=True).clamp_(min=_TINY).div_(127)
+        if levels < _ALL_LEVELS:
+            pairs = rotated[:, 0:-1:2] + rotated[:, 1::2]
+            scale = torch.maximum(scale, pairs.abs_().amax(1, keepdim=True).div_(_largest_pair(levels)))
         into[rows] = rotated.div_(scale).round_()
         scales[rows] = scale[:, 0]
 
@@ -193,7 +201,16 @@ def multiply(unit: Tensor, packed: torch.ScriptObject | None, levels: int) -> Te
 
 
 def _zero(levels: int) -> int:
-    return 128 if levels == 127 else levels
+    """The zero point; it makes activations unsigned, as the kernel wants them."""
+    return levels + 1 if levels == _ALL_LEVELS else levels
+
+
+def _largest_pair(levels: int) -> int:
+    """What two neighbouring weights may sum to: each meets up to 2 * levels, and the sum must fit in 16 bits.
+
+    One less for each of the two, which may be rounded up.
+    """
+    return 32_767 // (2 * levels) - 1
 
 
 def is_available() -> bool:
@@ -202,10 +219,11 @@ def is_available() -> bool:
 
 
 def activation_levels() -> int:
-    """How finely this CPU may round activations: 127 steps to either side, or 64.
+    """How finely this CPU may round activations: 127 steps to either side, or 96.
 
-    Without AVX512-VNNI, FBGEMM adds pairs of u8 x s8 products in 16 bits, which saturate unless activations have one
-    bit less. It is tried, not read from flags: the product that would saturate is computed and looked at.
+    Without AVX512-VNNI, FBGEMM adds pairs of u8 x s8 products in 16 bits, which saturate. 64 steps could never; with 96
+    no pair of neighbouring weights may sum to more than 169, which few rows do once they are rotated: `quantise` sees
+    to it. It is tried, not read from flags: a product that would saturate is computed and looked at.
 
     Selects FBGEMM as torch's engine for packing, for the whole process. Raises UnsupportedConfig without FBGEMM.
     """
@@ -217,5 +235,6 @@ def activation_levels() -> int:
         # torch announces, once, that tensors with quantised dtypes will go; only packing makes one, for a moment
         warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
         packed = pack(torch.full((8, features), 127, dtype=torch.int8), torch.ones(8))
-    got = multiply(torch.ones(1, features), packed, 127)
-    return 127 if torch.allclose(got, torch.full_like(got, 127.0 * features), rtol=1e-3) else 64
+    got = multiply(torch.ones(1, features), packed, _ALL_LEVELS)
+    saturates = not torch.allclose(got, torch.full_like(got, 127.0 * features), rtol=1e-3)
+    return _SATURATING_LEVELS if saturates else _ALL_LEVELS

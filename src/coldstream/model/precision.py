@@ -1,0 +1,61 @@
+"""Which precision a machine should run, and why. Pure, but for `CpuFeatures.of_this_machine`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from coldstream.settings import Precision
+
+RunPrecision = Literal["float32", "bfloat16", "int8"]
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFeatures:
+    """What decides: FBGEMM's int8 kernels need AVX2, and bfloat16 is only fast where the CPU multiplies it."""
+
+    avx2: bool
+    avx512_vnni: bool
+    bfloat16: bool
+
+    @classmethod
+    def from_flags(cls, flags: frozenset[str]) -> CpuFeatures:
+        """Read the flags as Linux names them in /proc/cpuinfo."""
+        return cls(
+            avx2="avx2" in flags,
+            avx512_vnni="avx512_vnni" in flags,
+            bfloat16=bool(flags & {"amx_bf16", "avx512_bf16"}),
+        )
+
+    @classmethod
+    def of_this_machine(cls) -> CpuFeatures:
+        """No feature at all where there is no /proc/cpuinfo, or none with flags (Arm)."""
+        try:
+            lines = _CPUINFO.read_text(encoding="ascii", errors="replace").splitlines()
+        except OSError:
+            return cls.from_flags(frozenset())
+        flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+        return cls.from_flags(frozenset(flags.split()))
+
+
+def choose_precision(
+    wanted: Precision, *, device: str, cpu: CpuFeatures, stored: str | None
+) -> tuple[RunPrecision, str]:
+    """The precision to run in and the reason, in words for a person. `stored` is the checkpoint's dtype, by its name.
+
+    int8 is held to a mean KL of 0.02 nats to float32 (see docs/kernels.md), so auto takes it wherever it is fastest.
+    """
+    if wanted != "auto":
+        return wanted, "asked for"
+    if device != "cpu":
+        return "bfloat16", f"{device} multiplies bfloat16"
+    if cpu.avx2 and cpu.avx512_vnni:
+        return "int8", "AVX512-VNNI multiplies int8 fastest, with activations of 8 bits"
+    if cpu.avx2:
+        return "int8", "AVX2 multiplies int8 fastest, with 193 steps an activation (without VNNI, 255 would saturate)"
+    if cpu.bfloat16 and stored == "bfloat16":
+        return "bfloat16", "the CPU multiplies bfloat16, and int8 needs x86 with AVX2"
+    return "float32", "int8 needs x86 with AVX2, and bfloat16 is slow on this CPU"

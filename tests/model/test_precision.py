@@ -1,0 +1,41 @@
+"""auto picks from what the CPU can do, and says why."""
+
+from __future__ import annotations
+
+import pytest
+
+from coldstream.model.precision import CpuFeatures, choose_precision
+from coldstream.settings import Precision
+
+NONE = CpuFeatures(avx2=False, avx512_vnni=False, bfloat16=False)
+ZEN3 = CpuFeatures(avx2=True, avx512_vnni=False, bfloat16=False)
+ICE_LAKE = CpuFeatures(avx2=True, avx512_vnni=True, bfloat16=False)
+
+
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16", "int8"])
+def test_what_was_asked_for_is_what_runs(wanted: Precision) -> None:
+    assert choose_precision(wanted, device="cpu", cpu=NONE, stored=None) == (wanted, "asked for")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "device", "chosen", "word"),
+    [
+        (ZEN3, "cpu", "int8", "saturate"),
+        (ICE_LAKE, "cpu", "int8", "VNNI"),
+        (NONE, "cpu", "float32", "AVX2"),
+        (CpuFeatures(avx2=False, avx512_vnni=False, bfloat16=True), "cpu", "bfloat16", "bfloat16"),
+        (ZEN3, "cuda", "bfloat16", "cuda"),
+    ],
+)
+def test_auto_takes_what_the_machine_is_fastest_at_and_gives_the_reason(
+    cpu: CpuFeatures, device: str, chosen: str, word: str
+) -> None:
+    precision, reason = choose_precision("auto", device=device, cpu=cpu, stored="bfloat16")
+    assert precision == chosen
+    assert word in reason
+
+
+def test_flags_are_read_as_linux_names_them() -> None:
+    assert CpuFeatures.from_flags(frozenset({"avx2", "fma"})) == ZEN3
+    assert CpuFeatures.from_flags(frozenset({"avx2", "avx512_vnni", "amx_bf16"})).bfloat16
+    assert CpuFeatures.from_flags(frozenset()) == NONE
