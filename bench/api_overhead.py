@@ -108,7 +108,7 @@ def serve(port: int) -> None:
 
     logs.configure(open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  written, as in production, and not read
     app = create_app(ServerState(for_uri("file:///nowhere"), {"default": EmptyModel()}))
-    uvicorn.run(both, port=port, log_config=None, access_log=False, lifespan="off", loop="uvloop", http="httptools")
+    uvicorn.run(both, port=port, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=600)
 
 
 class Connection:
