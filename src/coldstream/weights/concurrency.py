@@ -12,9 +12,11 @@ from dataclasses import dataclass
 WINDOW = 0.25
 GROWTH = 1.5
 BACKOFF = 0.5
-# Growing goes on while goodput rises by this much; less than FALLING of the best seen is taken for congestion.
-RISING = 1.05
-FALLING = 0.6
+# Growing goes on while goodput rises by this much; less than FALLING of the best seen is taken for congestion. The best
+# fades, so that growth is tried again after a while.
+RISING = 1.1
+FALLING = 0.5
+FADING = 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Concurrency:
         self._bounds = bounds
         self._limit = float(bounds.start)
         self._slow_start = True
-        self._window_began = now
+        self._before = self._limit
+        self._window_began: float | None = None
         self._window_bytes = 0
         self._window_reads = 0
         self._best = 0.0
@@ -55,36 +58,46 @@ class Concurrency:
 
     def completed(self, nbytes: int, *, now: float) -> None:
         """A read ended well."""
-        self._window_bytes += nbytes
         self._window_reads += 1
+        if self._window_began is None:
+            # The first generation of reads began together, and says nothing about goodput.
+            if self._window_reads >= self._limit:
+                self._open_window(now)
+            return
+        self._window_bytes += nbytes
         elapsed = now - self._window_began
-        if elapsed >= WINDOW and self._window_reads >= self._limit / 2:
+        if elapsed >= WINDOW and self._window_reads >= self._limit:
             self._judge(self._window_bytes / elapsed, now)
-            self._window_began, self._window_bytes, self._window_reads = now, 0, 0
+            self._open_window(now)
 
     def throttled(self, *, now: float) -> None:
         """The store asked for less. One burst of refusals counts once."""
-        self._slow_start = False
         if now - self._decreased_at >= WINDOW:
             self._decrease(now)
 
+    def _open_window(self, now: float) -> None:
+        self._window_began, self._window_bytes, self._window_reads = now, 0, 0
+
     def _judge(self, goodput: float, now: float) -> None:
-        if goodput < FALLING * self._best:
-            self._slow_start = False
-            self._decrease(now)
-            self._best = goodput
-            return
         rising = goodput > RISING * self._best
-        self._best = max(self._best * 0.98, goodput)
-        if self._slow_start and rising:
-            self._set(self._limit * GROWTH)
-        else:
+        falling = goodput < FALLING * self._best
+        self._best = max(self._best * FADING, goodput)
+        if falling:
+            self._best = goodput
+            self._decrease(now)
+        elif rising:
+            self._before = self._limit
+            self._set(self._limit * GROWTH if self._slow_start else self._limit + 1)
+        elif self._before < self._limit:
+            # More reads at once did not bring more, they only make each of them slower, and the last ones later.
             self._slow_start = False
-            self._set(self._limit + 1)
+            self._set(self._before)
 
     def _decrease(self, now: float) -> None:
+        self._slow_start = False
         self._decreased_at = now
         self._set(self._limit * BACKOFF)
+        self._before = self._limit
 
     def _set(self, limit: float) -> None:
         self._limit = min(max(limit, self._bounds.low), self._bounds.high)

@@ -14,9 +14,12 @@ from coldstream.weights.progress import Counters
 from coldstream.weights.retry import Attempts, RetryPolicy
 from coldstream.weights.store import Interrupted, Pin, Store
 
-# A read is late when it takes this many times the usual for its size, and at least HEDGE_FLOOR seconds.
+# A read is late when it takes this many times the usual for its size, and at least HEDGE_FLOOR seconds; sooner when
+# nothing else is left to read, because then everybody waits for it.
 HEDGE_FACTOR = 3.0
+TAIL_FACTOR = 1.5
 HEDGE_FLOOR = 0.25
+HEDGE_POLL = 0.05
 # Reads that must have ended before "usual" means something.
 HEDGE_SAMPLES = 8
 # No useful connection is slower (bytes a second); a read below it is cut and resumed.
@@ -52,11 +55,11 @@ class Pace:
         """A read ended well."""
         self._seconds_per_byte.append(seconds / max(nbytes, 1))
 
-    def late_after(self, nbytes: int) -> float | None:
-        """Seconds after which a read of this size is late; None while too little is known."""
+    def usual(self, nbytes: int) -> float | None:
+        """Seconds that a read of this size takes; None while too little is known."""
         if len(self._seconds_per_byte) < HEDGE_SAMPLES:
             return None
-        return max(HEDGE_FLOOR, HEDGE_FACTOR * median(self._seconds_per_byte) * nbytes)
+        return median(self._seconds_per_byte) * nbytes
 
 
 class Fetcher:
@@ -73,6 +76,7 @@ class Fetcher:
         reserve: Callable[[int], bool],
         release: Callable[[int], None],
         throttled: Callable[[], None],
+        is_tail: Callable[[], bool],
     ) -> None:
         self._store = store
         self._policy = policy
@@ -82,6 +86,7 @@ class Fetcher:
         self._reserve = reserve
         self._release = release
         self._throttled = throttled
+        self._is_tail = is_tail
         self._pace = Pace()
         self._open_at = 0.0
         # After the first broken body, reads keep what has landed, at the price of a copy.
@@ -138,16 +143,25 @@ class Fetcher:
         first = asyncio.create_task(self._timed(pin, start, end, attempts))
         racers = {first}
         try:
-            late = self._pace.late_after(nbytes)
-            if late is not None:
-                await asyncio.wait(racers, timeout=late)
-                if not first.done() and self._may_hedge(nbytes):
-                    racers.add(asyncio.create_task(self._second(pin, start, end, attempts)))
+            if await self._is_late(first, nbytes) and self._may_hedge(nbytes):
+                racers.add(asyncio.create_task(self._second(pin, start, end, attempts)))
             return await self._winner(racers, nbytes)
         finally:
             for racer in racers:
                 racer.cancel()
             await asyncio.gather(*racers, return_exceptions=True)
+
+    async def _is_late(self, read: asyncio.Task[memoryview], nbytes: int) -> bool:
+        """Wait until it has ended (False) or is late (True)."""
+        began = time.monotonic()
+        while not read.done():
+            usual = self._pace.usual(nbytes)
+            if usual is not None:
+                late = max(HEDGE_FLOOR, usual * (TAIL_FACTOR if self._is_tail() else HEDGE_FACTOR))
+                if time.monotonic() - began >= late:
+                    return True
+            await asyncio.wait({read}, timeout=HEDGE_POLL)
+        return False
 
     async def _winner(self, racers: set[asyncio.Task[memoryview]], nbytes: int) -> memoryview:
         pending = set(racers)

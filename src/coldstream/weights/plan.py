@@ -15,6 +15,11 @@ from coldstream.weights.header import TensorInfo
 
 MIB = 1024 * 1024
 PART_SIZE = 32 * MIB
+# A tensor up to so many parts stays whole: cutting it costs a copy, and its memory a second time.
+WHOLE_PARTS = 2
+# The last share of the bytes is read in smaller parts, so that no connection is left alone with a large one.
+TAIL_SHARE = 0.12
+TAIL_CUT = 4
 # Below this, the time to the first byte costs more than the bytes.
 SMALLEST_PART = 2 * MIB
 
@@ -93,17 +98,38 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
 
 
-def plan(tensors: Iterable[TensorInfo], *, part_size: int = PART_SIZE) -> ReadPlan:
-    """Cut the tensors into reads of about `part_size` bytes, in execution order.
+def plan(tensors: Iterable[TensorInfo], *, part_size: int = PART_SIZE, max_read: int | None = None) -> ReadPlan:
+    """Cut the tensors into reads of about `part_size` bytes, none larger than `max_read`, in execution order.
 
-    Within a layer the order is that of the file, because neighbours make one read.
+    Within a layer the order is that of the file, because neighbours make one read. A single tensor of up to two parts
+    stays whole, unless `max_read` forbids it.
     """
-    if part_size < 1:
-        raise ValueError(f"part_size must be at least 1, not {part_size}")
+    if part_size < 1 or (max_read is not None and max_read < 1):
+        raise ValueError(f"part_size and max_read must be at least 1, not {part_size} and {max_read}")
     ordered = sorted(tensors, key=lambda info: (rank(info.name), info.file, info.start, info.end))
     filled = [info for info in ordered if info.nbytes]
-    reads = tuple(read for run in _runs(filled, part_size) for read in _cut(run, part_size))
+    head, tail = _split_tail(filled, TAIL_SHARE * sum(info.nbytes for info in filled))
+    small = max(part_size // TAIL_CUT, min(part_size, SMALLEST_PART))
+    reads = (*_reads(head, part_size, part_size * WHOLE_PARTS, max_read), *_reads(tail, small, small, max_read))
     return ReadPlan(reads, tuple(info for info in ordered if not info.nbytes), part_size)
+
+
+def _split_tail(tensors: list[TensorInfo], tail_bytes: float) -> tuple[list[TensorInfo], list[TensorInfo]]:
+    """The last tensors that together take about so many bytes, apart; never the greater part of a small model."""
+    count = len(tensors)
+    taken = 0
+    while count and taken + tensors[count - 1].nbytes <= tail_bytes:
+        count -= 1
+        taken += tensors[count].nbytes
+    return tensors[:count], tensors[count:]
+
+
+def _reads(tensors: list[TensorInfo], part_size: int, whole: int, max_read: int | None) -> Iterator[Read]:
+    """Runs of neighbours up to `part_size`; single tensors uncut up to `whole`; nothing larger than `max_read`."""
+    whole = min(whole, max_read or whole)
+    part_size = min(part_size, whole)
+    for run in _runs(tensors, part_size):
+        yield from _cut(run, part_size, whole)
 
 
 def _runs(tensors: list[TensorInfo], part_size: int) -> Iterator[list[TensorInfo]]:
@@ -119,10 +145,10 @@ def _runs(tensors: list[TensorInfo], part_size: int) -> Iterator[list[TensorInfo
         yield run
 
 
-def _cut(run: list[TensorInfo], part_size: int) -> Iterator[Read]:
+def _cut(run: list[TensorInfo], part_size: int, limit: int) -> Iterator[Read]:
     first, last = run[0], run[-1]
     size = last.end - first.start
-    if size <= part_size:
+    if size <= limit:
         yield Read(first.file, first.start, last.end, tuple(run))
         return
     # Equal cuts, so that no connection is left with a sliver.

@@ -200,7 +200,8 @@ class _Run:
         self.timeline = timeline or Timeline()
         tensors = chosen(checkpoint, select)
         self.budget = ByteBudget(self.options.max_bytes_in_flight or DEFAULT_BYTES_IN_FLIGHT)
-        self.plan: ReadPlan = plan(tensors, part_size=self._part_size(tensors))
+        # At least two reads fit into the budget, so that one lands while another is being taken.
+        self.plan: ReadPlan = plan(tensors, part_size=self._part_size(tensors), max_read=max(1, self.budget.limit // 2))
         self._files = {file.shard.name: file for file in self._begin_files(tensors)}
         self._concurrency = Concurrency(self.options.bounds, now=time.monotonic())
         self._fetcher = self._new_fetcher()
@@ -240,9 +241,7 @@ class _Run:
 
     def _part_size(self, tensors: list[TensorInfo]) -> int:
         total = sum(info.nbytes for info in tensors)
-        part = self.options.part_size or part_size_for(total, connections=self.options.bounds.start)
-        # At least two reads fit into the budget, so that one lands while another is being taken.
-        return max(1, min(part, self.budget.limit // 2))
+        return self.options.part_size or part_size_for(total, connections=self.options.bounds.start)
 
     def _begin_files(self, tensors: list[TensorInfo]) -> Iterator[_File]:
         for shard in self.checkpoint.shards:
@@ -266,6 +265,7 @@ class _Run:
             reserve=self.budget.try_reserve,
             release=self.budget.release,
             throttled=lambda: self._concurrency.throttled(now=time.monotonic()),
+            is_tail=lambda: not self._pending,
         )
 
     async def _dispatch(self) -> None:

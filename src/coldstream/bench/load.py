@@ -1,0 +1,194 @@
+"""`coldstream bench load URI`: ours beside every installed peer, alternating, medians."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from coldstream.weights.uri import Location
+
+# What each contender needs: a module, or a program for curl.
+_NEEDS = {
+    "coldstream": "obstore",
+    "coldstream, unverified": "obstore",
+    "runai streamer x4": "runai_model_streamer",
+    "runai streamer x8": "runai_model_streamer",
+    "runai streamer x16": "runai_model_streamer",
+    "transfer manager": "google.cloud.storage",
+    "gcsfs": "gcsfs",
+    "safetensors": "safetensors",
+    "fastsafetensors": "fastsafetensors",
+    "curl drain": "curl",
+}
+_SCHEMES = {
+    "transfer manager": ("gs",),
+    "gcsfs": ("gs",),
+    "safetensors": ("file",),
+    "fastsafetensors": ("file",),
+    "curl drain": ("gs", "http", "https"),
+    "runai streamer x4": ("gs", "s3", "az", "file"),
+    "runai streamer x8": ("gs", "s3", "az", "file"),
+    "runai streamer x16": ("gs", "s3", "az", "file"),
+}
+TIMEOUT = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One load by one contender. `error` says why there are no figures."""
+
+    contender: str
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    bytes: int = 0
+    peak_bytes: int = 0
+    page_faults: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Medians over a contender's rounds; rates in GB (10^9 bytes) a second, memory relative to the checkpoint."""
+
+    contender: str
+    rounds: int
+    gb_per_second: float
+    seconds: float
+    cpu_seconds_per_gb: float
+    peak_bytes: int
+    peak_ratio: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBench:
+    """All rounds, and what they come to."""
+
+    uri: str
+    machine: str
+    rounds: tuple[Round, ...]
+
+    @property
+    def summaries(self) -> tuple[Summary, ...]:
+        """One a contender, fastest first."""
+        names = dict.fromkeys(item.contender for item in self.rounds)
+        found = [_summary(name, [item for item in self.rounds if item.contender == name]) for name in names]
+        return tuple(sorted(found, key=lambda item: -item.gb_per_second))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        return {**asdict(self), "summaries": [asdict(item) for item in self.summaries]}
+
+    def to_svg(self) -> str:
+        """A bar chart of the rates."""
+        return _chart(self)
+
+
+def contenders_for(uri: str) -> tuple[str, ...]:
+    """Those that are installed and can read this kind of URI."""
+    scheme = Location.parse(uri).scheme
+    return tuple(name for name in _NEEDS if scheme in _SCHEMES.get(name, (scheme,)) and _installed(_NEEDS[name]))
+
+
+def run_load_bench(
+    uri: str,
+    *,
+    rounds: int = 5,
+    contenders: Sequence[str] | None = None,
+    report: Callable[[Round], None] | None = None,
+) -> LoadBench:
+    """Every contender once a round, each in a fresh process, so that noise meets all of them alike.
+
+    Args:
+        report: called after each load.
+
+    Raises:
+        LocationError: no such kind of URI.
+    """
+    chosen = tuple(contenders) if contenders is not None else contenders_for(uri)
+    results = []
+    for _ in range(rounds):
+        for name in chosen:
+            results.append(_once(name, uri))
+            if report is not None:
+                report(results[-1])
+    return LoadBench(uri, _machine(), tuple(results))
+
+
+def _once(name: str, uri: str) -> Round:
+    command = [sys.executable, "-m", "coldstream.bench.load_child", name, uri]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+        return Round(name, **json.loads(done.stdout.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        return Round(name, error=f"took longer than {TIMEOUT:g} s")
+    except subprocess.CalledProcessError as failure:
+        last = [line for line in failure.stderr.splitlines() if line.strip()][-1:]
+        return Round(name, error=last[0][:300] if last else f"exit code {failure.returncode}")
+
+
+def _summary(name: str, rounds: list[Round]) -> Summary:
+    good = [item for item in rounds if item.error is None]
+    if not good:
+        return Summary(name, 0, 0.0, 0.0, 0.0, 0, 0.0, rounds[0].error)
+    size = good[0].bytes
+    seconds = median(item.seconds for item in good)
+    peak = int(median(item.peak_bytes for item in good))
+    cpu = median(item.cpu_seconds for item in good) / (size / 1e9)
+    return Summary(name, len(good), size / 1e9 / seconds, seconds, cpu, peak, peak / size)
+
+
+def _installed(need: str) -> bool:
+    if need == "curl":
+        return shutil.which(need) is not None
+    try:
+        return importlib.util.find_spec(need) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _machine() -> str:
+    return (
+        f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}, Python {platform.python_version()}"
+    )
+
+
+_BAR, _LEFT, _WIDTH = 26, 190, 420
+
+
+def _chart(bench: LoadBench) -> str:
+    bars = [item for item in bench.summaries if item.error is None]
+    scale = _WIDTH / max((item.gb_per_second for item in bars), default=1.0)
+    lines = [_bar(item, index, scale) for index, item in enumerate(bars)]
+    height = 60 + _BAR * len(bars)
+    title = html.escape(f"{bench.uri} to tensors in memory, GB/s (CPU s/GB)")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 150} {height}"'
+        ' font-family="sans-serif" font-size="13" fill="#222">\n'
+        f'<rect width="100%" height="100%" fill="#fff"/>\n<text x="12" y="24" font-size="15">{title}</text>\n'
+        + "\n".join(lines)
+        + f'\n<text x="12" y="{height - 6}" fill="#777" font-size="11">{html.escape(bench.machine)}; medians</text>'
+        + "\n</svg>\n"
+    )
+
+
+def _bar(item: Summary, index: int, scale: float) -> str:
+    y = 40 + _BAR * index
+    width = item.gb_per_second * scale
+    color = "#1f6feb" if item.contender.startswith("coldstream") else "#b0b7c3"
+    label = f"{item.gb_per_second:.2f} ({item.cpu_seconds_per_gb:.2f})"
+    return (
+        f'<text x="{_LEFT - 8}" y="{y + 15}" text-anchor="end">{html.escape(item.contender)}</text>'
+        f'<rect x="{_LEFT}" y="{y}" width="{width:.0f}" height="{_BAR - 6}" fill="{color}"/>'
+        f'<text x="{_LEFT + width + 6:.0f}" y="{y + 15}">{label}</text>'
+    )

@@ -1,0 +1,234 @@
+"""One way to bring a checkpoint into memory, timed in a process of its own.
+
+    python -m coldstream.bench.load_child NAME URI
+
+Prints a JSON object. What is imported beforehand, torch above all, is neither in the time nor in the memory. Each
+function returns the tensors, so that none can be let go before the end, and the number of bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from coldstream.errors import ColdstreamError
+from coldstream.weights.checkpoint import Checkpoint, open_checkpoint
+from coldstream.weights.uri import Location
+
+Prepared = Callable[[], tuple[Any, int]]
+
+GCS_API = "https://storage.googleapis.com"
+
+
+def _coldstream(uri: str, verify: bool = True) -> Prepared:
+    from coldstream.weights.load import load_state_dict
+    from coldstream.weights.stream import StreamOptions
+
+    def load() -> tuple[Any, int]:
+        state = load_state_dict(uri, options=StreamOptions(verify=verify))
+        return state, sum(tensor.nbytes for tensor in state.values())
+
+    return load
+
+
+def _coldstream_unverified(uri: str) -> Prepared:
+    return _coldstream(uri, verify=False)
+
+
+def _runai(uri: str, concurrency: int) -> Prepared:
+    os.environ["RUNAI_STREAMER_CONCURRENCY"] = str(concurrency)
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if emulator:
+        os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = emulator
+        os.environ["RUNAI_STREAMER_GCS_USE_ANONYMOUS_CREDENTIALS"] = "true"
+    from runai_model_streamer import SafetensorsStreamer
+
+    names = _files(uri)
+
+    def load() -> tuple[Any, int]:
+        state = {}
+        with SafetensorsStreamer() as streamer:
+            streamer.stream_files(names)
+            for name, tensor in streamer.get_tensors():
+                state[name] = tensor.clone() if not tensor.is_contiguous() else tensor
+        return state, sum(tensor.nbytes for tensor in state.values())
+
+    return load
+
+
+def _gcsfs(uri: str) -> Prepared:
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+    import gcsfs
+
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    options = {"token": "anon", "endpoint_url": emulator} if emulator else {}
+    system = gcsfs.GCSFileSystem(**options)
+    names = [name.removeprefix("gs://") for name in _files(uri)]
+
+    def load() -> tuple[Any, int]:
+        part = 16 * 1024 * 1024
+        sizes = {name: int(system.info(name)["size"]) for name in names}
+        ranges = [(name, at, min(at + part, size)) for name, size in sizes.items() for at in range(0, size, part)]
+        data = []
+        for index in range(0, len(ranges), 8):
+            paths, starts, ends = zip(*ranges[index : index + 8], strict=True)
+            data += system.cat_ranges(list(paths), list(starts), list(ends))
+        return data, sum(sizes.values())
+
+    return load
+
+
+def _transfer_manager(uri: str) -> Prepared:
+    """To /dev/shm, which is memory, as a copy on disk would be on Cloud Run; then safetensors."""
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import storage
+    from google.cloud.storage import transfer_manager
+    from safetensors.torch import load_file
+
+    location = Location.parse(uri)
+    anonymous = os.environ.get("STORAGE_EMULATOR_HOST")
+    client = storage.Client(project="bench", credentials=AnonymousCredentials()) if anonymous else storage.Client()
+    bucket = client.bucket(location.bucket)
+    names = [Location.parse(name).path for name in _files(uri)]
+
+    def load() -> tuple[Any, int]:
+        state: dict[str, Any] = {}
+        for number, name in enumerate(names):
+            target = Path("/dev/shm") / f"coldstream-bench-{os.getpid()}-{number}"  # noqa: S108  memory is meant
+            try:
+                transfer_manager.download_chunks_concurrently(
+                    bucket.blob(name), str(target), worker_type=transfer_manager.THREAD, max_workers=8
+                )
+                state |= load_file(str(target))
+            finally:
+                target.unlink(missing_ok=True)
+        return state, sum(tensor.nbytes for tensor in state.values())
+
+    return load
+
+
+def _safetensors(uri: str) -> Prepared:
+    from safetensors.torch import load
+
+    names = [Location.parse(name).path for name in _files(uri)]
+
+    def read() -> tuple[Any, int]:
+        state: dict[str, Any] = {}
+        for name in names:
+            state |= load(Path(name).read_bytes())
+        return state, sum(tensor.nbytes for tensor in state.values())
+
+    return read
+
+
+def _fastsafetensors(uri: str) -> Prepared:
+    from fastsafetensors import fastsafe_open
+
+    names = [Location.parse(name).path for name in _files(uri)]
+
+    def read() -> tuple[Any, int]:
+        with fastsafe_open(filenames=names, nogds=True, device="cpu") as opened:
+            state = {name: opened.get_tensor(name).clone().detach() for name in opened.keys()}  # noqa: SIM118
+        return state, sum(tensor.nbytes for tensor in state.values())
+
+    return read
+
+
+def _curl(uri: str) -> Prepared:
+    """The limit: four curls that keep nothing."""
+    checkpoint = open_checkpoint(uri)
+    urls = [(_url(checkpoint, shard.name), shard.pin.size) for shard in checkpoint.shards]
+
+    def drain() -> tuple[Any, int]:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda quarter: _curl_quarter(urls, quarter), range(4)))
+        return None, sum(size for _, size in urls)
+
+    return drain
+
+
+def _curl_quarter(urls: list[tuple[str, int]], quarter: int) -> None:
+    command = ["curl", "--silent", "--show-error", "--fail"]
+    for index, (url, size) in enumerate(urls):
+        start, end = size * quarter // 4, size * (quarter + 1) // 4 - 1
+        command += ["--next", "--silent", "--fail"] if index else []
+        command += ["--range", f"{start}-{end}", "--output", "/dev/null", url]
+    subprocess.run(command, check=True)
+
+
+def _url(checkpoint: Checkpoint, name: str) -> str:
+    location = checkpoint.location.child(name)
+    if location.scheme in ("http", "https"):
+        return str(location)
+    if location.scheme != "gs":
+        raise ColdstreamError(f"{location}: curl has no address for it")
+    base = os.environ.get("STORAGE_EMULATOR_HOST", GCS_API)
+    return f"{base}/{location.bucket}/{location.path}"
+
+
+def _files(uri: str) -> list[str]:
+    checkpoint = open_checkpoint(uri)
+    return [str(checkpoint.location.child(shard.name)) for shard in checkpoint.shards]
+
+
+CONTENDERS: dict[str, Callable[[str], Prepared]] = {
+    "coldstream": _coldstream,
+    "coldstream, unverified": _coldstream_unverified,
+    "runai streamer x4": lambda uri: _runai(uri, 4),
+    "runai streamer x8": lambda uri: _runai(uri, 8),
+    "runai streamer x16": lambda uri: _runai(uri, 16),
+    "transfer manager": _transfer_manager,
+    "gcsfs": _gcsfs,
+    "safetensors": _safetensors,
+    "fastsafetensors": _fastsafetensors,
+    "curl drain": _curl,
+}
+
+
+def _memory(field: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _cpu_seconds() -> float:
+    spent = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+
+def measure(name: str, uri: str) -> dict[str, float | int]:
+    """Seconds, CPU seconds, bytes, and the memory that the load added at its peak."""
+    import torch
+
+    torch.empty(1)
+    load = CONTENDERS[name](uri)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark begins anew
+    memory, cpu, faults = _memory("VmRSS"), _cpu_seconds(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    began = time.perf_counter()
+    kept, nbytes = load()
+    seconds = time.perf_counter() - began
+    result = {
+        "seconds": seconds,
+        "cpu_seconds": _cpu_seconds() - cpu,
+        "bytes": nbytes,
+        "peak_bytes": _memory("VmHWM") - memory,
+        "page_faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults,
+    }
+    del kept
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], sys.argv[2])), flush=True)
+    # Some contenders do not survive the interpreter's exit; what was measured is printed.
+    os._exit(0)
