@@ -13,9 +13,9 @@ COPY requirements.txt /build/
 RUN grep '^torch==' /build/requirements.txt > /build/torch.txt \
  && python3 -m venv /opt/coldstream \
  && /opt/coldstream/bin/pip install --index-url "${TORCH_INDEX}" -r /build/torch.txt
+# pip byte-compiles what it installs.
 RUN /opt/coldstream/bin/pip install -r /build/requirements.txt \
- && rm -rf /opt/coldstream/lib/python3*/site-packages/pip /opt/coldstream/lib/python3*/site-packages/torch/include \
- && /opt/coldstream/bin/python -m compileall -q -j 0 /opt/coldstream/lib
+ && rm -rf /opt/coldstream/lib/python3*/site-packages/pip /opt/coldstream/lib/python3*/site-packages/torch/include
 
 FROM ${BASE}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin coldstream

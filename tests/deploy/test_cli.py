@@ -150,7 +150,22 @@ def test_deploy_stops_before_it_begins_when_a_check_says_no(owned: Site, folder:
 def test_a_dry_run_changes_nothing(ready: Site, folder: Path) -> None:
     result = runner(ready)("deploy", "--dry-run")
     assert result.exit_code == 0
-    assert ready.asked("services.create") == ready.asked("builds.create") == ready.asked("objects.insert") == 0
+    assert "Cloud Run accepts the service" in result.stdout
+    assert (ready.world.services, ready.world.builds) == ({}, {})
+    assert ready.asked("objects.insert") == 0
+
+
+def test_a_dry_run_of_a_service_that_cloud_run_refuses_says_why(ready: Site, folder: Path) -> None:
+    """validate_only: the real judge, and nothing is made."""
+    ready.deploy()
+    before = dict(ready.service())
+    result = runner(ready)("deploy", "--dry-run", "--concurrency", "5")
+    assert result.exit_code == 0
+    ready.world.quotas["CpuAllocPerProjectRegion"] = 0
+    refused = runner(ready)("deploy", "--dry-run", "--concurrency", "5")
+    assert isinstance(refused.exception, DeployError)
+    assert "Quota violated" in str(refused.exception)
+    assert ready.service() == before
 
 
 def test_public_says_what_it_means(ready: Site, folder: Path) -> None:

@@ -204,6 +204,8 @@ def deploy(
     made = job.plan()
     show.plan(console, made)
     if dry_run:
+        apply.validate(job.session.google, made)
+        console.print("Cloud Run accepts the service as it is planned")
         raise typer.Exit(found.exit_code)
     if made.fit.instances < 1:
         raise DeployError(f"the quota {made.fit.limited_by} does not hold one instance; {'; '.join(made.proposals)}")

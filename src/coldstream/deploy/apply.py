@@ -207,6 +207,22 @@ def _send(work: Work, deployed: Mapping[str, Any] | None, spec: dict[str, Any]) 
     return work.google.update_service({**spec, **kept}, validate_only=False)
 
 
+def validate(google: Google, plan: Plan) -> None:
+    """Let Cloud Run judge the service without making it (`validate_only`); changes nothing.
+
+    Raises:
+        DeployError: Cloud Run refuses it; the message is its own.
+    """
+    deployed = plan.deployed
+    shares = {} if deployed is None else service.serving(deployed)
+    traffic = [service.to_revision(name, percent) for name, percent in shares.items()]
+    spec = service.service(plan.target, plan.template, plan.scaling, traffic)
+    if deployed is None:
+        google.create_service(plan.target.service_name, spec, validate_only=True)
+    else:
+        google.update_service({**spec, "etag": deployed["etag"]}, validate_only=True)
+
+
 def _template(work: Work, deployed: Mapping[str, Any] | None, state: str | None) -> Mapping[str, Any]:
     if state is not None and deployed is not None:
         # A revision cannot be made twice: the service keeps its template, and traffic alone changes.
