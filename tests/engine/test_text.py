@@ -10,7 +10,6 @@ from coldstream.engine.text import Detokenizer, StopStrings
 from coldstream.engine.tokenizer import Tokenizer
 from tests.engine.parts import BYTES, SPECIAL, VOCAB, make_tokenizer
 
-
 TOKENIZER = make_tokenizer()
 
 
