@@ -39,3 +39,7 @@ def test_flags_are_read_as_linux_names_them() -> None:
     assert CpuFeatures.from_flags(frozenset({"avx2", "fma"})) == ZEN3
     assert CpuFeatures.from_flags(frozenset({"avx2", "avx512_vnni", "amx_bf16"})).bfloat16
     assert CpuFeatures.from_flags(frozenset()) == NONE
+
+
+def test_auto_gives_the_fallback_no_int8() -> None:
+    assert choose_precision("auto", device="cpu", cpu=ICE_LAKE, stored=None, native=False)[0] == "float32"

@@ -42,14 +42,17 @@ class CpuFeatures:
 
 
 def choose_precision(
-    wanted: Precision, *, device: str, cpu: CpuFeatures, stored: str | None
+    wanted: Precision, *, device: str, cpu: CpuFeatures, stored: str | None, native: bool = True
 ) -> tuple[RunPrecision, str]:
-    """The precision to run in and the reason, in words for a person. `stored` is the checkpoint's dtype, by its name.
+    """The precision to run in and the reason, in words for a person. `stored` is the checkpoint's dtype, by its name;
+    `native` False means the fallback, which has no int8.
 
     int8 is held to a mean KL of 0.02 nats to float32 (see docs/kernels.md), so auto takes it wherever it is fastest.
     """
     if wanted != "auto":
         return wanted, "asked for"
+    if device == "cpu" and not native:
+        return "float32", "transformers' own layers run in float32 on a CPU"
     if device != "cpu":
         return "bfloat16", f"{device} multiplies bfloat16"
     if cpu.avx2 and cpu.avx512_vnni:

@@ -1,0 +1,64 @@
+"""Native decoder or fallback: one place that decides, and gives the pair that belongs together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from coldstream.errors import MissingExtra, UnknownArchitecture, UnsupportedConfig
+from coldstream.model.build import Assembly
+from coldstream.model.config import ModelConfig
+from coldstream.model.decoder import Decoder
+from coldstream.model.precision import RunPrecision
+
+if TYPE_CHECKING:
+    from coldstream.model.fallback import FallbackAssembly, FallbackDecoder
+
+
+def is_served_natively(config: Mapping[str, Any]) -> bool:
+    """Whether the native decoder takes this config as it is."""
+    try:
+        ModelConfig.from_json(config)
+    except (UnknownArchitecture, UnsupportedConfig):
+        return False
+    return True
+
+
+def stand_up(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    precision: RunPrecision,
+    device: torch.device | str = "cpu",
+) -> tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]:
+    """A text decoder that stands before its bytes, and what fills it; native where that is possible.
+
+    Raises what ModelConfig, Assembly and FallbackDecoder raise. Without the `[transformers]` extra the error is the
+    native decoder's, which says what it does not know.
+    """
+    try:
+        native = ModelConfig.from_json(config)
+    except (UnknownArchitecture, UnsupportedConfig) as refusal:
+        return _fallback(config, shapes, precision, device, refusal)
+    decoder = Decoder(native, precision=precision, device=device)
+    return decoder, Assembly(decoder, shapes)
+
+
+def _fallback(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    precision: RunPrecision,
+    device: torch.device | str,
+    refusal: UnknownArchitecture | UnsupportedConfig,
+) -> tuple[FallbackDecoder, FallbackAssembly]:
+    if precision == "int8":
+        raise UnsupportedConfig(f"--precision int8 is for the native decoder only; {refusal}") from refusal
+    from coldstream.model.fallback import FallbackAssembly, FallbackDecoder
+
+    try:
+        decoder = FallbackDecoder(config, device=device, precision=precision)
+    except MissingExtra:
+        raise refusal from None
+    return decoder, FallbackAssembly(decoder, shapes)
