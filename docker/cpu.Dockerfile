@@ -19,11 +19,11 @@ RUN /opt/coldstream/bin/pip install -r /build/requirements.txt \
 FROM ${BASE}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin coldstream
 COPY --from=build /opt/coldstream /opt/coldstream
-# A new version of the project changes only what comes from here on: seconds.
-COPY entry.py site /opt/coldstream/site/
-RUN /opt/coldstream/bin/python -m compileall -q /opt/coldstream/site
 ENV PATH=/opt/coldstream/bin:$PATH PYTHONPATH=/opt/coldstream/site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PORT=8080
-USER 10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/opt/coldstream/bin/python", "/opt/coldstream/site/entry.py"]
+# A new version of the project changes only what comes from here on: seconds.
+COPY entry.py site /opt/coldstream/site/
+RUN /opt/coldstream/bin/python -m compileall -q /opt/coldstream/site
+USER 10001
