@@ -79,6 +79,17 @@ def test_a_large_vocabulary_is_filtered_as_a_small_one() -> None:
         assert len(expected) > 1024, "the case that needs more than the first candidates"
 
 
+@pytest.mark.parametrize("vocab", [64 * 600, 64 * 600 + 1])
+def test_segments_find_the_same_best_tokens_as_a_whole_row(vocab: int) -> None:
+    logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(1))
+    assert [one(line.tolist(), row()) for line in logits] == logits.argmax(-1).tolist()
+    allowed = set(logits[0].topk(50).indices.tolist())
+    rows = [row(seed, temperature=9.0, top_k=50) for seed in range(300)]
+    drawn = {item.token_id for item in sample(logits[:1].expand(300, -1), rows) if isinstance(item, Sampled)}
+    assert drawn <= allowed
+    assert len(drawn) > 40
+
+
 def test_the_same_seed_draws_the_same_in_any_company() -> None:
     logits = torch.randn(3, 500)
     mine = lambda: row(7, drawn=(1, 2), temperature=1.0)  # noqa: E731

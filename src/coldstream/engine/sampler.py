@@ -19,6 +19,7 @@ from coldstream.errors import EngineError
 
 # Nucleus sampling without top_k looks at this many candidates first, and at all only when they do not suffice.
 _NUCLEUS_CANDIDATES = 1024
+_SEGMENT = 64
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ class Sampled:
 
 def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled | EngineError]:
     """Draw the next token of each row, or say why there is none. `logits`, float32 [len(rows), vocab], stay."""
-    values, ids = torch.max(logits, dim=-1)  # NaN counts as the largest
+    values, ids = _best(logits)
     outcomes: list[Sampled | EngineError] = []
     for index, (row, value, best) in enumerate(zip(rows, values.tolist(), ids.tolist(), strict=True)):
         if not math.isfinite(value):
@@ -118,9 +119,40 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
 
 
+def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The best value of each row and its id, both [rows]; NaN counts as the largest.
+
+    By segments: torch's maximum without an index is vectorised, the one with an index is not.
+    """
+    rows, vocab = logits.shape
+    if vocab % _SEGMENT:
+        best = torch.max(logits, dim=-1)
+        return best.values, best.indices
+    segments = logits.reshape(rows, -1, _SEGMENT)
+    tops = segments.amax(-1)
+    place = tops.argmax(-1)
+    every = torch.arange(rows, device=logits.device)
+    return tops[every, place], place * _SEGMENT + segments[every, place].argmax(-1)
+
+
+def _best_of_row(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best values of one row and their ids, best first.
+
+    They lie in the `count` segments with the best maxima, so only those are sorted.
+    """
+    segments = len(logits) // _SEGMENT
+    if len(logits) % _SEGMENT or 4 * count > segments:
+        best = torch.topk(logits, count)
+        return best.values, best.indices
+    parts = logits.view(segments, _SEGMENT)
+    places = torch.topk(parts.amax(-1), count, sorted=False).indices
+    best = torch.topk(parts[places].flatten(), count)
+    return best.values, places[best.indices // _SEGMENT] * _SEGMENT + best.indices % _SEGMENT
+
+
 def _sample_row(logits: Tensor, row: Row) -> Sampled | EngineError:
     changed = _changed(logits, row) if row.changes_logits else logits
-    best = int(changed.argmax())
+    best = int(_best(changed[None])[1])
     if not math.isfinite(float(changed[best])):
         return EngineError("no token may follow: the grammar and the model's vocabulary do not meet")
     token = best if row.params.temperature <= 0 else _draw(changed, row)
@@ -161,11 +193,11 @@ def _draw(logits: Tensor, row: Row) -> int:
     point = uniform(row.seed, row.position)
     vocab = scaled.shape[0]
     if 0 < params.top_k < vocab:
-        best = torch.topk(scaled, params.top_k)
-        return _pick(best.values, best.indices, torch.logsumexp(best.values, 0), params, point)
+        values, ids = _best_of_row(scaled, params.top_k)
+        return _pick(values, ids, torch.logsumexp(values, 0), params, point)
     total = torch.logsumexp(scaled, 0)
     if params.top_p < 1.0 or params.min_p > 0.0:
-        values, ids = torch.topk(scaled, min(_NUCLEUS_CANDIDATES, vocab))
+        values, ids = _best_of_row(scaled, min(_NUCLEUS_CANDIDATES, vocab))
         if not _suffices(values, total, params):
             values, ids = torch.sort(scaled, descending=True, stable=True)
         return _pick(values, ids, total, params, point)
