@@ -2,14 +2,13 @@
 
     python -m tests.faults.shaped
 
-60 ms to the first byte, 100 MB/s a connection, 1 GB/s in all, 2% of the ranges 20 times slower; 2.7 GB, 25 MB a tensor.
+60 ms to the first byte, 100 MB/s a connection, 1 GB/s in all, 2% of the ranges 20 times slower; 2.7 GB.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Mapping
 
 from coldstream.weights.checkpoint import Checkpoint, Shard
@@ -21,17 +20,20 @@ from coldstream.weights.uri import Location
 
 FIRST_BYTE, CONNECTION, TOTAL = 0.060, 100e6, 1e9
 SLOW_SHARE, SLOW_FACTOR = 0.02, 20
-TENSORS, SIZE = 107, 25_000_000
+STEP = 0.002
+# A layer of a 1.3 B model: four attention and three MLP matrices.
+LAYERS, SIZES = 20, (8_388_608,) * 4 + (33_554_432,) * 3
+TOTAL_BYTES = LAYERS * sum(SIZES)
 
 
 class ShapedStore:
-    """Every read gets its share of the bandwidth, looked at every few milliseconds."""
+    """Every read gets its share of the bandwidth, looked at every STEP seconds."""
 
     location = Location.parse("gs://shaped/model")
 
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(seed)
-        self._zeros = memoryview(bytes(SIZE * 3))
+        self._zeros = memoryview(bytes(max(SIZES) * 2))
         self._running = 0
         self.slow = 0
 
@@ -45,40 +47,62 @@ class ShapedStore:
         slow = self._draw.random() < SLOW_SHARE
         self.slow += slow
         rate = CONNECTION / (SLOW_FACTOR if slow else 1)
-        await asyncio.sleep(FIRST_BYTE)
+        await asyncio.sleep(FIRST_BYTE * self._draw.uniform(0.8, 1.2))
         left = float(end - start)
         self._running += 1
         try:
-            then = time.monotonic()
             while left > 0:
-                await asyncio.sleep(0.005)
-                now = time.monotonic()
-                left -= (now - then) * min(rate, TOTAL / self._running)
-                then = now
+                await asyncio.sleep(STEP)
+                left -= STEP * min(rate, TOTAL / self._running)
         finally:
             self._running -= 1
         return self._zeros[: end - start]
 
 
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Time that passes only while everybody sleeps, so the machine's speed plays no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._virtual = 0.0
+
+    def time(self) -> float:
+        return self._virtual
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self._virtual = max(self._virtual, self._scheduled[0]._when)  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
+
+
 async def run(seed: int) -> float:
     """The share of the bandwidth that was used."""
-    infos = [
-        TensorInfo(f"model.layers.{n}.w", "U8", (SIZE,), "model.safetensors", 8 + n * SIZE, 8 + (n + 1) * SIZE)
-        for n in range(TENSORS)
-    ]
+    infos: list[TensorInfo] = []
+    position = 8
+    for number, size in enumerate(SIZES * LAYERS):
+        name = f"model.layers.{number // len(SIZES)}.{number % len(SIZES)}"
+        infos.append(TensorInfo(name, "U8", (size,), "model.safetensors", position, position + size))
+        position += size
     store = ShapedStore(seed)
-    pin = Pin("model.safetensors", 8 + TENSORS * SIZE, generation="1")
+    pin = Pin("model.safetensors", position, generation="1")
     shard = Shard(pin, Header(tuple(infos), 8), bytes(8))
     tensors = {info.name: info for info in infos}
     checkpoint = Checkpoint(store.location, store, {pin.name: pin}, {}, None, (shard,), tensors)
     progress = Progress()
+    began = asyncio.get_running_loop().time()
     async for _ in stream_ranges(checkpoint, options=StreamOptions(), progress=progress):
         pass
-    share = progress.rate / TOTAL
+    share = TOTAL_BYTES / (asyncio.get_running_loop().time() - began) / TOTAL
     print(f"seed {seed}: {share:.3f} of {TOTAL / 1e9:g} GB/s, {store.slow} slow ranges, {progress.counters}")
     return share
 
 
+def simulate(seed: int) -> float:
+    """See `run`."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(run(seed))
+
+
 if __name__ == "__main__":
-    shares = sorted(asyncio.run(run(seed)) for seed in range(5))
+    shares = sorted(simulate(seed) for seed in range(5))
     print(f"median {shares[len(shares) // 2]:.3f}")

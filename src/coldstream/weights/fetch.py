@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from statistics import median
 
 from coldstream.errors import BadResponse
 from coldstream.weights.progress import Counters
-from coldstream.weights.retry import Attempts, RetryPolicy
+from coldstream.weights.retry import Attempts, RetryPolicy, now
 from coldstream.weights.store import Interrupted, Pin, Store
 
 # A read is late when it takes this many times the usual for its size, and at least HEDGE_FLOOR seconds; sooner when
@@ -129,11 +128,11 @@ class Fetcher:
             self._throttled()
             if failure.retry_after is not None:
                 # The server spoke to all of us, not only to this read.
-                self._open_at = max(self._open_at, time.monotonic() + failure.retry_after)
+                self._open_at = max(self._open_at, now() + failure.retry_after)
         await asyncio.sleep(delay)
 
     async def _wait_until_open(self, attempts: Attempts) -> None:
-        while (wait := self._open_at - time.monotonic()) > 0:
+        while (wait := self._open_at - now()) > 0:
             await asyncio.sleep(max(0.0, min(wait, attempts.remaining)))
             attempts.check_deadline()
 
@@ -153,12 +152,12 @@ class Fetcher:
 
     async def _is_late(self, read: asyncio.Task[memoryview], nbytes: int) -> bool:
         """Wait until it has ended (False) or is late (True)."""
-        began = time.monotonic()
+        began = now()
         while not read.done():
             usual = self._pace.usual(nbytes)
             if usual is not None:
                 late = max(HEDGE_FLOOR, usual * (TAIL_FACTOR if self._is_tail() else HEDGE_FACTOR))
-                if time.monotonic() - began >= late:
+                if now() - began >= late:
                     return True
             await asyncio.wait({read}, timeout=HEDGE_POLL)
         return False
@@ -196,14 +195,14 @@ class Fetcher:
         self._counters.requests += 1
         nbytes = end - start
         limit = min(attempts.remaining, ATTEMPT_FLOOR + nbytes / SLOWEST)
-        began = time.monotonic()
+        began = now()
         try:
             async with asyncio.timeout(max(0.0, limit)):
                 data = await self._store.read(pin, start, end, piecewise=self._piecewise)
         except TimeoutError as exc:
             self._counters.stalls += 1
             raise Interruption(f"no end after {limit:.0f} s") from exc
-        self._pace.completed(nbytes, time.monotonic() - began)
+        self._pace.completed(nbytes, now() - began)
         return data
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +15,11 @@ from coldstream.weights.store import Interrupted
 REFUSED_DELAY = 1.0
 
 _T = TypeVar("_T")
+
+
+def now() -> float:
+    """Seconds on the event loop's clock, which a simulation may set."""
+    return asyncio.get_running_loop().time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Attempts:
     def __init__(self, policy: RetryPolicy, *, where: str, deadline: float | None = None) -> None:
         self._policy = policy
         self._where = where
-        self._started = time.monotonic()
+        self._started = now()
         self._deadline = self._started + policy.deadline if deadline is None else deadline
         self._failures = 0
         self._refused_since: float | None = None
@@ -55,7 +59,7 @@ class Attempts:
     @property
     def remaining(self) -> float:
         """Seconds until the deadline."""
-        return self._deadline - time.monotonic()
+        return self._deadline - now()
 
     def check_deadline(self) -> None:
         """Raises StoreUnavailable when no time is left."""
@@ -76,19 +80,19 @@ class Attempts:
             StoreUnavailable: the attempts, the window or the deadline are spent.
         """
         self._failures += 1
-        now = time.monotonic()
+        moment = now()
         delay = self._policy.delay(self._failures, retry_after=failure.retry_after)
-        if now + delay >= self._deadline:
+        if moment + delay >= self._deadline:
             raise StoreUnavailable(
                 f"{self._where}: {failure}; the deadline of {self._policy.deadline:g} s is spent"
             ) from failure
         if failure.refused:
             delay = min(delay, REFUSED_DELAY)
-            self._refused_since = self._refused_since or now
-            if now - self._refused_since < self._policy.refused_window:
+            self._refused_since = self._refused_since or moment
+            if moment - self._refused_since < self._policy.refused_window:
                 return delay
         if self._failures >= self._policy.attempts:
-            seconds = now - self._started
+            seconds = moment - self._started
             raise StoreUnavailable(
                 f"{self._where}: {failure}; gave up after {self._failures} attempts in {seconds:.0f} s, try again later"
             ) from failure

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ctypes
 import mmap
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from coldstream.weights.fetch import Fetcher, HedgeBudget
 from coldstream.weights.header import TensorInfo
 from coldstream.weights.plan import Read, ReadPlan, part_size_for, plan
 from coldstream.weights.progress import Progress
-from coldstream.weights.retry import RetryPolicy
+from coldstream.weights.retry import RetryPolicy, now
 
 # True: fetch it. A TensorInfo from `info.rows(...)`: fetch only these rows.
 Select = Callable[[TensorInfo], "bool | TensorInfo"]
@@ -203,7 +202,7 @@ class _Run:
         # At least two reads fit into the budget, so that one lands while another is being taken.
         self.plan: ReadPlan = plan(tensors, part_size=self._part_size(tensors), max_read=max(1, self.budget.limit // 2))
         self._files = {file.shard.name: file for file in self._begin_files(tensors)}
-        self._concurrency = Concurrency(self.options.bounds, now=time.monotonic())
+        self._concurrency = Concurrency(self.options.bounds, now=now())
         self._fetcher = self._new_fetcher()
         self._pending = deque(self.plan.reads)
         self._open_reads = len(self.plan.reads)
@@ -260,11 +259,11 @@ class _Run:
             self.checkpoint.store,
             policy=self.options.retry,
             counters=self.progress.counters,
-            deadline=time.monotonic() + self.options.retry.deadline,
+            deadline=now() + self.options.retry.deadline,
             hedges=HedgeBudget(spare),
             reserve=self.budget.try_reserve,
             release=self.budget.release,
-            throttled=lambda: self._concurrency.throttled(now=time.monotonic()),
+            throttled=lambda: self._concurrency.throttled(now=now()),
             is_tail=lambda: not self._pending,
         )
 
@@ -304,7 +303,7 @@ class _Run:
         end = self.timeline.now()
         details: dict[str, str | int | float] = {"file": read.file, "start": read.start, "bytes": read.nbytes}
         self.timeline.record(Span("range", start, end, f"connection {connection}", details))
-        self._concurrency.completed(read.nbytes, now=time.monotonic())
+        self._concurrency.completed(read.nbytes, now=now())
         return data
 
     async def _check(self, read: Read, data: memoryview) -> None:
