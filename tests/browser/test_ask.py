@@ -209,6 +209,24 @@ def test_chat_streams_keeps_the_conversation_and_leaves_enter_to_the_input_metho
     shot(ready, "chat")
 
 
+def test_a_new_chat_ends_the_answer_that_runs_and_forgets_it(ready: Page) -> None:
+    ready.get_by_role("tab", name="Chat").click()
+    panel = ready.locator("#panel-chat")
+    panel.get_by_text("Sampling").click()
+    panel.get_by_label("Temperature").fill("2")
+    message = panel.get_by_label("Message", exact=True)
+    message.fill("How many users are there?")
+    message.press("Enter")
+    expect(panel.locator(".turn .words").last).not_to_be_empty()
+    panel.get_by_role("button", name="New chat").click()
+    expect(panel.get_by_role("button", name="Send")).to_be_visible()
+    expect(panel.locator(".turn")).to_have_count(0)
+    message.fill("And orders?")
+    with ready.expect_request("**/v1/chat/completions") as sent:
+        message.press("Enter")
+    assert [turn["content"] for turn in sent.value.post_data_json["messages"]] == ["And orders?"]
+
+
 def test_everything_can_be_done_from_the_keyboard(ready: Page) -> None:
     press = ready.keyboard.press
     press("Tab")

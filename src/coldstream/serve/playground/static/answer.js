@@ -19,7 +19,8 @@ export function fromChat(event) {
 }
 
 export class Answer {
-  #words = document.createTextNode("");
+  #written = "";
+  #line = null;
   #waiting = "";
   #frame = 0;
   #abort = null;
@@ -27,7 +28,7 @@ export class Answer {
   // `scroll` is called after text was added, for a box that keeps its end in view.
   constructor({ scroll = () => {} } = {}) {
     this.scroll = scroll;
-    this.output = el("div", { class: "words" }, this.#words);
+    this.output = el("div", { class: "words" });
     this.note = el("p", { class: "dim note" });
     this.figures = el("ul", { class: "figures-line" });
     this.copy = el("button", { type: "button", class: "link", hidden: true, onclick: () => void this.#copy() });
@@ -38,7 +39,7 @@ export class Answer {
   }
 
   get words() {
-    return this.#words.data + this.#waiting;
+    return this.#written + this.#waiting;
   }
 
   get running() {
@@ -88,7 +89,9 @@ export class Answer {
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
     this.#waiting = "";
-    this.#words.data = "";
+    this.#written = "";
+    this.#line = null;
+    this.output.replaceChildren();
     this.started = performance.now();
     this.first = this.last = null;
     this.pieces = 0;
@@ -110,11 +113,23 @@ export class Answer {
 
   #draw() {
     this.#frame = 0;
-    this.#words.appendData(this.#waiting);
+    for (const piece of this.#waiting.split(/(?<=\n)/)) this.#write(piece);
     this.#waiting = "";
     text(this.note, "");
     this.#drawFigures();
     this.scroll();
+  }
+
+  // A block for each line: what is added to a long answer then costs the layout of its last line only.
+  #write(piece) {
+    if (piece === "") return;
+    if (this.#line === null || this.#line.data.endsWith("\n")) {
+      this.#line = document.createTextNode("");
+      this.output.lastElementChild?.classList.remove("last");
+      this.output.append(el("div", { class: "last" }, this.#line));
+    }
+    this.#line.appendData(piece);
+    this.#written += piece;
   }
 
   #tellWait(model) {
@@ -166,10 +181,10 @@ export class Answer {
       lines.push([number(this.usage.prompt_tokens), t("answer.prompt") + cached]);
     }
     if (this.finish) lines.push(["", t(`answer.end.${this.finish}`)]);
-    this.#write(lines);
+    this.#fill(lines);
   }
 
-  #write(lines) {
+  #fill(lines) {
     while (this.figures.children.length > lines.length) this.figures.lastElementChild.remove();
     for (const [index, [value, name]] of lines.entries()) {
       const item = this.figures.children[index] ?? this.figures.appendChild(el("li", {}, el("b"), el("span")));

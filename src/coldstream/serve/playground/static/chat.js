@@ -145,11 +145,12 @@ export class Chat {
     const answer = new Answer({ scroll: () => (this.log.scrollTop = this.log.scrollHeight) });
     const name = el("h3", {}, asked.model);
     this.log.append(el("article", { class: "turn" }, name, answer.root));
+    const turns = this.#turns; // a new chat, begun meanwhile, has others
     this.#answer = answer;
     this.#drawButton();
     try {
       await answer.stream(asked);
-      this.#turns.push(written, { content: answer.words, answer });
+      turns.push(written, { content: answer.words, answer });
     } catch (error) {
       name.parentElement.remove();
       throw error;
