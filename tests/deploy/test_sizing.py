@@ -127,8 +127,11 @@ def fit(wanted: int | None = None, **limits: int) -> quota.Fit:
     return quota.fit(size, {**FREE, **limits}, wanted=wanted, zonal_redundancy=False)
 
 
-def test_without_a_limit_the_wish_stands() -> None:
+def test_without_a_known_limit_the_wish_stands_and_the_default_is_one() -> None:
+    """A caller who may not see the quota does not run into it by default."""
     assert fit(7).instances == 7
+    assert fit().instances == 1
+    assert fit(**{CPU_QUOTA: 10**6, MEMORY_QUOTA: 10**15, L4_QUOTA: 50}).instances == 3
 
 
 def test_a_new_projects_limits_hold_one_instance_beside_a_rollout() -> None:

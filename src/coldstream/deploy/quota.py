@@ -68,9 +68,14 @@ def demands(size: Size, limits: Mapping[str, int | None], *, zonal_redundancy: b
 
 
 def fit(size: Size, limits: Mapping[str, int | None], *, wanted: int | None, zonal_redundancy: bool) -> Fit:
-    """The wanted number of instances, or the most that fit beside a rollout; 0 when not even one does."""
+    """The wanted number of instances, or the most that fit beside a rollout; 0 when not even one does.
+
+    Without a wish: three, or one where a limit is not known.
+    """
     asked = demands(size, limits, zonal_redundancy=zonal_redundancy)
-    goal = wanted or DEFAULT_MAX_INSTANCES
+    # A limit that nobody may see is not counted on: Cloud Run refuses a service whose sum is above it.
+    unseen = any(item.limit is None for item in asked)
+    goal = wanted or (1 if unseen else DEFAULT_MAX_INSTANCES)
     # The grant that a first deployment makes is 3; planning for more would count on what nobody promised.
     most = {
         item.quota: (2 if item.auto_granted else item.limit // item.each - 1)
