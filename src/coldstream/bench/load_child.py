@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,12 @@ def _runai(uri: str, concurrency: int) -> Prepared:
     if emulator:
         os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = emulator
         os.environ["RUNAI_STREAMER_GCS_USE_ANONYMOUS_CREDENTIALS"] = "true"
-    from runai_model_streamer import SafetensorsStreamer
-
+    streamer_class = _peer("runai_model_streamer").SafetensorsStreamer
     names = _files(uri)
 
     def load() -> tuple[Any, int]:
         state = {}
-        with SafetensorsStreamer() as streamer:
+        with streamer_class() as streamer:
             streamer.stream_files(names)
             for name, tensor in streamer.get_tensors():
                 state[name] = tensor.clone() if not tensor.is_contiguous() else tensor
@@ -66,8 +66,7 @@ def _runai(uri: str, concurrency: int) -> Prepared:
 
 def _gcsfs(uri: str) -> Prepared:
     os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
-    import gcsfs
-
+    gcsfs = _peer("gcsfs")
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     options = {"token": "anon", "endpoint_url": emulator} if emulator else {}
     system = gcsfs.GCSFileSystem(**options)
@@ -88,14 +87,13 @@ def _gcsfs(uri: str) -> Prepared:
 
 def _transfer_manager(uri: str) -> Prepared:
     """To /dev/shm, which is memory, as a copy on disk would be on Cloud Run; then safetensors."""
-    from google.auth.credentials import AnonymousCredentials
-    from google.cloud import storage
-    from google.cloud.storage import transfer_manager
     from safetensors.torch import load_file
 
+    anonymous_credentials = _peer("google.auth.credentials").AnonymousCredentials
+    storage, transfer_manager = _peer("google.cloud.storage"), _peer("google.cloud.storage.transfer_manager")
     location = Location.parse(uri)
     anonymous = os.environ.get("STORAGE_EMULATOR_HOST")
-    client = storage.Client(project="bench", credentials=AnonymousCredentials()) if anonymous else storage.Client()
+    client = storage.Client(project="bench", credentials=anonymous_credentials()) if anonymous else storage.Client()
     bucket = client.bucket(location.bucket)
     names = [Location.parse(name).path for name in _files(uri)]
 
@@ -130,8 +128,7 @@ def _safetensors(uri: str) -> Prepared:
 
 
 def _fastsafetensors(uri: str) -> Prepared:
-    from fastsafetensors import fastsafe_open
-
+    fastsafe_open = _peer("fastsafetensors").fastsafe_open
     names = [Location.parse(name).path for name in _files(uri)]
 
     def read() -> tuple[Any, int]:
@@ -172,6 +169,11 @@ def _url(checkpoint: Checkpoint, name: str) -> str:
         raise ColdstreamError(f"{location}: curl has no address for it")
     base = os.environ.get("STORAGE_EMULATOR_HOST", GCS_API)
     return f"{base}/{location.bucket}/{location.path}"
+
+
+def _peer(module: str) -> Any:
+    """A package of the bench extra, of which many have no types."""
+    return import_module(module)
 
 
 def _files(uri: str) -> list[str]:
