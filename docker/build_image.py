@@ -31,8 +31,8 @@ IMAGE = "localhost/coldstream-cpu"
 class Buildah:
     """buildah with a store of its own below `work`."""
 
-    def __init__(self, work: Path) -> None:
-        self._store = ["--root", str(work / "store"), "--runroot", str(work / "run"), "--storage-driver", "vfs"]
+    def __init__(self, work: Path, driver: str) -> None:
+        self._store = ["--root", str(work / "store"), "--runroot", str(work / "run"), "--storage-driver", driver]
         self._environment = os.environ | {"BUILDAH_ISOLATION": "chroot", "TMPDIR": str(work)}
 
     def command(self, *words: str) -> list[str]:
@@ -162,12 +162,14 @@ def main() -> None:
     volume = "a folder or file for the build alone, HOST:IMAGE:ro; a pip.conf, certificates, wheels"
     parser.add_argument("--volume", action="append", default=[], help=volume)
     parser.add_argument("--torch-index", help="another index for torch than PyTorch's own")
+    driver = "overlay where it can be mounted; vfs works anywhere, and copies the whole image for every layer"
+    parser.add_argument("--driver", choices=("overlay", "vfs"), default="overlay", help=driver)
     parser.add_argument("--check", action="store_true", help="start it and ask it a question")
     chosen = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("chroot isolation and debootstrap need root")
     chosen.work.mkdir(parents=True, exist_ok=True)
-    buildah = Buildah(chosen.work)
+    buildah = Buildah(chosen.work, chosen.driver)
     make_base(buildah, chosen.work, chosen.mirror, chosen.suite)
     seconds = build(buildah, chosen.work, volumes=chosen.volume, index=chosen.torch_index)
     size = buildah("images", "--format", "{{.Size}}", IMAGE)

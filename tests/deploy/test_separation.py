@@ -39,3 +39,22 @@ def test_importing_the_wing_loads_no_google_client() -> None:
 def test_the_commands_import_nothing_heavy_until_they_are_called() -> None:
     modules = loaded("import coldstream.cli.deploy")
     assert not [name for name in modules if name.startswith(("coldstream.deploy", "google.", "rich.table", "torch"))]
+
+
+def test_without_the_extra_the_message_names_it() -> None:
+    """An environment in which Google's clients are not installed."""
+    code = """
+import sys
+sys.modules["google.cloud.run_v2"] = None
+from google.oauth2.credentials import Credentials
+from coldstream.deploy.google import Google
+from coldstream.deploy.evidence import ask
+from coldstream.errors import MissingExtra
+try:
+    ask("services.get", lambda: Google(Credentials(token="x")).service("projects/p/locations/l/services/s"))
+except MissingExtra as exc:
+    assert "pip install 'coldstream[deploy]'" in str(exc)
+else:
+    raise SystemExit("no error")
+"""
+    loaded(code)

@@ -34,6 +34,10 @@ APIS = (
 )
 
 
+# Stands for a caller whose credentials do not say whose they are; nothing can be granted to it but by a person.
+NOBODY = "user:CALLER"
+
+
 class Principal(StrEnum):
     """Who acts."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coldstream.deploy import evidence, plan, quota
-from coldstream.deploy.access import Check, Grant
+from coldstream.deploy.access import NOBODY, Check, Grant
 from coldstream.deploy.evidence import Evidence, Said, ask
 from coldstream.deploy.google import Google
 from coldstream.deploy.plan import Model, OpenModel
@@ -91,7 +91,7 @@ def examine(
 
 
 def _member(access: Future[Evidence]) -> str:
-    return access.result().caller.value or "user:CALLER"
+    return access.result().caller.value or NOBODY
 
 
 def _to_look(said: Said[Any], role: str, member: str, target: Target) -> Grant | None:

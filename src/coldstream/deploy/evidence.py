@@ -16,7 +16,7 @@ from coldstream.deploy import access
 from coldstream.deploy.access import APIS, MAKING, Answer, Check, Grant, Make, Need, Principal
 from coldstream.deploy.google import Google
 from coldstream.deploy.target import Kind, Resource, Target
-from coldstream.errors import ApiDisabled, ColdstreamError, ResourceNotFound
+from coldstream.errors import ApiDisabled, ColdstreamError, MissingExtra, ResourceNotFound
 
 WORKERS = 24
 
@@ -44,9 +44,11 @@ class Said(Generic[_T]):
 
 
 def ask(call: str, function: Callable[[], _T]) -> Said[_T]:
-    """Call, and keep what it said."""
+    """Call, and keep what it said. Without Google's clients nothing can be asked: that is nobody's answer."""
     try:
         return Said(call, function())
+    except MissingExtra:
+        raise
     except ColdstreamError as exc:
         return Said(call, error=exc)
 
@@ -263,7 +265,7 @@ def _made_check(target: Target, evidence: Evidence, resource: Resource) -> Check
 
 def _check(target: Target, evidence: Evidence, need: Need, resource: Resource) -> Check:
     question = f"{need.principal}: {need.permission} on {resource}"
-    member = access.principal_member(need.principal, target, evidence.caller.value or "user:CALLER")
+    member = access.principal_member(need.principal, target, evidence.caller.value or access.NOBODY)
     answer, why = _answer(target, evidence, need, resource)
     if answer == "yes":
         return Check(need.step, question, answer, why)

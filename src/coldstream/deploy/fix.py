@@ -78,7 +78,7 @@ def _caller_may(found: Evidence, target: Target, item: Make | Grant) -> bool:
         permission = MAKING["apis"] if item.apis else MAKING[item.resource.kind]
         # Where Resource Manager itself is off, nobody can say; trying is the only way to find out, and harmless.
         return found.caller_may(permission, project) is not False
-    return bool(found.caller_may(GRANTING[item.resource.kind], item.resource))
+    return item.member != access.NOBODY and bool(found.caller_may(GRANTING[item.resource.kind], item.resource))
 
 
 # Commands for people: the same remedy, its undoing, and where it goes.

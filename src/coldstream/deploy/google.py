@@ -471,10 +471,7 @@ class Google:
     def _client(self, name: str, make: Callable[[], Any]) -> Any:
         with self._lock:
             if name not in self._clients:
-                try:
-                    self._clients[name] = make()
-                except ImportError as exc:
-                    raise MissingExtra(f"{exc.name} is not installed; run `pip install 'coldstream[deploy]'`") from exc
+                self._clients[name] = make()
             return self._clients[name]
 
     def _rest(self, module: str, client: str, host: str) -> Any:
@@ -568,8 +565,15 @@ class Google:
 
 
 def _module(name: str) -> Any:
-    """Google's modules on first use: importing them all costs a second, and their stubs are patchy."""
-    return import_module(name)
+    """Google's modules on first use: importing them all costs a second, and their stubs are patchy.
+
+    Raises:
+        MissingExtra: they are not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as exc:
+        raise MissingExtra(f"{name} is not installed; run `pip install 'coldstream[deploy]'`") from exc
 
 
 def _pending(what: str, operation: Any) -> Pending:
