@@ -25,6 +25,7 @@ from coldstream.model.build import Assembly
 from coldstream.model.config import ModelConfig
 from coldstream.model.decoder import Decoder, DecoderPrecision
 from coldstream.model.layers import DenseAttention, DenseSequence
+from coldstream.model.vision_config import VisionConfig
 
 _PROMPT = "The capital of France is Paris. 한국의 수도는 서울입니다. SELECT name FROM donors WHERE country = 'US'; The"
 _TOLERANCE = 1e-3
@@ -49,7 +50,8 @@ class Parity:
 
 def load_folder(folder: Path, *, precision: DecoderPrecision = "float32") -> Decoder:
     """A filled decoder from a local folder's safetensors files; read by safetensors, not by the stream."""
-    decoder = Decoder(ModelConfig.from_json(json.loads((folder / "config.json").read_text())), precision=precision)
+    config = json.loads((folder / "config.json").read_text())
+    decoder = Decoder(ModelConfig.from_json(config), precision=precision, vision=VisionConfig.from_json(config))
     files: list[Any] = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
     where = {name: file for file in files for name in file.keys()}  # noqa: SIM118  not a mapping
     assembly = Assembly(decoder, {name: file.get_slice(name).get_shape() for name, file in where.items()})
