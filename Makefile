@@ -18,7 +18,7 @@ help: ## Say what can be made
 demo: $(VENV)/demo ## Serve two real models from a local bucket and ask them (ARGS=--check to stop after the questions)
 	$(BIN)/coldstream demo $(ARGS)
 
-test: $(VENV)/dev ## Run every test against the installed wheel (ARGS="-k name" to choose)
+test: $(VENV)/dev $(VENV)/browser ## Run every test against the installed wheel (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev ## ruff, mypy strict, import-linter
@@ -54,4 +54,11 @@ $(VENV)/demo: dist/built constraints.txt
 
 $(VENV)/dev: $(VENV)/demo
 	$(PIP) install -c constraints.txt "$(WHEEL)[dev]"
+	touch $@
+
+# The page is tested in Debian's Chromium, and for accessibility with axe-core from npm.
+$(VENV)/browser: tests/browser/package-lock.json $(VENV)/python
+	command -v chromium >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends chromium; }
+	command -v npm >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends npm; }
+	npm ci --prefix tests/browser --no-audit --no-fund
 	touch $@

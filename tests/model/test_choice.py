@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from coldstream.errors import UnknownArchitecture, UnsupportedConfig
-from coldstream.model.choice import is_served_natively, stand_up
+from coldstream.model.choice import stand_up
+from coldstream.model.config import is_native
 from coldstream.model.decoder import Decoder
 from coldstream.model.fallback import FallbackDecoder
 from tests.model import tiny
@@ -18,7 +19,7 @@ def test_a_known_architecture_is_native() -> None:
         made.config, {name: tensor.shape for name, tensor in made.tensors.items()}, precision="float32"
     )
     assert isinstance(decoder, Decoder)
-    assert is_served_natively(made.config)
+    assert is_native(made.config)
 
 
 def test_another_architecture_goes_through_transformers() -> None:
@@ -27,7 +28,7 @@ def test_another_architecture_goes_through_transformers() -> None:
         made.config, {name: tensor.shape for name, tensor in made.tensors.items()}, precision="float32"
     )
     assert isinstance(decoder, FallbackDecoder)
-    assert not is_served_natively(made.config)
+    assert not is_native(made.config)
 
 
 def test_int8_is_refused_where_only_transformers_can_serve() -> None:

@@ -24,6 +24,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "inspect": ("inspect",),
         "verify": ("verify",),
         "demo": ("demo",),
+        "chat": ("chat",),
+        "bench": ("bench",),
         "deploy": ("doctor", "plan", "deploy", "status", "logs", "rollback", "destroy", "export"),
     }
 )

@@ -57,7 +57,9 @@ def serve(
     clock.record(Span("interpreter and command line", 0.0, clock.now(), "MainThread"))
     chosen = _override(_read(uri, config), host=host, port=port, precision=precision)
     from coldstream.serve.listen import serve as serve_process
+    from coldstream.serve.logs import configure
 
+    configure()
     try:
         serve_process(chosen, clock, watch=lambda start, bound: _watch(start, chosen, bound, quiet=quiet))
     finally:

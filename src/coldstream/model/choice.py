@@ -12,18 +12,10 @@ from coldstream.model.build import Assembly
 from coldstream.model.config import ModelConfig
 from coldstream.model.decoder import Decoder
 from coldstream.model.precision import RunPrecision
+from coldstream.model.vision_config import VisionConfig
 
 if TYPE_CHECKING:
     from coldstream.model.fallback import FallbackAssembly, FallbackDecoder
-
-
-def is_served_natively(config: Mapping[str, Any]) -> bool:
-    """Whether the native decoder takes this config as it is."""
-    try:
-        ModelConfig.from_json(config)
-    except (UnknownArchitecture, UnsupportedConfig):
-        return False
-    return True
 
 
 def stand_up(
@@ -33,7 +25,7 @@ def stand_up(
     precision: RunPrecision,
     device: torch.device | str = "cpu",
 ) -> tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]:
-    """A text decoder that stands before its bytes, and what fills it; native where that is possible.
+    """A decoder that stands before its bytes, and what fills it; native, with its vision tower, where that is possible.
 
     Raises what ModelConfig, Assembly and FallbackDecoder raise. Without the `[transformers]` extra the error is the
     native decoder's, which says what it does not know.
@@ -42,7 +34,7 @@ def stand_up(
         native = ModelConfig.from_json(config)
     except (UnknownArchitecture, UnsupportedConfig) as refusal:
         return _fallback(config, shapes, precision, device, refusal)
-    decoder = Decoder(native, precision=precision, device=device)
+    decoder = Decoder(native, precision=precision, device=device, vision=VisionConfig.from_json(config))
     return decoder, Assembly(decoder, shapes)
 
 

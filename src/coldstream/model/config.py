@@ -110,10 +110,10 @@ class ModelConfig:
 
 
 def is_native(config: Mapping[str, Any]) -> bool:
-    """Whether the native decoder knows the architecture (its values may still be refused)."""
+    """Whether the native decoder takes this config as it is; else only the fallback can."""
     try:
-        _architecture(config)
-    except UnknownArchitecture:
+        ModelConfig.from_json(config)
+    except (UnknownArchitecture, UnsupportedConfig):
         return False
     return True
 

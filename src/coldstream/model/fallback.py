@@ -21,7 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from coldstream.errors import MissingExtra, ParameterMismatch, UnknownArchitecture, UnsupportedConfig
+from coldstream.errors import EngineError, MissingExtra, ParameterMismatch, UnknownArchitecture, UnsupportedConfig
+from coldstream.model.decoder import Embeds
 from coldstream.model.gate import Gate
 from coldstream.model.layers import Attention
 
@@ -77,6 +78,10 @@ class FallbackDecoder:
             self.config = _described(self._class(self._model_config), self._model_config)
 
     @property
+    def vision(self) -> None:
+        """It takes no images; see `Decoder.vision`."""
+
+    @property
     def attention_dtype(self) -> torch.dtype:
         """The dtype of q, k and v."""
         return self.dtype
@@ -101,8 +106,12 @@ class FallbackDecoder:
         self.loaded.open()
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attention, rows: Tensor) -> Tensor:
-        """As decoder.Decoder.forward: flat ids and positions, float32 logits `[len(rows), vocab]`."""
+    def forward(
+        self, ids: Tensor, positions: Tensor, attend: Attention, rows: Tensor, *, embeds: Embeds | None = None
+    ) -> Tensor:
+        """As decoder.Decoder.forward: flat ids and positions, float32 logits `[len(rows), vocab]`; text only."""
+        if embeds is not None:
+            raise EngineError(f"{self.config.architecture} takes no images here; only Gemma 3 does")
         self.loaded.wait()
         assert self._model is not None
         self._attend = attend

@@ -45,7 +45,7 @@ class Landing:
         self._queue.put(landed)
 
     def _is_full(self, more: int) -> bool:
-        return self.capacity is not None and 0 < self.waiting_bytes and self.waiting_bytes + more > self.capacity
+        return self.capacity is not None and self.waiting_bytes > 0 and self.waiting_bytes + more > self.capacity
 
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more will come: the load is whole and verified, or it failed with `error`."""

@@ -1,8 +1,8 @@
 """Maps torch's shared libraries before `import torch` does, without holding the GIL.
 
-Loading libtorch takes a third of a second (relocations of a 430 MB library). Python's own loader holds the GIL for all of
-it, so that no other thread runs and the event loop answers nobody. A call of dlopen(3) through ctypes releases it; what
-`import torch` then finds is already mapped. The flags are those with which torch itself loads the two.
+Loading libtorch takes a third of a second (relocations of a 430 MB library). Python's own loader holds the GIL for all
+of it, so that no other thread runs and the event loop answers nobody. A call of dlopen(3) through ctypes releases it;
+what `import torch` then finds is already mapped. The flags are those with which torch itself loads the two.
 """
 
 from __future__ import annotations

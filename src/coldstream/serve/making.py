@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.errors import OutOfMemory
+from coldstream.model.config import is_native
 from coldstream.model.precision import CpuFeatures, RunPrecision, choose_precision
 from coldstream.serve import lean_torch
 from coldstream.settings import ModelSettings
 from coldstream.timeline import Timeline
 
 if TYPE_CHECKING:
+    from coldstream.model.build import Assembly
     from coldstream.model.decoder import Decoder
+    from coldstream.model.fallback import FallbackAssembly, FallbackDecoder
     from coldstream.weights.checkpoint import Checkpoint
 
 
@@ -26,6 +29,8 @@ _STORED = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1}
 """Bytes a parameter; int8 has a scale a row beside the weights, and the kernel's padding."""
 _NVIDIA = Path("/dev/nvidiactl")
+_CACHED = 16_000_000
+"""Bytes of weights that a core's caches hold, more or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,11 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
     stored = stored_dtype(checkpoint)
     device = "cuda" if _NVIDIA.exists() else "cpu"
     precision, reason = choose_precision(
-        model.precision, device=device, cpu=CpuFeatures.of_this_machine(), stored=stored
+        model.precision,
+        device=device,
+        cpu=CpuFeatures.of_this_machine(),
+        stored=stored,
+        native=is_native(checkpoint.config),
     )
     weights = round(checkpoint.total_parameters * _BYTES[precision])
     plan = RunPlan(device, precision, reason, weights, converts=device != "cpu" or precision != stored)
@@ -89,15 +98,27 @@ def stored_dtype(checkpoint: Checkpoint) -> str | None:
     return _STORED.get(most[0][0]) if most else None
 
 
-def build_decoder(checkpoint: Checkpoint, plan: RunPlan) -> Decoder:
-    """The decoder that the config describes, before its bytes.
+def threads_for(plan: RunPlan, wanted: int | None) -> int:
+    """How many threads the engine computes with: what the container has, but one where there is little to share out.
+
+    A model that fits in a core's caches is computed sooner than a second thread is woken for each of its matrices.
+    """
+    from coldstream.engine.memory import cpu_limit
+
+    return wanted or (1 if plan.weights < _CACHED else cpu_limit())
+
+
+def stand_up(
+    checkpoint: Checkpoint, plan: RunPlan
+) -> tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]:
+    """The decoder that the config describes, before its bytes, and what fills it.
 
     Raises:
-        UnknownArchitecture, UnsupportedConfig: the native decoder cannot run it.
+        UnknownArchitecture, UnsupportedConfig, ParameterMismatch: it cannot be made, or not from these tensors.
     """
-    from coldstream.model.config import ModelConfig
-    from coldstream.model.decoder import Decoder
-    from coldstream.model.vision_config import VisionConfig
+    from coldstream.model import choice
 
-    config, vision = ModelConfig.from_json(checkpoint.config), VisionConfig.from_json(checkpoint.config)
-    return Decoder(config, device=plan.device, precision=plan.precision, vision=vision)
+    if not is_native(checkpoint.config):
+        lean_torch.complete()  # transformers makes its models on the meta device
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=plan.device)

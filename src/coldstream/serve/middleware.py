@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 import time
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,14 +82,14 @@ class Observe:
             self._tracing.record(Headers(scope=scope), scope["method"], route, status, trail)
         level = logs.severity(status) if status else logging.INFO
         if logger.isEnabledFor(level):
-            fields = {"request_id": trail.request_id, **logs.trace_field(trail.trace, self._project)}
-            http = {
+            fields: dict[str, Any] = {"request_id": trail.request_id, **logs.trace_field(trail.trace, self._project)}
+            http: dict[str, Any] = {
                 "requestMethod": scope["method"],
                 "requestUrl": scope["path"],
                 "status": status,
                 "latency": f"{trail.seconds:.6f}s",
             }
-            fields |= {"httpRequest": http, **trail.fields()}
+            fields = {**fields, "httpRequest": http, **trail.fields()}
             message = f"{scope['method']} {scope['path']} {status or 'client gone'}"
             logger.log(level, message, extra={"fields": fields})
 

@@ -16,12 +16,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
 from coldstream.serve.firsts import FirstForward, WatchedEngine
 from coldstream.serve.landing import Landing
-from coldstream.serve.making import RunPlan, build_decoder, import_torch, plan_run
+from coldstream.serve.making import RunPlan, import_torch, plan_run, stand_up, threads_for
 from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Span, Timeline
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from coldstream.engine.tokenizer_process import TokenizerProcess
     from coldstream.model.build import Assembly
     from coldstream.model.decoder import Decoder
+    from coldstream.model.fallback import FallbackAssembly, FallbackDecoder
     from coldstream.model.vision import Sight
     from coldstream.weights.checkpoint import Checkpoint
     from coldstream.weights.progress import Progress
@@ -77,7 +79,7 @@ class ModelStart:
         self._is_ready = False
         self._opened: Future[Checkpoint] = Future()
         self._files: Future[dict[str, bytes]] = Future()
-        self._decoder: Future[Decoder] = Future()
+        self._decoder: Future[Decoder | FallbackDecoder] = Future()
         self._accepting: Future[None] = Future()
         self._verified = threading.Event()
         self._process: TokenizerProcess | None = None
@@ -85,7 +87,7 @@ class ModelStart:
         self._engine: Engine | None = None
         self._images: ImagePrompt | None = None
         self._watched: WatchedEngine | None = None
-        self._assembly: Assembly | None = None
+        self._assembly: Assembly | FallbackAssembly | None = None
         self.threads = tuple(
             threading.Thread(target=self._guarded, args=(work,), name=f"{kind} {self.name}", daemon=True)
             for kind, work in (("tokenizer", self._build_tokenizer), ("model", self._build_model))
@@ -281,16 +283,18 @@ class ModelStart:
             self._tokenizer = Tokenizer.load(files, source=self.uri, build=self._process.build)
         self._start_engine(self._decoder.result(), self._tokenizer)
 
-    def _start_engine(self, decoder: Decoder, tokenizer: Tokenizer) -> None:
+    def _start_engine(self, decoder: Decoder | FallbackDecoder, tokenizer: Tokenizer) -> None:
         from coldstream.engine.engine import Engine
 
         sees = self._sight(decoder, tokenizer)
+        assert self.plan is not None
+        wanted = self._settings.engine
         with self._timeline.span("engine", model=self.name):
             engine = Engine(
                 FirstForward(decoder, self._timeline),
                 tokenizer,
                 decoder.config,
-                self._settings.engine,
+                replace(wanted, threads=threads_for(self.plan, wanted.threads)),
                 max_context=self._model.max_context,
                 hold=self._verified,
                 sees=sees,
@@ -303,7 +307,7 @@ class ModelStart:
             engine.fail(self.error)
         _settle(self._accepting, None)
 
-    def _sight(self, decoder: Decoder, tokenizer: Tokenizer) -> Sight | None:
+    def _sight(self, decoder: Decoder | FallbackDecoder, tokenizer: Tokenizer) -> Sight | None:
         """What the engine looks at images with, and how they stand in prompts; None for a model that takes none."""
         if decoder.vision is None:
             return None
@@ -319,14 +323,11 @@ class ModelStart:
     def _build_model(self) -> None:
         import_torch(self._settings.engine.threads, self._timeline)
         checkpoint = self._opened.result()
-        from coldstream.model.build import Assembly
         from coldstream.weights.tensors import as_tensor
 
         with self._timeline.span("model without its bytes", model=self.name):
             assert self.plan is not None
-            decoder = build_decoder(checkpoint, self.plan)
-            shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-            self._assembly = Assembly(decoder, shapes)
+            decoder, self._assembly = stand_up(checkpoint, self.plan)
         _settle(self._decoder, decoder)
         again = self._take(self._assembly, as_tensor)
         self._assembly.finish()
@@ -339,7 +340,7 @@ class ModelStart:
         self._timeline.mark(f"{self.name} ready")
         self._on_change()
 
-    def _take(self, assembly: Assembly, as_tensor: Callable[[Landed], Tensor]) -> bool:
+    def _take(self, assembly: Assembly | FallbackAssembly, as_tensor: Callable[[Landed], Tensor]) -> bool:
         """Assign tensors as they land; True when one came twice, so that what was computed with the first is void."""
         seen: set[str] = set()
         again = False

@@ -235,7 +235,7 @@ class _Speaker:
     def chunks(self, event: TokenEvent) -> list[dict[str, Any]]:
         """The choices that this event makes, one a chunk."""
         self.result.add(event)
-        made = []
+        made: list[dict[str, Any]] = []
         for delta in self._deltas(event.text):
             made.append(self._choice(delta, event.logprobs if not made else ()))
         if not made and event.logprobs:
@@ -258,7 +258,9 @@ class _Speaker:
         return [*opening, {"content": certain}] if certain else opening
 
     def _last(self) -> list[dict[str, Any]]:
-        chosen, calls, made = self._asked.tools, [], []
+        chosen = self._asked.tools
+        calls: list[tools.Call] = []
+        made: list[dict[str, Any]] = []
         if chosen.named is None and chosen.functions:
             rest, calls = self._rest()
             if rest:

@@ -1,0 +1,225 @@
+"""`coldstream bench`: side by side with every peer that is installed; medians, `--json`, a chart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coldstream.errors import SettingsError
+
+Uri = Annotated[str, typer.Argument(help="The checkpoint's folder: gs://, s3://, az://, https:// or a path.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines: everything that was measured.")]
+Chart = Annotated[Path | None, typer.Option(help="Write a chart (SVG) here.")]
+Runs = Annotated[int, typer.Option(min=1, help="Runs of each, in turns; medians are reported.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Side by side with the peers installed here.")
+    bench.callback()(_end_in_order)
+    for command in (load, serve, coldstart, quality):
+        bench.command()(command)
+    app.add_typer(bench, name="bench")
+
+
+def _end_in_order() -> None:
+    # The servers under test end with us: a SIGTERM must unwind the stack as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def load(uri: Uri, runs: Runs = 5, as_json: AsJson = False, chart: Chart = None) -> None:
+    """Bucket to memory: GB/s, CPU seconds a GB and peak memory, beside Run:ai's streamer, gcsfs, curl and others."""
+    from coldstream.bench.load import run_load_bench
+
+    report = run_load_bench(uri, rounds=runs, report=lambda item: _say(f"{item.contender}: {item.seconds:.2f} s"))
+    _write(chart, report.to_svg())
+    if as_json:
+        _print_json(report.to_json())
+        return
+    rows = [
+        (
+            item.contender,
+            item.error or f"{item.gb_per_second:.2f}",
+            f"{item.cpu_seconds_per_gb:.2f}",
+            f"{item.peak_bytes / 1e9:.2f} ({item.peak_ratio:.2f} x)",
+        )
+        for item in report.summaries
+    ]
+    _table(f"{uri}, medians of {runs}; {report.machine}", ("", "GB/s", "CPU s/GB", "peak GB"), rows)
+
+
+def coldstart(
+    uri: Uri,
+    runs: Runs = 5,
+    shape: Annotated[str | None, typer.Option(help="A slower bucket in front: rate=200MB/s,ttfb=60ms.")] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Drop the kernel's page cache before each start (root).")
+    ] = False,
+    alone: Annotated[bool, typer.Option("--alone", help="Without peers, beside the floor only.")] = False,
+    gguf: Annotated[Path | None, typer.Option(help="The same model as GGUF, for llama.cpp.")] = None,
+    ollama_model: Annotated[str | None, typer.Option(help="The same model's name in Ollama.")] = None,
+    as_json: AsJson = False,
+    chart: Chart = None,
+) -> None:
+    """Exec to the first token over HTTP, beside installed peers and the floor (import torch, load the tokenizer)."""
+    from coldstream.bench.coldstart import run_coldstart_bench
+    from coldstream.bench.shape import Shape
+
+    report = run_coldstart_bench(
+        uri,
+        runs=runs,
+        shape=Shape.parse(shape) if shape else None,
+        peers=not alone,
+        page_cache="cold" if cold else "warm",
+        gguf=gguf,
+        ollama_model=ollama_model,
+        told=lambda name, start: _say(f"{name}: first token after {start.first_token:.2f} s"),
+    )
+    _write(chart, report.as_svg())
+    data = report.as_json()
+    if as_json:
+        _print_json(data)
+        return
+    rows = [
+        (item["name"], f"{item['median']:.2f}", f"{item['of_floor']:.2f} x", _details(item)) for item in data["results"]
+    ]
+    title = f"{uri}, {report.bytes / 1e6:.0f} MB, {report.page_cache} page cache, medians of {runs}"
+    _table(title, ("", "first token, s", "of the floor", ""), rows)
+    for skipped in report.skipped:
+        _say(f"left out: {skipped.name}, {skipped.why}")
+
+
+def _details(result: dict[str, Any]) -> str:
+    """What else one contender's starts tell: the port, /readyz, and how long after the last byte."""
+    starts, watch = result["starts"], result["watch"]
+    parts = []
+    ports = sorted(start["port_open"] for start in starts if start["port_open"] is not None)
+    if ports:
+        parts.append(f"port open {ports[len(ports) // 2]:.2f} s")
+    after = sorted(start["first_token"] - start["last_byte"] for start in starts if start["last_byte"] is not None)
+    if after:
+        parts.append(f"{after[len(after) // 2]:.2f} s after the last byte")
+    if watch is not None:
+        parts.append(f"/readyz at most {watch['longest'] * 1e3:.0f} ms ({watch['polls']} polls)")
+    return ", ".join(parts)
+
+
+def serve(
+    uri: Annotated[str | None, typer.Argument(help="The checkpoint that our server and the peers serve.")] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=MODEL of a peer to start: llama.cpp=x.gguf, transformers=DIR, vllm=DIR."),
+    ] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(help="NAME=URL=MODEL of an OpenAI endpoint that runs already (URL ends in /v1).")
+    ] = None,
+    clients: Annotated[str, typer.Option(help="Closed loops, one after another.")] = "1,4,8,16",
+    rates: Annotated[str, typer.Option(help="Open loops: requests a second, one after another.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    prompt_words: Annotated[int, typer.Option(min=1, help="Words of each prompt.")] = 48,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of each client.")] = 4,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of an open loop.")] = 30.0,
+    as_json: AsJson = False,
+    chart: Chart = None,
+) -> None:
+    """Tokens a second, time to the first token and between tokens, under load, beside peers."""
+    from coldstream.bench.serve import Load, run_serve_bench
+    from coldstream.bench.serve_load import Endpoint
+
+    servers = ({"coldstream": uri} if uri else {}) | dict(_pair(item, "--peer") for item in peer or ())
+    running = [(name, *_pair(rest, "--url")) for name, rest in (_pair(item, "--url") for item in url or ())]
+    if not servers and not running:
+        raise SettingsError("nothing to load: give a URI, or --url NAME=http://host/v1=MODEL")
+    report = run_serve_bench(
+        servers,
+        load=Load(
+            clients=tuple(int(item) for item in _numbers(clients, "--clients")),
+            rates=_numbers(rates, "--rates"),
+            requests_per_client=requests,
+            max_tokens=max_tokens,
+            prompt_words=prompt_words,
+            seconds=seconds,
+        ),
+        endpoints={name: Endpoint(address, model) for name, address, model in running},
+        say=_say,
+    )
+    _write(chart, report.svg())
+    if as_json:
+        _print_json(report.as_json())
+    else:
+        typer.echo("\n".join(report.table()))
+
+
+def quality(
+    uri: Uri,
+    precision: Annotated[str, typer.Option(help="int8, bfloat16 or float32; compared with float32.")] = "int8",
+    tokens: Annotated[int, typer.Option(min=2, help="At most so many tokens of each text.")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """KL and perplexity against float32 on English, Korean, code and SQL. Exits 1 when a target is missed."""
+    from coldstream.bench.quality import run_quality
+    from coldstream.settings import check_precision
+
+    known = check_precision(precision)
+    if known == "auto":
+        raise SettingsError("--precision auto is compared under the name that it chooses; give int8 or bfloat16")
+    report = run_quality(uri, precision=known, tokens=tokens, on_text=_say)
+    if as_json:
+        summary = {"mean_kl": report.mean_kl, "perplexity_rise": report.perplexity_rise, "is_good": report.is_good}
+        _print_json(dataclasses.asdict(report) | summary)
+    else:
+        rows = [
+            (item.text, str(item.tokens), f"{item.mean_kl:.4f}", f"{item.top1_agreement:.3f}", f"{item.perplexity:.2f}")
+            for item in report.texts
+        ]
+        _table(f"{uri} as {known} against float32", ("text", "tokens", "mean KL", "top-1", "perplexity"), rows)
+        _say(f"mean KL {report.mean_kl:.4f} nats a token, perplexity {report.perplexity_rise:+.2%}")
+    if not report.is_good:
+        raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*heads, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _write(chart: Path | None, picture: str) -> None:
+    if chart is None:
+        return
+    try:
+        chart.write_text(picture, encoding="utf-8")
+    except OSError as exc:
+        raise SettingsError(f"--chart {chart}: cannot be written ({exc.strerror}); choose another file") from exc
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    left, equals, right = text.partition("=")
+    if not equals or not left or not right:
+        raise SettingsError(f"{option} {text}: write it as NAME=VALUE; see --help")
+    return left, right
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(item) for item in text.split(",") if item.strip())
+    except ValueError as exc:
+        raise SettingsError(f"{option} {text}: must be numbers with commas between them") from exc
