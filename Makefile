@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 WHEEL = $(shell ls dist/coldstream-*.whl)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format image clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -30,6 +30,9 @@ lint: $(VENV)/dev ## ruff, mypy strict, import-linter
 format: $(VENV)/dev ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format src tests
 	$(BIN)/ruff check --fix src tests
+
+image: $(VENV)/demo ## Build the CPU image without a Docker daemon, start it and ask it (root, debootstrap, buildah)
+	$(BIN)/python docker/build_image.py --check $(ARGS)
 
 clean: ## Remove what make made
 	rm -rf $(VENV) dist build

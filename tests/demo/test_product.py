@@ -85,7 +85,7 @@ def test_the_sample_photos_are_described_exactly(eyes: Eyes, name: str, category
 
 
 def test_most_pictures_that_it_has_never_seen_are_described_exactly(eyes: Eyes) -> None:
-    """About nine in ten; three quarters must be right word by word."""
+    """Most of them: three quarters must be right word by word."""
     chance = random.Random(20)
     right = 0
     for _ in range(40):
