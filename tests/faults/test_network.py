@@ -83,7 +83,7 @@ async def test_after_the_first_break_reads_resume_where_they_broke(bucket: Local
     for name, data in files.checkpoint(tensors).items():
         bucket.put("models", f"large/{name}", data)
     progress = Progress()
-    with ChaosProxy(bucket.url, On(Trouble("reset", at=1_500_000), count=2, after=0)) as proxy:
+    with ChaosProxy(bucket.url, On(Trouble("close", at=1_500_000), count=2, after=0)) as proxy:
         store = open_store(Location.parse("gs://models/large"), environ={"STORAGE_EMULATOR_HOST": proxy.url})
         checkpoint = await open_checkpoint_async("gs://models/large", store=store, retry=POLICY)
         loaded = [bytes(item.data) async for item in stream(checkpoint, options=big, progress=progress)]

@@ -26,8 +26,14 @@ _SECONDS: Schema = _or_null({"type": "number"})
 _ANY: Schema = {}
 
 _OUR_ERROR = _object(
-    {"error": _object({"type": _TEXT, "message": _TEXT, "field": _or_null(_TEXT), "allowed": _list(_TEXT)})}
+    {
+        "error": _object(
+            {"type": _TEXT, "message": _TEXT, "field": _or_null(_TEXT), "allowed": _list(_TEXT)},
+            {"schema": {"type": "object"}},
+        )
+    }
 )
+"""`schema` is there when an input of a task is missing: the task's inputs as JSON Schema."""
 _OPENAI_ERROR = _object(
     {"error": _object({"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _or_null(_TEXT)})}
 )

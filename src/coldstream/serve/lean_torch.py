@@ -41,6 +41,8 @@ _DEFERRED = frozenset(
     )
 )
 
+_ACTING = frozenset({"torch._meta_registrations"})
+
 
 class _Deferring(MetaPathFinder, Loader):
     """Finds the modules named above as usual, and executes them at the first look at an attribute."""
@@ -77,9 +79,9 @@ class _Deferring(MetaPathFinder, Loader):
                 del module.__getattr__
                 loader.exec_module(module)
 
-    def load_all(self) -> None:
-        """Execute everything that is still deferred."""
-        for name in tuple(self._loaders):
+    def load_what_acts(self) -> None:
+        """Execute the deferred modules that do something by being imported."""
+        for name in _ACTING & self._loaders.keys():
             self.load(sys.modules[name])
 
 
@@ -91,10 +93,10 @@ def import_torch() -> None:
 
 
 def complete() -> None:
-    """Load what was deferred: for code that needs torch's meta kernels or its tracing."""
+    """Load torch's meta kernels; the rest of what was deferred comes by being looked at."""
     for finder in sys.meta_path:
         if isinstance(finder, _Deferring):
-            finder.load_all()
+            finder.load_what_acts()
 
 
 def _release() -> str:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from coldstream.errors import PortInUse, SettingsError
+from coldstream.serve.allocator import return_large_buffers
 from coldstream.serve.door import ASGIApp, Door
 from coldstream.serve.keys import ApiKeys, read_keys
 from coldstream.serve.startup import Startup
@@ -63,6 +64,7 @@ def serve(settings: Settings, timeline: Timeline, *, watch: Callable[[Startup, i
         PortInUse, SettingsError: before anything was started.
         ColdstreamError: every model failed; this is the first one's error.
     """
+    return_large_buffers()
     keys = read_keys(settings.server, os.environ)
     with bind(settings.server.host, settings.server.port) as listener:
         process = _Process(settings, timeline, keys)
