@@ -48,8 +48,8 @@ _ASSUMED_RATE = 100e6
 """Bytes a second, until a rate has been measured."""
 _ASSUMED_START = 3.0
 """Seconds that imports and the tokenizer take, where the bytes come sooner."""
-_CONVERTED_AHEAD = 256 * 1024 * 1024
-"""Bytes that may wait for conversion: enough to keep the wire busy during `import torch`, little beside a model."""
+_CONVERTED_AHEAD = 128 * 1024 * 1024
+"""Bytes that may be in flight, and again that may wait, for conversion: the wire is faster than any conversion."""
 _LONGEST_JOIN = 10.0
 """Seconds to wait for a strand that may be inside `import torch` when the process is asked to end."""
 
@@ -245,13 +245,16 @@ class ModelStart:
         files = asyncio.create_task(self._fetch_files(checkpoint))
         try:
             options = StreamOptions(
-                max_bytes_in_flight=load.max_bytes_in_flight, concurrency=load.concurrency, retry=retry
+                max_bytes_in_flight=load.max_bytes_in_flight or (_CONVERTED_AHEAD if self.plan.converts else None),
+                concurrency=load.concurrency,
+                retry=retry,
             )
             tensors = stream(checkpoint, options=options, progress=self.progress, timeline=self._timeline)
             async for landed in tensors:
                 if self.error is not None:
                     return
                 await self._landing.put(landed)
+                del landed  # the landing has it; kept here, it would outlive its conversion
                 await order.turn(self)
             self._landing.end()
             await files

@@ -94,7 +94,10 @@ async def _tensors(
         whole = stream(checkpoint, select=select, options=options, progress=progress, timeline=timeline)
         async with aclosing(whole):
             async for landed in whole:
-                yield landed.info.name, as_tensor(landed)
+                named = landed.info.name, as_tensor(landed)
+                del landed
+                yield named
+                del named
         return
     copier = DeviceCopier(device)
     for info in chosen(checkpoint, select):

@@ -95,11 +95,14 @@ async def stream(
                 for piece in _views(landed):
                     run.budget.release(piece.info.nbytes)
                     yield piece
+                    del piece
             else:
                 tensor = await run.in_worker(assembly.add, landed)
                 run.budget.release(landed.read.nbytes)
                 if tensor is not None:
                     yield tensor
+                del tensor
+            del landed  # a name that outlives its use here would keep a whole tensor's bytes in memory
 
 
 async def stream_ranges(
