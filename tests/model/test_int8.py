@@ -21,6 +21,7 @@ from coldstream.model.int8 import (
     rotation_order,
 )
 from coldstream.model.layers import DenseAttention, DenseSequence
+from coldstream.model.pages import let_go
 from tests.model import tiny
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="torch has no FBGEMM on this CPU")
@@ -177,3 +178,24 @@ def test_a_failure_while_packing_ends_the_load_with_that_error(made: tiny.Tiny) 
         assembly.finish()
     with pytest.raises(NotImplementedError):
         step(decoder, [[1]])
+
+
+def test_a_matrix_that_may_be_consumed_packs_the_same_and_its_pages_are_given_back(levels: int) -> None:
+    rows = torch.randn(1024, 128, generator=torch.Generator().manual_seed(3))
+    kept, consumed = (Int8Table(128, 1024, levels=levels) for _ in range(2))
+    for table, tensor, consume in ((kept, rows.clone(), False), (consumed, rows.clone(), True)):
+        table.use(looked_up=True, multiplied=True)
+        for piece in table.parameter("embed_tokens.weight", "embedding").work(tensor, consume=consume):
+            piece()
+        assert (not tensor[64:960].any()) == consume
+    ids = torch.arange(1024)
+    assert torch.equal(kept.lookup(ids), consumed.lookup(ids))
+    assert torch.equal(kept.logits(rows[:3]), consumed.logits(rows[:3]))
+
+
+def test_only_whole_pages_of_the_tensor_itself_are_given_back() -> None:
+    memory = torch.ones(3 * 4096 + 100, dtype=torch.uint8)
+    let_go(memory[50:-50])
+    assert memory[:50].all()
+    assert memory[-50:].all()
+    assert not memory.all()

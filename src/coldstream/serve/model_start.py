@@ -48,7 +48,7 @@ _ASSUMED_RATE = 100e6
 """Bytes a second, until a rate has been measured."""
 _ASSUMED_START = 3.0
 """Seconds that imports and the tokenizer take, where the bytes come sooner."""
-_CONVERTED_AHEAD = 128 * 1024 * 1024
+_CONVERTED_AHEAD = 32 * 1024 * 1024
 """Bytes that may be in flight, and again that may wait, for conversion: the wire is faster than any conversion."""
 _LONGEST_JOIN = 10.0
 """Seconds to wait for a strand that may be inside `import torch` when the process is asked to end."""
@@ -351,7 +351,7 @@ class ModelStart:
         for landed in self._landing:
             again |= landed.info.name in seen
             seen.add(landed.info.name)
-            assembly.assign(landed.info.name, as_tensor(landed))
+            assembly.assign(landed.info.name, as_tensor(landed), consume=True)
         self._timeline.record(
             Span("tensors assigned", start, self._timeline.now(), threading.current_thread().name, {"model": self.name})
         )
