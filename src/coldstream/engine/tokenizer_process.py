@@ -2,7 +2,7 @@
 
 Building the tokenizer of a large vocabulary takes over a second (Gemma 3: 262,144 tokens, 33 MB of JSON), and the
 library holds the GIL for all of it: in our own process it would stop the event loop and `import torch`. Beside them, on
-the second core, it is free. Afterwards a call costs a round trip of some 50 microseconds; decoding, which happens for
+the second core, it is free. Afterwards a call costs a round trip of some 0.2 ms; decoding, which happens for
 every token, costs none: the library's own decoder runs here, on names of tokens that the child was asked for once.
 
 The child is started by `exec`, gets the file through a memfd, answers one JSON message after the other on a socket, and
