@@ -169,7 +169,8 @@ async def test_an_index_that_says_nothing(index: bytes) -> None:
     "name",
     ["../model.safetensors", "/etc/model.safetensors", "a/../../b.safetensors", "gs://other/a.safetensors",
      "a//b.safetensors",
-     "./a.safetensors", "..\\a.safetensors", "a\0.safetensors", "", None, 3, ["a"]],
+     "./a.safetensors", "..\\a.safetensors", "a\0.safetensors", "a\r\nHost: b.safetensors", "\ud800.safetensors",
+     "x" * 1025 + ".safetensors", "~/../a.safetensors", "https://other/a.safetensors", "a/..", "", None, 3, ["a"]],
 )  # fmt: skip
 async def test_names_that_leave_the_folder(name: Any) -> None:
     index = json.dumps({"weight_map": {"w": name}}).encode()
@@ -195,12 +196,13 @@ async def test_a_shard_in_a_folder_below_is_found() -> None:
     assert len(checkpoint.tensors) == len(files.model())
 
 
-async def test_a_config_of_gigabytes_is_not_read() -> None:
+async def test_a_file_of_gigabytes_beside_the_weights_is_not_read() -> None:
     class Huge(MemoryStore):
         def _pin(self, name: str) -> Pin:
-            return Pin(name, 1 << 34, generation="1") if name == "config.json" else super()._pin(name)
+            return Pin(name, 1 << 34, generation="1") if name == "tokenizer.json" else super()._pin(name)
 
-    store = Huge(files.checkpoint(files.model()))
+    store = Huge({**files.checkpoint(files.model()), "tokenizer.json": b"{}"})
+    checkpoint = await open_checkpoint_async(store.location, store=store)
     with pytest.raises(BadResponse, match="too large"):
-        await open_checkpoint_async(store.location, store=store)
-    assert "config.json" not in {request.name for request in store.requests}
+        await checkpoint.read_file("tokenizer.json")
+    assert "tokenizer.json" not in {request.name for request in store.requests}

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from coldstream.errors import (
     BadResponse,
+    HeaderError,
     IndexMismatch,
     NoConfig,
     NoWeights,
@@ -24,7 +25,7 @@ from coldstream.errors import (
     UnsafeName,
 )
 from coldstream.timeline import Timeline
-from coldstream.weights.header import Header, TensorInfo, header_end, parse_header
+from coldstream.weights.header import Header, TensorInfo, header_end, marks, parse_header, quoted
 from coldstream.weights.object_store import open_store
 from coldstream.weights.progress import Progress
 from coldstream.weights.retry import RetryPolicy, with_retries
@@ -40,6 +41,17 @@ SINGLE = "model.safetensors"
 FIRST_READ = 256 * 1024
 # Everything but weights is read whole into memory; the largest tokenizer.json known has 34 MB.
 MAX_SMALL_FILE = 256 * 1024 * 1024
+# The largest config.json known, with all its label names, has some 5 MB.
+MAX_CONFIG = 16 * 1024 * 1024
+# Against an index made to exhaust this process: models have at most some hundred files and 150,000 tensors in all.
+MAX_INDEX = 100_000_000
+MAX_SHARDS = 10_000
+MAX_ALL_TENSORS = 1 << 19
+MAX_ALL_HEADERS = 256 * 1024 * 1024
+# Headers that are read at once, 256 KiB each: one wave for every real checkpoint.
+WAVE = 256
+# Cloud Storage's limit for a name, in bytes of UTF-8; S3's and Azure's are the same.
+MAX_NAME = 1024
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -140,6 +152,9 @@ class _Opener:
     retry: RetryPolicy
     progress: Progress
     timeline: Timeline
+    wave: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(WAVE))
+    header_bytes: int = 0
+    tensor_count: int = 0
 
     async def open(self) -> Checkpoint:
         self.progress.enter("listing")
@@ -166,6 +181,8 @@ class _Opener:
 
     async def _json(self, pin: Pin) -> Mapping[str, Any]:
         where = self.location.child(pin.name)
+        if pin.size > MAX_CONFIG:
+            raise NoConfig(f"{where}: {pin.size} bytes are over the limit of {MAX_CONFIG}; is it a configuration?")
         try:
             value = json.loads(await _read_whole(self.store, pin, self.retry))
         except (ValueError, RecursionError) as exc:
@@ -189,23 +206,40 @@ class _Opener:
 
     async def _weight_map(self, pin: Pin) -> dict[str, str]:
         where = self.location.child(INDEX)
-        try:
-            index = json.loads(await _read_whole(self.store, pin, self.retry), object_pairs_hook=_no_twins)
-        except (ValueError, RecursionError) as exc:
-            raise IndexMismatch(f"{where}: is not valid JSON ({exc}); upload it again") from exc
+        index = await self._index(pin)
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise IndexMismatch(f"{where}: has no weight_map; upload it again")
         for tensor, file in weight_map.items():
             if not isinstance(file, str) or not _safe(file):
-                raise UnsafeName(f"{where}: tensor {tensor!r} lies in {file!r}, which is not a file of this folder")
+                raise UnsafeName(
+                    f"{where}: tensor {quoted(tensor)} lies in {quoted(file)}, which is not a file of this folder"
+                )
             if not file.endswith(".safetensors"):
-                raise NoWeights(f"{where}: tensor {tensor!r} lies in {file!r}; convert the model to safetensors")
+                raise NoWeights(
+                    f"{where}: tensor {quoted(tensor)} lies in {quoted(file)}; convert the model to safetensors"
+                )
+        shards = len(set(weight_map.values()))
+        if shards > MAX_SHARDS:
+            raise IndexMismatch(f"{where}: names {shards} files, over the limit of {MAX_SHARDS}")
         return weight_map
+
+    async def _index(self, pin: Pin) -> Any:
+        where = self.location.child(INDEX)
+        if pin.size > MAX_INDEX:
+            raise IndexMismatch(f"{where}: {pin.size} bytes are over the limit of {MAX_INDEX}")
+        text = await _read_whole(self.store, pin, self.retry)
+        if marks(text) > MAX_ALL_TENSORS * 3:  # a comma and a colon each, and some in names
+            raise IndexMismatch(f"{where}: names more than {MAX_ALL_TENSORS} tensors, over the limit")
+        try:
+            return json.loads(text, object_pairs_hook=_no_twins)
+        except (ValueError, RecursionError) as exc:
+            raise IndexMismatch(f"{where}: is not valid JSON ({exc}); upload it again") from exc
 
     async def _locate(self, name: str, files: dict[str, Pin]) -> Pin:
         if name not in files:
-            pin = await with_retries(lambda: self.store.pin(name), self.retry, where=str(self.location.child(name)))
+            async with self.wave:
+                pin = await with_retries(lambda: self.store.pin(name), self.retry, where=str(self.location.child(name)))
             if pin is None:
                 raise ShardMissing(f"{self.location.child(name)}: {INDEX} names it, but it is not there; upload it")
             files[name] = pin
@@ -213,11 +247,18 @@ class _Opener:
 
     async def _shard(self, pin: Pin) -> Shard:
         uri = str(self.location.child(pin.name))
-        raw = await self._read(pin, 0, min(pin.size, FIRST_READ))
-        end = header_end(raw[:8], size=pin.size, uri=uri)
-        if end > len(raw):
-            raw += await self._read(pin, len(raw), end)
+        async with self.wave:
+            raw = await self._read(pin, 0, min(pin.size, FIRST_READ))
+            end = header_end(raw[:8], size=pin.size, uri=uri)
+            self.header_bytes += end
+            if self.header_bytes > MAX_ALL_HEADERS:
+                raise HeaderError(f"{uri}: the headers so far have {self.header_bytes} bytes, over {MAX_ALL_HEADERS}")
+            if end > len(raw):
+                raw += await self._read(pin, len(raw), end)
         header = parse_header(raw, file=pin.name, size=pin.size, uri=uri)
+        self.tensor_count += len(header.tensors)
+        if self.tensor_count > MAX_ALL_TENSORS:
+            raise HeaderError(f"{uri}: the files so far have {self.tensor_count} tensors, over {MAX_ALL_TENSORS}")
         return Shard(pin, header, raw[:end])
 
     async def _read(self, pin: Pin, start: int, end: int) -> bytes:
@@ -268,8 +309,10 @@ def _check_index(weight_map: Mapping[str, str], shards: tuple[Shard, ...], where
 
 
 def _safe(name: str) -> bool:
-    parts = name.split("/")
-    return bool(name) and "\\" not in name and "\0" not in name and ":" not in name and not {"", ".", ".."} & set(parts)
+    """Whether it is a file of this folder or one below, whatever becomes of it: a path, a URL, an object's name."""
+    if not name.isprintable() or "\\" in name or ":" in name or {"", ".", ".."} & set(name.split("/")):
+        return False
+    return len(name.encode()) <= MAX_NAME
 
 
 def _some(names: Any) -> str:

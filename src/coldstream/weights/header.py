@@ -6,6 +6,7 @@ Format (https://github.com/huggingface/safetensors#format): u64 little-endian N,
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -17,6 +18,15 @@ from coldstream.errors import HeaderError
 PREFIX = 8
 # The reference implementation's cap (MAX_HEADER_SIZE in tensor.rs).
 MAX_HEADER = 100_000_000
+# In one file. Models have far fewer (DeepSeek-V3: 92,000 in 163 files); 100 MB of JSON can announce ten million, for
+# which the parser would need minutes and gigabytes.
+MAX_TENSORS = 1 << 17
+# numpy's limit; no model has more than six.
+MAX_DIMENSIONS = 64
+# Commas, colons and opening brackets that the JSON of a tensor takes: 14 in four dimensions. They are counted before
+# anything is parsed, because each of them may become a Python object.
+MARKS = b",:[{"
+MARKS_A_TENSOR = 16
 
 DTYPE_BITS: Mapping[str, int] = MappingProxyType(
     {
@@ -130,6 +140,8 @@ def parse_header(raw: bytes, *, file: str, size: int, uri: str) -> Header:
         raise HeaderError(f"{uri}: byte {len(raw)}: the header ends early, {end} bytes were announced")
     table = _json_object(bytes(raw[PREFIX:end]), uri)
     metadata = _metadata(table.pop("__metadata__", None), uri)
+    if len(table) > MAX_TENSORS:
+        raise HeaderError(f"{uri}: announces {len(table)} tensors, over the limit of {MAX_TENSORS}; split the file")
     tensors = [_tensor(name, entry, file, end, uri) for name, entry in table.items()]
     tensors.sort(key=lambda info: (info.start, info.end))
     _check_layout(tensors, end, size, uri)
@@ -140,6 +152,8 @@ def _json_object(text: bytes, uri: str) -> dict[str, Any]:
     # json.loads would take the last of two equal keys; the reference parser refuses them as well.
     if not text.startswith(b"{"):
         raise HeaderError(f"{uri}: byte {PREFIX}: the header does not begin with '{{'; not a safetensors file?")
+    if marks(text) > MAX_TENSORS * MARKS_A_TENSOR:
+        raise HeaderError(f"{uri}: {len(text)} bytes of JSON announce more than {MAX_TENSORS} tensors, over the limit")
     try:
         table = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except UnicodeDecodeError as exc:
@@ -153,12 +167,24 @@ def _json_object(text: bytes, uri: str) -> dict[str, Any]:
     return table
 
 
+def quoted(value: Any) -> str:
+    """The repr of what somebody else wrote, cut where it is long: a name may have a hundred megabytes."""
+    short = reprlib.Repr()
+    short.maxstring, short.maxlist, short.maxlong = 200, 8, 40
+    return short.repr(value)
+
+
+def marks(text: bytes) -> int:
+    """How many values JSON may have at most, without parsing it; those in strings count as well."""
+    return sum(text.count(mark) for mark in MARKS)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} occurs twice")
+        raise ValueError(f"the key {quoted(twice)} occurs twice")
     return table
 
 
@@ -175,38 +201,47 @@ def _metadata(value: Any, uri: str) -> Mapping[str, str]:
 
 
 def _tensor(name: str, entry: Any, file: str, base: int, uri: str) -> TensorInfo:
-    where = f"{uri}: tensor {name!r}"
+    try:
+        dtype, shape, (begin, end) = _checked(entry, base)
+    except ValueError as exc:
+        raise HeaderError(f"{uri}: tensor {quoted(name)}: {exc}") from exc
+    return TensorInfo(name, dtype, tuple(shape), file, base + begin, base + end)
+
+
+def _checked(entry: Any, base: int) -> tuple[str, list[int], list[int]]:
+    """Dtype, shape and offsets of a tensor that can be; ValueError says why it cannot."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise HeaderError(f"{where}: needs exactly dtype, shape and data_offsets")
+        raise ValueError("needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
-        raise HeaderError(f"{where}: unknown dtype {dtype!r}; known: {', '.join(DTYPE_BITS)}")
+        raise ValueError(f"unknown dtype {quoted(dtype)}; known: {', '.join(DTYPE_BITS)}")
     if not _sizes(shape):
-        raise HeaderError(f"{where}: shape {shape!r} is not a list of whole numbers from 0 to 2^63-1")
+        raise ValueError(f"shape {quoted(shape)} is not a list of whole numbers from 0 to 2^63-1")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise HeaderError(f"{where}: data_offsets {offsets!r} are not a begin and an end")
-    need, rest = divmod(_elements(shape, where) * bits, 8)
-    if rest or need != offsets[1] - offsets[0]:
-        raise HeaderError(
-            f"{where}: {dtype} {shape} takes {need} bytes, but its offsets span {offsets[1] - offsets[0]}"
-            f" (byte {base + offsets[0]} of the file)"
-        )
-    return TensorInfo(name, dtype, tuple(shape), file, base + offsets[0], base + offsets[1])
+        raise ValueError(f"data_offsets {quoted(offsets)} are not a begin and an end")
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"shape {quoted(shape)} has {len(shape)} dimensions, over the limit of {MAX_DIMENSIONS}")
+    need, rest = divmod(_elements(shape) * bits, 8)
+    span = offsets[1] - offsets[0]
+    if rest or need != span:
+        place = f"byte {base + offsets[0]} of the file"
+        raise ValueError(f"{dtype} {quoted(shape)} takes {need} bytes, but its offsets span {span} ({place})")
+    return dtype, shape, offsets
 
 
 def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _elements(shape: list[int], where: str) -> int:
+def _elements(shape: list[int]) -> int:
     if 0 in shape:
         return 0
     count = 1
     for size in shape:
         count *= size
         if count >= 2**63:
-            raise HeaderError(f"{where}: its shape overflows: 2^63 elements or more")
+            raise ValueError("its shape overflows: 2^63 elements or more")
     return count
 
 
@@ -216,7 +251,7 @@ def _check_layout(tensors: list[TensorInfo], base: int, size: int, uri: str) -> 
     for info in tensors:
         if info.start != position:
             kind = "a gap" if info.start > position else "an overlap"
-            raise HeaderError(f"{uri}: tensor {info.name!r}: {kind} at byte {min(info.start, position)}")
+            raise HeaderError(f"{uri}: tensor {quoted(info.name)}: {kind} at byte {min(info.start, position)}")
         position = info.end
     if position != size:
         raise HeaderError(f"{uri}: byte {position}: the tensors end here, but the file has {size} bytes; truncated?")
