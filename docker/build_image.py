@@ -1,10 +1,12 @@
-"""Builds the CPU image without a Docker daemon, starts it, and asks the model that it streams a question.
+"""Builds the CPU image without a Docker daemon, starts it, and judges what the model that it streams answers.
 
     python docker/build_image.py --check            # as root; needs debootstrap and buildah (apt install both)
 
 debootstrap makes a base with Python in it, buildah builds docker/cpu.Dockerfile on it with chroot isolation (no daemon,
-no namespaces), and the check runs the image's own entry point as its own user, with the model in a local bucket
-(fake-gcs-server, from the demo extra). Nothing outside --work and buildah's --root below it is written.
+no namespaces), and the check runs the image's own entry point as its own user, with the demo's SQL model in a local
+bucket (fake-gcs-server, from the demo extra). It ends with another exit code than 0 when an answer is not the command
+that the model was taught, when the compiled kernels cannot be loaded, when the server runs as root, or when SIGTERM
+does not end it in peace. Nothing outside --work and buildah's --root below it is written.
 """
 
 from __future__ import annotations
@@ -12,20 +14,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from coldstream import settings
 from coldstream.demo.bucket import LocalBucket
+from coldstream.demo.sql_pairs import sql_pairs
 from coldstream.deploy import image
 
 BASE = "localhost/coldstream-base"
 IMAGE = "localhost/coldstream-cpu"
+ENTRY = ("/opt/coldstream/bin/python", "/opt/coldstream/site/entry.py")
+QUESTIONS = 12
 
 
 class Buildah:
@@ -60,19 +69,29 @@ def make_base(buildah: Buildah, work: Path, mirror: str, suite: str) -> None:
     packages = "python3,python3-venv,ca-certificates"
     command = ["debootstrap", "--variant=minbase", f"--include={packages}", suite, str(root), mirror]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    for downloaded in ("var/cache/apt", "var/lib/apt/lists"):
+        shutil.rmtree(root / downloaded)
+        (root / downloaded).mkdir()
     container = buildah("from", "scratch")
     buildah("add", container, str(root), "/")
     buildah("commit", "--rm", container, BASE)
 
 
-def build(buildah: Buildah, work: Path, *, volumes: list[str], index: str | None) -> float:
-    """The image from docker/cpu.Dockerfile and the installed package; the seconds it took."""
+def build(buildah: Buildah, work: Path, *, volumes: list[str], index: str | None, edited: bool = False) -> float:
+    """The image from docker/cpu.Dockerfile and the installed package; the seconds it took.
+
+    `edited` stands for another version of the project: a line is added to one of its files.
+    """
     context = image.context("cpu")
     folder = work / "context"
+    shutil.rmtree(folder, ignore_errors=True)
     for name, data in context.files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+    if edited:
+        with (folder / "site" / "coldstream" / "__init__.py").open("a", encoding="utf-8") as file:
+            file.write(f"\n# edited at {time.time_ns()}\n")
     options = ["--build-arg", f"BASE={BASE}"]
     options += [word for volume in volumes for word in ("--volume", volume)]
     if index is not None:
@@ -85,33 +104,81 @@ def build(buildah: Buildah, work: Path, *, volumes: list[str], index: str | None
 
 
 def check(buildah: Buildah) -> None:
-    """Start the image on the demo's SQL model, ask it, and end it with SIGTERM."""
+    """Start the image on the demo's SQL model, ask what the model was taught, and end it with SIGTERM.
+
+    Raises:
+        SystemExit: something is not as it must be.
+    """
     with as_file(files("coldstream.demo")) as demo, LocalBucket() as bucket:
         uri = bucket.add("models", "sql", demo / "sql_model")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        config = f'[models.sql]\nuri = "{uri}"\n[tasks.sql]\nmodel = "sql"\n'
-        container = buildah("from", IMAGE)
-        variables = {"PORT": str(port), "COLDSTREAM_TOML": config, **bucket.environment}
-        options = [word for key, value in variables.items() for word in ("--env", f"{key}={value}")]
-        entry = ["/opt/coldstream/bin/python", "/opt/coldstream/site/entry.py"]
-        begun = time.monotonic()
-        server = buildah.start("run", "--isolation", "chroot", *options, container, "--", *entry)
-        try:
-            _wait(f"http://127.0.0.1:{port}/readyz", server)
-            print(f"ready after {time.monotonic() - begun:.1f} s")
-            print(f"runs as uid {_owner(port)}")
-            question = {"type": "sql", "prompt": "How many donors are there?", "max_tokens": 40}
-            print(f"answer: {_post(f'http://127.0.0.1:{port}/generate', question)!r}")
+        with _running(buildah, {"COLDSTREAM_TOML": _configuration(demo, uri), **bucket.environment}) as (port, server):
+            print(f"kernels: {_kernels(buildah)}")
+            uid = _owner(port)
+            print(f"runs as uid {uid}")
+            if uid == 0:
+                raise SystemExit("the server runs as root")
+            _judge(f"http://127.0.0.1:{port}/generate")
             begun = time.monotonic()
             os.kill(_process(port), signal.SIGTERM)
-            server.wait(timeout=15)
-            print(f"ended {time.monotonic() - begun:.1f} s after SIGTERM, exit code {server.returncode}")
-        finally:
-            if server.poll() is None:
-                os.killpg(server.pid, signal.SIGKILL)
-            buildah("rm", container)
+            code = server.wait(timeout=15)
+            print(f"ended {time.monotonic() - begun:.1f} s after SIGTERM, exit code {code}")
+            if code != 0:
+                raise SystemExit(f"SIGTERM ended the server with exit code {code}, not 0")
+
+
+def _configuration(demo: Path, uri: str) -> str:
+    """The demo's SQL task on the model in the bucket; JSON's strings are TOML's."""
+    task = settings.load(demo / "coldstream.toml", environ={}).tasks["sql"]
+    return (
+        f'[models.sql]\nuri = "{uri}"\n'
+        f'[tasks.sql]\nmodel = "sql"\nprompt = {json.dumps(task.prompt)}\nprompt_input = "{task.prompt_input}"\n'
+        "[tasks.sql.sampling]\nmax_tokens = 256\ntemperature = 0.0\n"
+    )
+
+
+@contextmanager
+def _running(buildah: Buildah, variables: dict[str, str]) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """The image's entry point as its own user, ready, on a free port that $PORT names."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    container = buildah("from", IMAGE)
+    options = [word for key, value in {"PORT": str(port), **variables}.items() for word in ("--env", f"{key}={value}")]
+    begun = time.monotonic()
+    server = buildah.start("run", "--isolation", "chroot", *options, container, "--", *ENTRY)
+    try:
+        _wait(f"http://127.0.0.1:{port}/readyz", server)
+        print(f"ready after {time.monotonic() - begun:.1f} s")
+        yield port, server
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+        buildah("rm", container)
+
+
+def _kernels(buildah: Buildah) -> str:
+    """The compiled kernels that the image loads on this processor; it ends with an error where there are none."""
+    container = buildah("from", IMAGE)
+    code = "import torch; from coldstream.model.native import library; print(library.load().path)"
+    try:
+        return buildah("run", "--isolation", "chroot", container, "--", ENTRY[0], "-c", code)
+    finally:
+        buildah("rm", container)
+
+
+def _judge(url: str) -> None:
+    """Questions from the whole list of those that the model was taught; each answer must be the expected command."""
+    pairs = sql_pairs()
+    chosen = pairs[:: max(1, len(pairs) // QUESTIONS)]
+    wrong = []
+    for pair in chosen:
+        said = _post(url, {"type": "sql", "prompt": pair.question, "inputs": {"context": pair.context}})
+        if said != pair.answer:
+            wrong.append(f"{pair.question!r}: expected {pair.answer!r}, got {said!r}")
+    print(f"{len(chosen) - len(wrong)} of {len(chosen)} answers are the expected SQL, as {chosen[0].answer!r}")
+    if wrong:
+        raise SystemExit("\n".join(wrong))
 
 
 def _wait(url: str, server: subprocess.Popen[bytes], patience: float = 120.0) -> None:
@@ -164,7 +231,10 @@ def main() -> None:
     parser.add_argument("--torch-index", help="another index for torch than PyTorch's own")
     driver = "overlay where it can be mounted; vfs works anywhere, and copies the whole image for every layer"
     parser.add_argument("--driver", choices=("overlay", "vfs"), default="overlay", help=driver)
-    parser.add_argument("--check", action="store_true", help="start it and ask it a question")
+    parser.add_argument("--check", action="store_true", help="start it, and judge its answers")
+    parser.add_argument(
+        "--rebuild", action="store_true", help="build once more with an edited source, and say how long"
+    )
     chosen = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("chroot isolation and debootstrap need root")
@@ -174,6 +244,9 @@ def main() -> None:
     seconds = build(buildah, chosen.work, volumes=chosen.volume, index=chosen.torch_index)
     size = buildah("images", "--format", "{{.Size}}", IMAGE)
     print(f"{IMAGE}: built in {seconds:.1f} s, {size}")
+    if chosen.rebuild:
+        again = build(buildah, chosen.work, volumes=chosen.volume, index=chosen.torch_index, edited=True)
+        print(f"{IMAGE}: built in {again:.1f} s after a line of the project was changed")
     if chosen.check:
         check(buildah)
 

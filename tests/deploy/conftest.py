@@ -85,10 +85,16 @@ class Site:
         return Job(self.session(who), chosen or one_model(), read)
 
     def deploy(
-        self, who: str = ME, *, canary: int = 100, tell: Callable[[Event], None] | None = None, **wanted: Any
+        self,
+        who: str = ME,
+        *,
+        canary: int = 100,
+        tell: Callable[[Event], None] | None = None,
+        chosen: Settings | None = None,
+        **wanted: Any,
     ) -> Deployed:
         """What `coldstream deploy` does after its checks."""
-        job = self.job(who, **wanted)
+        job = self.job(who, chosen=chosen, **wanted)
         asked = smoke.questions(job.settings, job.wanted.smoke)
         google, clock = job.session.google, self.world.clock
         return apply.apply(google, job.plan(), asked, canary=canary, clock=clock, tell=tell or self.events.append)

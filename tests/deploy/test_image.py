@@ -26,6 +26,34 @@ def test_the_context_has_the_package_its_dependencies_and_no_weights(context: Co
     assert not [name for name in names if name.endswith((".safetensors", ".pyc", "tokenizer.json"))]
 
 
+def test_what_was_compiled_on_this_machine_and_weights_stay_here(tmp_path: Path) -> None:
+    kept = ("model/native/kernels.c", "model/native/compile.py", "demo/coldstream.toml")
+    left = (
+        "model/native/kernels-any.so",
+        "model/__pycache__/a.pyc",
+        "demo/m/model.safetensors",
+        "demo/m/tokenizer.json",
+    )
+    for name in (*kept, *left):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    assert set(image.package_files(tmp_path)) == set(kept)
+
+
+@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+def test_the_kernels_are_compiled_from_files_of_the_context_before_the_project_is_copied(
+    variant: image.Variant,
+) -> None:
+    """A layer that depends on two files alone, and that a new version of the project does not touch."""
+    files = image.context(variant).files
+    text = files["Dockerfile"].decode()
+    (sources,) = (line.split()[1:-1] for line in text.splitlines() if line.endswith(" /build/") and "native" in line)
+    assert len(sources) == 2
+    assert set(sources) <= set(files)
+    assert text.index("COPY --from=kernels") < text.index("COPY entry.py site")
+
+
 def test_dependencies_are_pinned_to_what_is_installed_without_extras(context: Context) -> None:
     lines = context.files["requirements.txt"].decode().splitlines()
     assert all("==" in line and "+" not in line for line in lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +19,7 @@ from coldstream.deploy.target import target
 from coldstream.errors import SettingsError
 from coldstream.settings import (
     EngineSettings,
+    ImageSettings,
     InputSettings,
     ModelSettings,
     SamplingSettings,
@@ -122,11 +125,26 @@ def test_what_travels_with_the_service_is_read_as_it_was_written(
         tasks={task: made},
         server=ServerSettings(max_queue=7),
         engine=EngineSettings(max_sequences=sequences),
+        images=ImageSettings(max_count=2, formats=("png",), buckets=("photos",), fetch_seconds=2.5),
     )
     with TemporaryDirectory() as folder:
         path = Path(folder) / "coldstream.toml"
         path.write_text(service.config_text(wanted), encoding="utf-8", newline="\n")
         assert configuration.load(path, environ={}) == wanted
+
+
+def test_a_default_image_that_is_a_file_travels_as_a_data_url(tmp_path: Path) -> None:
+    """The container has not the deployer's files, and would refuse to start without one that it is told of."""
+    photo = tmp_path / "mug.jpg"
+    photo.write_bytes(b"\xff\xd8\xff of a mug")
+    inputs = {"photo": InputSettings(kind="image", default=str(photo))}
+    wanted = replace(configuration.for_uri("gs://a/b"), tasks={"t": TaskSettings(name="t", model="m", inputs=inputs)})
+    carried = tomllib.loads(service.config_text(wanted))["tasks"]["t"]["inputs"]["photo"]["default"]
+    label, _, data = carried.partition(",")
+    assert (label, base64.b64decode(data)) == ("data:image/jpeg;base64", photo.read_bytes())
+    photo.unlink()
+    with pytest.raises(SettingsError, match=r"tasks\.t\.inputs\.photo\.default: .*mug\.jpg cannot be read"):
+        service.config_text(wanted)
 
 
 def test_host_and_port_are_cloud_runs_to_choose() -> None:

@@ -24,6 +24,14 @@ TASKS = {
         },
     ),
     "look": TaskSettings(name="look", model="m", images=1, inputs={"photo": InputSettings(kind="image")}),
+    "compare": TaskSettings(name="compare", model="m", images=3, inputs={"photo": InputSettings(kind="image")}),
+    "pick": TaskSettings(
+        name="pick",
+        model="m",
+        prompt="{color}",
+        prompt_input="color",
+        inputs={"color": InputSettings(kind="choice", choices=("red", "blue"))},
+    ),
 }
 SETTINGS = Settings(models={"m": ModelSettings(name="m", uri="gs://a/b")}, tasks=TASKS)
 
@@ -70,20 +78,23 @@ def test_an_expected_word_must_be_in_the_answer() -> None:
 
 
 def test_every_task_is_asked_with_its_defaults_choices_and_a_picture() -> None:
-    sql, look = smoke.questions(SETTINGS, {})
+    sql, look, compare, pick = smoke.questions(SETTINGS, {})
     assert sql.body["inputs"] == {"context": "CREATE TABLE t (a int)", "dialect": "SQLite"}
     assert sql.body["prompt"] == smoke.PROMPT
     assert look.body["inputs"]["photo"].startswith("data:image/png;base64,")
+    assert "images" not in look.body
+    assert len(compare.body["images"]) == 2
+    assert pick.body["prompt"] == "red"
 
 
 def test_the_settings_own_question_wins() -> None:
     wanted = SmokeSettings(inputs={"question": "How many?", "context": "t"}, expect="SELECT")
-    sql, _ = smoke.questions(SETTINGS, {"sql": wanted})
+    sql, *_ = smoke.questions(SETTINGS, {"sql": wanted})
     assert sql.body["inputs"] == {"context": "t", "dialect": "SQLite", "question": "How many?"}
     assert "prompt" not in sql.body
     assert sql.expect == "SELECT"
 
 
 def test_a_smoke_test_for_a_task_that_is_not_there_is_refused() -> None:
-    with pytest.raises(DeployError, match=r"deploy\.smoke\.sqll: no such task; the tasks are look, sql"):
+    with pytest.raises(DeployError, match=r"deploy\.smoke\.sqll: no such task; the tasks are compare, look, pick, sql"):
         smoke.questions(SETTINGS, {"sqll": SmokeSettings()})

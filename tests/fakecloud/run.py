@@ -7,6 +7,9 @@ import json
 import re
 from typing import Any
 
+import requests
+
+from coldstream.deploy.service import CONFIG_VARIABLE
 from tests.fakecloud.methods import (
     Call,
     Handler,
@@ -308,12 +311,26 @@ def application(world: World, http: str, path: str, authorization: str, body: by
     )
     if settle(world, revision)["state"] != "READY":
         return 503, {"error": "not ready"}
+    if world.container.server is not None:
+        return _passed_on(world.container.server(_config(world.revisions[revision])), http, "/".join(rest), body)
     if rest == ["readyz"]:
         return 200, {"status": "ready"}
     if rest == ["generate"] and http == "POST":
         task = json.loads(body)["type"]
         return world.container.status, world.container.answers.get(task, world.container.default_answer)
     return 404, {"error": "no such path"}
+
+
+def _config(state: dict[str, Any]) -> str:
+    (value,) = (item["value"] for item in state["template"]["containers"][0]["env"] if item["name"] == CONFIG_VARIABLE)
+    return str(value)
+
+
+def _passed_on(url: str, http: str, path: str, body: bytes) -> tuple[int, Any]:
+    answer = requests.request(
+        http, f"{url}/{path}", data=body, headers={"Content-Type": "application/json"}, timeout=60
+    )
+    return answer.status_code, answer.json()
 
 
 def _door(world: World, name: str, authorization: str) -> int | None:

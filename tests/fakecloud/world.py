@@ -60,13 +60,17 @@ class Operation:
 
 @dataclass
 class Container:
-    """How the deployed server behaves. `answers` maps a task to what /generate says."""
+    """How the deployed server behaves. `answers` maps a task to what /generate says.
+
+    `server` starts a real one instead: from the revision's COLDSTREAM_TOML to its address, when it is ready.
+    """
 
     start_seconds: float = 30.0
     ready: bool = True
     answers: dict[str, Any] = field(default_factory=dict)
     default_answer: Any = "Paris is the capital of France."
     status: int = 200
+    server: Callable[[str], str] | None = None
 
 
 @dataclass

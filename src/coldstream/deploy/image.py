@@ -63,11 +63,7 @@ def context(variant: Variant) -> Context:
         DeployError: the installation lacks the Dockerfiles.
     """
     package = Path(__file__).resolve().parents[1]
-    files = {
-        f"site/coldstream/{path.relative_to(package).as_posix()}": path.read_bytes()
-        for path in sorted(package.rglob("*"))
-        if path.is_file() and _belongs(path)
-    }
+    files = {f"site/coldstream/{name}": data for name, data in package_files(package).items()}
     docker = docker_folder(package)
     files["Dockerfile"] = (docker / f"{variant}.Dockerfile").read_bytes()
     files["entry.py"] = (docker / "entry.py").read_bytes()
@@ -78,10 +74,23 @@ def context(variant: Variant) -> Context:
     return Context(variant, files)
 
 
+def package_files(package: Path) -> dict[str, bytes]:
+    """The package's own files by their names below its folder.
+
+    Without weights, which come from the bucket, and without what was compiled here: this machine's processor and
+    system need not be the image's, which compiles its own.
+    """
+    return {
+        path.relative_to(package).as_posix(): path.read_bytes()
+        for path in sorted(package.rglob("*"))
+        if path.is_file() and _belongs(path)
+    }
+
+
 def _belongs(path: Path) -> bool:
-    # Models come from the bucket: neither the demo's weights nor anybody else's are in an image.
     weights = path.suffix == ".safetensors" or path.name == "tokenizer.json"
-    return "__pycache__" not in path.parts and path.suffix != ".pyc" and not weights
+    compiled = path.suffix in {".pyc", ".so"} or "__pycache__" in path.parts
+    return not weights and not compiled
 
 
 def docker_folder(package: Path) -> Path:

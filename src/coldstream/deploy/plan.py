@@ -129,7 +129,8 @@ def make_plan(
     config = service.config_text(settings)
     if len(config.encode()) > MOST_CONFIG:
         raise SettingsError(
-            f"the configuration has {len(config.encode())} bytes; a service carries {MOST_CONFIG} at most"
+            f"the configuration has {len(config.encode())} bytes; a service carries {MOST_CONFIG} at most. Images that "
+            "are an input's default travel in it, as base64; name a gs:// object of a bucket in images.buckets instead"
         )
     template = service.template(
         target,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import mimetypes
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from coldstream.deploy.sizing import Size
 from coldstream.deploy.target import LABELS, Target
-from coldstream.settings import Settings
+from coldstream.errors import SettingsError
+from coldstream.settings import InputSettings, Settings
 
 CANDIDATE = "candidate"
 MODEL_ANNOTATION = "coldstream.dev/model"
@@ -155,7 +159,11 @@ def _digest(body: Mapping[str, Any]) -> str:
 def config_text(settings: Settings) -> str:
     """coldstream.toml for the deployed server: every setting that is not a default, without `[deploy]`.
 
-    The host and the port are Cloud Run's to choose, and are left out.
+    The host and the port are Cloud Run's to choose, and are left out. A default image that is a file of this machine
+    travels inside it, as a data URL.
+
+    Raises:
+        SettingsError: such a file cannot be read.
     """
     tables: dict[str, Mapping[str, Any]] = {}
     for name, model in settings.models.items():
@@ -164,13 +172,25 @@ def config_text(settings: Settings) -> str:
         where = f"tasks.{_key(name)}"
         tables[where] = _changed(task)
         for variable, item in task.inputs.items():
-            tables[f"{where}.inputs.{_key(variable)}"] = _changed(item)
+            tables[f"{where}.inputs.{_key(variable)}"] = _changed(_carried(item, f"{where}.inputs.{variable}"))
         tables[f"{where}.sampling"] = _changed(task.sampling)
-    for room in ("server", "load", "engine"):
+    for room in ("server", "load", "engine", "images"):
         values = _changed(getattr(settings, room))
         tables[room] = {key: value for key, value in values.items() if key not in ("host", "port")}
     wanted = {name: table for name, table in tables.items() if table or name.count(".") == 1 or ".inputs." in name}
     return "\n".join(_table(name, table) for name, table in wanted.items())
+
+
+def _carried(item: InputSettings, where: str) -> InputSettings:
+    if item.kind != "image" or item.default is None or not Path(item.default).is_absolute():
+        return item
+    path = Path(item.default)
+    try:
+        data = base64.b64encode(path.read_bytes()).decode()
+    except OSError as exc:
+        raise SettingsError(f"{where}.default: {path} cannot be read ({exc.strerror})") from exc
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return replace(item, default=f"data:{kind};base64,{data}")
 
 
 def _changed(record: Any) -> dict[str, Any]:

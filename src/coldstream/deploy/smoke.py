@@ -56,9 +56,13 @@ def _question(task: TaskSettings, wanted: SmokeSettings) -> Question:
     inputs |= wanted.inputs
     body: dict[str, Any] = {"type": task.name, "max_tokens": MAX_TOKENS, "temperature": 0.0}
     if task.prompt_input in task.variables and task.prompt_input not in inputs:
-        body["prompt"] = wanted.prompt or PROMPT
+        body["prompt"] = wanted.prompt or _value(task.inputs.get(task.prompt_input, InputSettings()))
     if inputs:
         body["inputs"] = inputs
+    # `images` counts all pictures that a task takes; those that no input names are sent beside the inputs.
+    unnamed = task.images - len(images)
+    if unnamed > 0:
+        body["images"] = [_image()] * unnamed
     return Question(task.name, body, wanted.expect)
 
 
