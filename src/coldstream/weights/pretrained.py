@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def from_pretrained(
-    uri: str,
+    uri: str | Checkpoint,
     *,
     model_class: type[PreTrainedModel] | None = None,
     device: str | torch.device = "cpu",
@@ -28,9 +28,16 @@ def from_pretrained(
     progress: Callable[[Progress], None] | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """The model in eval mode, its parameters views of what was streamed (none is copied unless `dtype` converts it).
+    """The model in eval mode, its parameters views of the buffers that the bytes landed in.
+
+    Names that transformers maps one to one (Gemma 3's `language_model.model.`, say) are views as well, and tied
+    parameters share one. Copied is what transformers has to compute: the experts of Mixtral, Qwen2-MoE and the like,
+    which lie one by one in the file and are one tensor in the model; anything whose dtype is not the one asked for, or
+    not that of most bytes; and what a class keeps in another precision (`_keep_in_fp32_modules`). A tensor larger than
+    a read (see `StreamOptions`) is assembled once and then used as it is.
 
     Args:
+        uri: the checkpoint's folder, or a checkpoint that is open already.
         model_class: a concrete transformers class; None takes `architectures[0]` of config.json.
         kwargs: handed to the class's own `from_pretrained`.
 
@@ -40,7 +47,7 @@ def from_pretrained(
         ParameterMismatch: a parameter is missing, left over, misshapen, or still without memory.
         StoreError, CheckpointError.
     """
-    checkpoint = open_checkpoint(uri)
+    checkpoint = uri if isinstance(uri, Checkpoint) else open_checkpoint(uri)
     model_class = model_class or _class_of(checkpoint)
     state = load_state_dict(checkpoint, device=device, options=options, progress=progress)
     # The annotation of transformers leaves out that output_loading_info makes it a pair.
@@ -54,7 +61,7 @@ def from_pretrained(
     )
     model: PreTrainedModel
     model, info = loaded
-    _require_complete(model, info, uri)
+    _require_complete(model, info, str(checkpoint.location))
     _set_generation_config(model, checkpoint)
     model.eval()  # type: ignore[no-untyped-call]
     return model
