@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from email.utils import formatdate
@@ -167,6 +169,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing."""
+
+
+def program(name: str) -> str:
+    """A program that a package of the dev extra brought: beside this Python, whether or not that is on PATH."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed; run: pip install 'coldstream[dev]'")
+    return found
 
 
 def free_port() -> int:

