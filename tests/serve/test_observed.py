@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from coldstream.serve import logs
 from coldstream.serve.app import create_app
 from coldstream.serve.state import ServerState
-from coldstream.settings import InputSettings, ServerSettings, TaskSettings, for_uri
+from coldstream.settings import InputSettings, SamplingSettings, ServerSettings, TaskSettings, for_uri
 from tests.serve.scripted import LetterTokenizer, ScriptedModel
 from tests.serve.test_generate import with_tasks
 
@@ -154,6 +154,7 @@ async def test_tasks_describe_their_inputs_as_json_schema(serve, engine) -> None
         prompt_input="a",
         help="What it does",
         inputs={"b": InputSettings(default="x", help="B"), "c": InputSettings("choice", choices=("1", "2"))},
+        sampling=SamplingSettings(temperature=0.0, max_tokens=64, stop=("\n",)),
     )
     served = await serve(ScriptedModel(engine()), with_tasks(task))
     (described,) = (await served.client.get("/v1/tasks")).json()["data"]
@@ -174,6 +175,7 @@ async def test_tasks_describe_their_inputs_as_json_schema(serve, engine) -> None
             "required": ["a", "c"],
             "additionalProperties": False,
         },
+        "sampling": {"temperature": 0.0, "max_tokens": 64, "stop": ["\n"]},
     }
 
 

@@ -83,7 +83,7 @@ def create_app(
 
 
 def _add_generate(app: FastAPI, state: ServerState, inference: Inference) -> None:
-    @app.post("/generate", response_model=None, responses=documented.GENERATE)
+    @app.post("/generate", response_model=None, responses=documented.GENERATE, openapi_extra=documented.GENERATE_FORM)
     async def generate_route(body: GenerateRequest, request: Request) -> Response:
         """Answer a task: a JSON string, an object with `details`, server-sent events with `stream`."""
         return await generate(state, inference, body, request.scope[SCOPE_KEY])

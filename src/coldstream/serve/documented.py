@@ -91,6 +91,15 @@ _CARD = _object(
         "parent": _TEXT,
     },
 )
+_NUMBER: Schema = {"type": "number"}
+_SWITCH: Schema = {"type": "boolean"}
+_FRACTIONS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_COUNTS = ("max_tokens", "top_k")
+_SAMPLING: Schema = {
+    **dict.fromkeys(_FRACTIONS, _NUMBER),
+    **dict.fromkeys(_COUNTS, _COUNT),
+    "seed": {"type": "integer"},
+}
 _TASK = _object(
     {
         "type": _TEXT,
@@ -99,8 +108,31 @@ _TASK = _object(
         "prompt_input": _or_null(_TEXT),
         "images": _COUNT,
         "inputs": {"type": "object"},
+        "sampling": _object({}, {**_SAMPLING, "stop": _list(_TEXT)}),
     }
 )
+_FILE: Schema = {
+    "type": "string",
+    "contentMediaType": "application/octet-stream",
+    "description": "A picture's file, or a text as in JSON.",
+}
+_FORM: Schema = {
+    "type": "object",
+    "properties": {
+        "type": _TEXT,
+        "prompt": _TEXT,
+        "image": _FILE,
+        "images": _list(_FILE),
+        "inputs": {"type": "object", "additionalProperties": _TEXT, "description": "Written as JSON."},
+        **_SAMPLING,
+        "stop": _list(_TEXT),
+        **dict.fromkeys(("stream", "echo", "details"), _SWITCH),
+    },
+    "patternProperties": {r"^inputs\..": _FILE | {"description": "An input of the task: a text, or a picture's file."}},
+    "additionalProperties": False,
+}
+GENERATE_FORM: Schema = {"requestBody": {"content": {"multipart/form-data": {"schema": _FORM}}}}
+"""What /generate takes beside JSON; `serve.multipart` reads it. Numbers, true and false are written as in JSON."""
 
 
 def _envelope(kind: str, choice: Schema) -> Schema:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from coldstream.errors import InvalidRequest, UnknownTask
-from coldstream.settings import InputSettings, Settings, TaskSettings, template_variables
+from coldstream.settings import InputSettings, SamplingSettings, Settings, TaskSettings, template_variables
 
 Message = dict[str, Any]
 
@@ -242,7 +242,10 @@ def _declared(task: TaskSettings, name: str) -> InputSettings:
 
 
 def describe(task: TaskSettings) -> dict[str, Any]:
-    """A task as the API shows it; `inputs` is a JSON Schema (draft 2020-12) of the request's `inputs`."""
+    """A task as the API shows it; `inputs` is a JSON Schema (draft 2020-12) of the request's `inputs`.
+
+    `sampling` holds the defaults that a request's own values replace.
+    """
     return {
         "type": task.name,
         "model": task.model,
@@ -250,7 +253,14 @@ def describe(task: TaskSettings) -> dict[str, Any]:
         "prompt_input": task.prompt_input if task.prompt_input in task.variables else None,
         "images": unnamed_images(task),
         "inputs": schema(task),
+        "sampling": _sampling(task.sampling),
     }
+
+
+def _sampling(chosen: SamplingSettings) -> dict[str, Any]:
+    """What the task sets; what it leaves out is the model's own."""
+    values = {item.name: getattr(chosen, item.name) for item in fields(chosen)}
+    return {name: list(value) if name == "stop" else value for name, value in values.items() if value not in (None, ())}
 
 
 def schema(task: TaskSettings) -> dict[str, Any]:
