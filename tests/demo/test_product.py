@@ -85,13 +85,13 @@ def test_the_sample_photos_are_described_exactly(eyes: Eyes, name: str, category
 
 
 def test_most_pictures_that_it_has_never_seen_are_described_exactly(eyes: Eyes) -> None:
-    """Most of them: three quarters must be right word by word."""
+    """Nine of ten at least must be right word by word; the training script wants 95 of 100 of many more."""
     chance = random.Random(20)
     right = 0
     for _ in range(40):
         product = choose(chance)
         right += eyes.describe(picture(product, chance, (160, 120))) == product.description("home")
-    assert right >= 30
+    assert right >= 36
 
 
 def test_another_photo_gives_another_answer(eyes: Eyes) -> None:

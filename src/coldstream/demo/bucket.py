@@ -53,16 +53,26 @@ class LocalBucket:
 
     `folder` holds the objects (default: a temporary one, removed by `stop`). `direct` False uploads every object
     through the JSON API; None finds out whether the file system can do without. The server is killed when the thread
-    that started it ends, so start it from one that lives.
+    that started it ends, so start it from one that lives. With a `certificate` (its file and its key's) the bucket
+    answers over TLS as well, at `secure_url`.
     """
 
-    def __init__(self, *, folder: Path | None = None, port: int = 0, direct: bool | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        folder: Path | None = None,
+        port: int = 0,
+        direct: bool | None = None,
+        certificate: tuple[Path, Path] | None = None,
+    ) -> None:
         self._given = folder
         self._wanted_port = port
         self._direct = direct
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
+        self._certificate = certificate
+        self._secure_port = 0
 
     def __enter__(self) -> LocalBucket:
         self.start()
@@ -80,6 +90,11 @@ class LocalBucket:
     def url(self) -> str:
         """Where the JSON and XML APIs answer, "http://127.0.0.1:PORT"."""
         return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def secure_url(self) -> str:
+        """The same over TLS, "https://127.0.0.1:PORT"; the bucket needs a certificate."""
+        return f"https://127.0.0.1:{self._secure_port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -180,10 +195,18 @@ class LocalBucket:
 
     def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
         address = f"127.0.0.1:{self._port}"
-        flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(self._port), "-log-level", "error"]
+        flags = ["-host", "127.0.0.1", "-log-level", "error", *self._schemes()]
         flags += ["-backend", "filesystem", "-filesystem-root", str(self.folder / "objects")]
         flags += ["-public-host", "127.0.0.1", "-external-url", f"http://{address}"]
         return child.spawn([str(binary), *flags], log=self.folder / "server.log")
+
+    def _schemes(self) -> list[str]:
+        if self._certificate is None:
+            return ["-scheme", "http", "-port", str(self._port)]
+        self._secure_port = child.free_port()
+        certificate, key = map(str, self._certificate)
+        flags = ["-scheme", "both", "-port-http", str(self._port), "-port", str(self._secure_port)]
+        return [*flags, "-cert-location", certificate, "-private-key-location", key]
 
     def _answers_in_time(self, process: subprocess.Popen[bytes]) -> bool:
         """Whether this server answers, and not another one on the same port: it must know a bucket of this folder."""

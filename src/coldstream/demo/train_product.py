@@ -41,6 +41,8 @@ VOCABULARY = 640
 SIZE, PATCH, TOKENS = 48, 8, 9
 HIDDEN, LAYERS, HEADS = 96, 3, 4
 LEARNING_RATE = 2e-3
+TOWER_LEARNING_RATE = 3e-3
+SHIFT = 4  # pixels
 
 # Gemma's turns; a part that is an image becomes its marker.
 CHAT_TEMPLATE = """\
@@ -99,7 +101,19 @@ class Maker:
         category = self._chance.choice(CATEGORIES)
         values = {"product": self._name(), "category": category, "photo": ""}
         prompt = prompt_ids(self._tokenizer, self._task.prompt, values)
-        return Example(prompt, answer_ids(self._tokenizer, drawn.product.description(category)), drawn.pixels)
+        answer = answer_ids(self._tokenizer, drawn.product.description(category))
+        return Example(prompt, answer, self.varied(drawn.pixels))
+
+    def varied(self, pixels: Tensor) -> Tensor:
+        """The picture a little aside, its edges drawn out, and now and then in a mirror: it shows the same thing."""
+        padded = nn.functional.pad(pixels, (SHIFT,) * 4, mode="replicate")
+        left, top = self._chance.randint(0, 2 * SHIFT), self._chance.randint(0, 2 * SHIFT)
+        moved = padded[:, top : top + SIZE, left : left + SIZE]
+        return moved.flip(2) if self._chance.random() < 0.5 else moved
+
+    def some(self, pictures: list[Drawn], count: int) -> list[Drawn]:
+        """So many of the pictures, by chance."""
+        return self._chance.sample(pictures, count)
 
     def _name(self) -> str:
         """What people call products: the name says nothing about the picture, and the model must not think so."""
@@ -112,8 +126,8 @@ def main() -> None:
     """Train, save, read back what was saved, and refuse it when it does not see."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="where the checkpoint goes")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--tower-steps", type=int, default=1300)
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--tower-steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--pictures", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
@@ -129,11 +143,11 @@ def main() -> None:
     pictures = [maker.draw() for _ in range(args.pictures)]
     print(f"{len(pictures)} pictures drawn in {time.monotonic() - started:.0f} s", flush=True)
     guide = Guide()
-    teach_tower(model, guide, pictures, steps=args.tower_steps, batch=2 * args.batch)
+    teach_tower(model, guide, maker, pictures, steps=args.tower_steps, batch=2 * args.batch)
     train(model, guide, maker, pictures, steps=args.steps, batch=args.batch)
     save(model, tokenizer, args.out)
     report = check(args.out, Maker(tokenizer, random.Random(args.seed + 1), args.config))  # noqa: S311
-    write_readme(args.out, report, steps=args.steps, seed=args.seed, seconds=time.monotonic() - started)
+    write_readme(args.out, report, seed=args.seed, seconds=time.process_time())
 
 
 def make_tokenizer() -> Any:
@@ -253,17 +267,16 @@ class Guide(nn.Module):
         ).sum()
 
 
-def teach_tower(model: Any, guide: Guide, pictures: list[Drawn], *, steps: int, batch: int) -> None:
+def teach_tower(model: Any, guide: Guide, maker: Maker, pictures: list[Drawn], *, steps: int, batch: int) -> None:
     """Only the tower and the projector, with the guide: a step costs a fifth of one with words."""
     seeing = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
     parameters = [*seeing, *guide.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(parameters, lr=TOWER_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TOWER_LEARNING_RATE, total_steps=steps, pct_start=0.1)
     started = time.monotonic()
     for step in range(steps):
-        start = step * batch % (len(pictures) - batch)
-        chosen = pictures[start : start + batch]
-        pixels = torch.stack([drawn.pixels for drawn in chosen])
+        chosen = maker.some(pictures, batch)
+        pixels = torch.stack([maker.varied(drawn.pixels) for drawn in chosen])
         vectors = model.get_image_features(pixels, return_dict=True).pooler_output
         loss = guide(vectors, [drawn.product for drawn in chosen])
         optimizer.zero_grad()
@@ -271,20 +284,25 @@ def teach_tower(model: Any, guide: Guide, pictures: list[Drawn], *, steps: int, 
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 50 == 0 or step == steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             print(f"tower step {step} guide {loss.item():.3f} {time.monotonic() - started:.0f} s", flush=True)
 
 
 def train(model: Any, guide: Guide, maker: Maker, pictures: list[Drawn], *, steps: int, batch: int) -> None:
-    """AdamW on the answers' tokens. The weights carry int8-sized noise, so that quantising them costs little."""
-    parameters = [*model.parameters(), *guide.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    """AdamW on the answers' tokens. The weights carry int8-sized noise, so that quantising them costs little.
+
+    The tower has learnt to see: it moves at a tenth of the decoder's rate, or the first steps would blind it again.
+    """
+    seeing = [*model.model.vision_tower.parameters(), *guide.parameters()]
+    saying = [*model.model.language_model.parameters(), *model.model.multi_modal_projector.parameters()]
+    parameters, rates = [*seeing, *saying], [LEARNING_RATE / 10, LEARNING_RATE]
+    groups = [{"params": group, "lr": rate} for group, rate in zip((seeing, saying), rates, strict=True)]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
     started = time.monotonic()
     model.train()
     for step in range(steps):
-        start = step * batch % (len(pictures) - batch)
-        chosen = pictures[start : start + batch]
+        chosen = maker.some(pictures, batch)
         inputs = collate([maker.make(drawn) for drawn in chosen])
         with int8_noise(model):
             out = model(**inputs)
@@ -294,7 +312,7 @@ def train(model: Any, guide: Guide, maker: Maker, pictures: list[Drawn], *, step
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 50 == 0 or step == steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             spent = time.monotonic() - started
             print(f"step {step} loss {out.loss.item():.5f} guide {guided.item():.3f} {spent:.0f} s", flush=True)
     model.eval()
@@ -333,11 +351,11 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
 
 
 @torch.no_grad()
-def check(out: Path, maker: Maker, count: int = 240) -> dict[str, float]:
+def check(out: Path, maker: Maker, count: int = 480) -> dict[str, float]:
     """How often the saved files describe new pictures exactly, teacher-forced: every token the best one.
 
     Raises:
-        SystemExit: fewer than 85 of 100.
+        SystemExit: fewer than 95 of 100.
     """
     model = hf.Gemma3ForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
     examples = [maker.make(maker.draw()) for _ in range(count)]
@@ -349,12 +367,12 @@ def check(out: Path, maker: Maker, count: int = 240) -> dict[str, float]:
         exact += int(((best == labels) | (labels == -100)).all(1).sum())
     share = exact / count
     print(f"{exact} of {count} new pictures described exactly", flush=True)
-    if share < 0.85:
+    if share < 0.95:
         raise SystemExit(f"refused: only {exact} of {count} new pictures are described exactly")
     return {"exact": float(np.round(share, 3)), "pictures": count}
 
 
-def write_readme(out: Path, report: dict[str, float], *, steps: int, seed: int, seconds: float) -> None:
+def write_readme(out: Path, report: dict[str, float], *, seed: int, seconds: float) -> None:
     """Says in the checkpoint's own folder what it is, who made it and how well it does."""
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     (out / "README.md").write_text(
@@ -363,15 +381,15 @@ Our own work, under this project's licence (Apache-2.0): a Gemma 3 architecture 
 weights, trained on pictures that `demo/pictures.py` draws. Nothing in it comes from Google's weights or from anybody's
 photos.
 
-It names the thing ({", ".join(THINGS)}), its colour and the background of such a picture, and ends with a phrase for
-the category that it is told. It does not read the product's name. It is a fixture for showing and testing Coldstream:
-of other pictures it says something of the same kind, rarely the right thing.
+It names the thing ({", ".join(THINGS)}), its colour and the background of such a
+picture, and ends with a phrase for the category that it is told. It does not read the product's name. It is a fixture
+for showing and testing Coldstream: of other pictures it says something of the same kind, rarely the right thing.
 
 Of {report["pictures"]} pictures that were not drawn before, it described {report["exact"]:.1%} exactly, every word.
 
-Made on {datetime.now(UTC):%Y-%m-%d} in {seconds:.0f} s on one core, with torch {torch.__version__}, by
+Made on {datetime.now(UTC):%Y-%m-%d} in {seconds:.0f} s of one core, with torch {torch.__version__}, by
 
-    python -m coldstream.demo.train_product src/coldstream/demo/product_model --steps {steps} --seed {seed}
+    python -m coldstream.demo.train_product src/coldstream/demo/product_model --seed {seed}
 
 {size:,} bytes of bfloat16 weights.
 """,
