@@ -10,9 +10,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, expect, sync_playwright
 
+from coldstream import settings
 from coldstream.demo.bucket import LocalBucket
+from coldstream.deploy.service import config_text
 from tests.browser.served import Served
 
 BUCKET = "models"
@@ -102,14 +104,33 @@ def server(bucket: LocalBucket, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="package")
+def seeing(bucket: LocalBucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of the demo's seeing model alone, with the demo's own task, sample photo included."""
+    with as_file(files("coldstream.demo")) as demo:
+        bucket.add(BUCKET, "product", demo / "product_model")
+        task = settings.load(demo / "coldstream.toml", environ={}).tasks["product"]
+        model = settings.ModelSettings(name="product", uri=f"gs://{BUCKET}/product")
+        wanted = settings.Settings({"product": model}, {"product": task}, settings.ServerSettings(host="127.0.0.1"))
+        config = tmp_path_factory.mktemp("seeing") / "coldstream.toml"
+        config.write_text(config_text(wanted), encoding="utf-8")
+        with Served(config, bucket.environment) as served:
+            yield served
+
+
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     """Debian's Chromium; Playwright brings none of its own here."""
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    assert path, "these tests need Chromium: apt-get install chromium, or set CHROMIUM to its path"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)
+        browser = launch(playwright)
         yield browser
         browser.close()
+
+
+def launch(playwright: Playwright) -> Browser:
+    """Chromium as the tests start it."""
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    assert path, "these tests need Chromium: apt-get install chromium, or set CHROMIUM to its path"
+    return playwright.chromium.launch(executable_path=path, args=_FLAGS)
 
 
 class Watch:

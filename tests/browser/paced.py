@@ -1,0 +1,100 @@
+"""The real routes and the real page before an engine that gives exactly so many tokens a second."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import uvicorn
+
+from coldstream.engine.request import Request
+from coldstream.serve.app import create_app
+from coldstream.serve.door import Door
+from coldstream.serve.keys import ApiKeys
+from coldstream.serve.playground import Playground
+from coldstream.serve.state import ServerState
+from coldstream.settings import for_uri
+from coldstream.timeline import Timeline
+from tests.serve.scripted import ScriptedEngine, ScriptedModel
+
+_WORDS = ("the", "model", "answers", "with", "one", "word", "a", "token", "and", "a", "line", "now", "and", "then.\n")
+_MODEL = {
+    "phase": "ready",
+    "bytes": 1,
+    "total_bytes": 1,
+    "rate": 1,
+    "seconds_left": 0.0,
+    "unverified": [],
+}
+
+
+class Started:
+    """A start that is over; the part of `serve.startup.Startup` that the door asks."""
+
+    def __init__(self) -> None:
+        self.status = "ready"
+        self.timeline = Timeline()
+
+    def state(self) -> dict[str, Any]:
+        whole = {key: value for key, value in _MODEL.items() if key != "unverified"}
+        return {**whole, "status": "ready", "seconds": 1.0, "models": {"default": _MODEL}}
+
+    def retry_after(self) -> float:
+        return 1.0
+
+    def spans(self) -> list[dict[str, Any]]:
+        return []
+
+
+class Paced:
+    """A context manager around a server on a free port; each request gets `tokens` words at `rate` a second."""
+
+    def __init__(self, rate: float, tokens: int) -> None:
+        self._rate, self._tokens = rate, tokens
+        self._engine = ScriptedEngine(self._words, manual=True)
+        self._end = threading.Event()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
+        self._threads = [threading.Thread(target=part, daemon=True) for part in (self._serve, self._pace)]
+
+    def __enter__(self) -> Paced:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._end.set()
+        self._server.should_exit = True
+        for thread in self._threads:
+            thread.join(10)
+        self._engine.close()
+
+    def _words(self, request: Request) -> list[str]:
+        chance = random.Random(1)
+        return [f"{chance.choice(_WORDS)} " for _ in range(self._tokens)]
+
+    def _serve(self) -> None:
+        asyncio.run(self._answer())
+
+    async def _answer(self) -> None:
+        state = ServerState(for_uri("gs://bucket/model"), {"default": ScriptedModel(self._engine)})
+        door = Door(Started(), ApiKeys.of(), max_waiting=4, playground=Playground())  # type: ignore[arg-type]
+        door.open_to(create_app(state))
+        self._server = uvicorn.Server(uvicorn.Config(door, log_level="warning", lifespan="off"))
+        await self._server.serve(sockets=[self._socket])
+
+    def _pace(self) -> None:
+        """One step a token, by the clock: a late one is made up for, as a real engine's would not be."""
+        begun, done = time.monotonic(), 0
+        while not self._end.wait(max(0.0, begun + done / self._rate - time.monotonic())):
+            if self._engine.stats().running:
+                self._engine.step()
+                done += 1
+            else:
+                begun, done = time.monotonic(), 0
+                time.sleep(0.01)
