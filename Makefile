@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := $(shell find src -type f -not -name '*.pyc')
+SOURCES := $(shell find src -type f -not -name '*.pyc' -not -name '*.so')
 WHEEL = $(shell ls dist/coldstream-*.whl)
 
 .PHONY: demo test lint format image clean
@@ -21,9 +21,10 @@ demo: $(VENV)/demo ## Serve two real models from a local bucket and ask them (AR
 test: $(VENV)/dev $(VENV)/browser ## Run every test against the installed wheel (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/dev ## ruff, mypy strict, import-linter
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+lint: $(VENV)/dev ## ruff, mypy strict, import-linter, the C compiler's warnings
+	$(BIN)/ruff format --check src tests hatch_build.py
+	$(BIN)/ruff check src tests hatch_build.py
+	$(BIN)/python src/coldstream/model/native/compile.py --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -42,8 +43,9 @@ $(VENV)/python:
 	$(PIP) install -c constraints.txt pip hatchling
 	touch $@
 
-# The wheel is what users get: it is what is demonstrated and tested, never the folder.
-dist/built: $(VENV)/python pyproject.toml README.md LICENSE $(SOURCES)
+# The wheel is what users get: it is what is demonstrated and tested, never the folder. Its kernels are C.
+dist/built: $(VENV)/python pyproject.toml hatch_build.py README.md LICENSE $(SOURCES)
+	command -v cc >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends gcc libc6-dev; }
 	rm -rf dist && mkdir -p dist
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .
 	touch $@

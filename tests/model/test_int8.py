@@ -11,27 +11,18 @@ from torch import Tensor
 from coldstream.model.build import Assembly
 from coldstream.model.config import ModelConfig
 from coldstream.model.decoder import Decoder
-from coldstream.model.int8 import (
-    Int8Linear,
-    Int8Table,
-    activation_levels,
-    hadamard,
-    is_available,
-    rotate,
-    rotation_order,
-)
+from coldstream.model.int8 import Int8Linear, Int8Table
 from coldstream.model.layers import DenseAttention, DenseSequence
+from coldstream.model.native.library import Kernels, load
 from coldstream.model.pages import let_go
 from tests.model import tiny
-
-pytestmark = pytest.mark.skipif(not is_available(), reason="torch has no FBGEMM on this CPU")
 
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "initializer_range": 0.02}
 
 
 @pytest.fixture(scope="module")
-def levels() -> int:
-    return activation_levels()
+def kernels() -> Kernels:
+    return load()
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +56,11 @@ def step(decoder: Decoder, prompts: list[list[int]]) -> Tensor:
     return decoder.forward(ids, positions, attend, torch.arange(len(ids)))
 
 
-@settings(deadline=None)
-@given(features=st.integers(1, 600).map(lambda n: 2 * n))
-def test_rotation_is_orthogonal_and_its_own_inverse(features: int) -> None:
-    rotation = hadamard(rotation_order(features))
-    x = torch.randn(3, features, generator=torch.Generator().manual_seed(features))
-    turned = rotate(x, rotation)
-    assert torch.allclose(rotate(turned, rotation), x, atol=1e-5)
-    assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-5)
-
-
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_product_is_within_rounding_of_the_exact_one_even_with_outliers(levels: int, bias: bool) -> None:
+def test_a_product_is_within_rounding_of_the_exact_one_even_with_outliers(kernels: Kernels, bias: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(size, 256, generator=generator).bfloat16() for size in (40, 24)]
-    linear = Int8Linear(256, (40, 24), bias=bias, levels=levels)
+    linear = Int8Linear(256, (40, 24), bias=bias, kernels=kernels)
     offset = torch.zeros(64)
     for part, weight in enumerate(weights):
         linear.fill(part, weight)
@@ -91,29 +72,21 @@ def test_a_product_is_within_rounding_of_the_exact_one_even_with_outliers(levels
     x[:, 7] *= 60  # what makes plain per-token int8 useless
     exact = x @ torch.cat(weights).float().T + offset
     got = linear.joined(x)
-    assert float((got - exact).norm() / (exact - offset).norm()) < 0.03
+    assert float((got - exact).norm() / (exact - offset).norm()) < 0.015
     assert torch.equal(torch.cat(linear.split(x), -1), got)
 
 
-def test_the_kernel_does_not_saturate_where_everything_is_largest(levels: int) -> None:
-    linear = Int8Linear(128, (8,), bias=False, levels=levels)
-    rotation = hadamard(64)
-    linear.fill(0, rotate(torch.ones(8, 128), rotation))
-    got = linear.joined(rotate(torch.ones(1, 128), rotation))
-    assert torch.allclose(got, torch.full((1, 8), 128.0), rtol=0.01)  # saturated, it would be a third less
-
-
-def test_a_row_of_zeros_gives_zeros(levels: int) -> None:
-    linear = Int8Linear(64, (8,), bias=False, levels=levels)
+def test_a_row_of_zeros_gives_zeros(kernels: Kernels) -> None:
+    linear = Int8Linear(64, (8,), bias=False, kernels=kernels)
     linear.fill(0, torch.randn(8, 64))
     assert torch.equal(linear.joined(torch.zeros(2, 64)), torch.zeros(2, 8))
 
 
-def test_a_part_that_comes_again_after_packing_replaces_only_itself(levels: int) -> None:
+def test_a_part_that_comes_again_after_packing_replaces_only_itself(kernels: Kernels) -> None:
     old, new, other = torch.randn(3, 16, 128).unbind()
     linear, expected = (
-        Int8Linear(128, (16, 16), bias=False, levels=levels),
-        Int8Linear(128, (16, 16), bias=False, levels=levels),
+        Int8Linear(128, (16, 16), bias=False, kernels=kernels),
+        Int8Linear(128, (16, 16), bias=False, kernels=kernels),
     )
     for part, weight in ((0, old), (1, other), (0, new)):
         linear.fill(part, weight)
@@ -123,19 +96,19 @@ def test_a_part_that_comes_again_after_packing_replaces_only_itself(levels: int)
     assert torch.equal(linear.joined(x), expected.joined(x))
 
 
-def test_a_table_gives_back_its_rows_and_multiplies_with_them_across_blocks(levels: int) -> None:
-    rows = 33_000  # more than one block
+def test_a_table_gives_back_its_rows_and_multiplies_with_them_across_blocks(kernels: Kernels) -> None:
+    rows = 17_000  # more than one piece
     weight = torch.randn(rows, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
-    table = Int8Table(64, rows, levels=levels)
+    table = Int8Table(64, rows, kernels=kernels)
     table.use(looked_up=True, multiplied=True)
     for piece in table.parameter("embed_tokens.weight", "embedding").work(weight):
         piece()
-    ids = torch.tensor([0, 5, 32_767, 32_768, 32_999])
+    ids = torch.tensor([0, 5, 8_191, 8_192, 16_999])
     exact = weight[ids].float()
     assert float((table.lookup(ids) - exact).norm() / exact.norm()) < 0.01
     x = torch.randn(2, 64)
     product = x @ weight.float().T
-    assert float((table.logits(x) - product).norm() / product.norm()) < 0.03
+    assert float((table.logits(x) - product).norm() / product.norm()) < 0.015
 
 
 @pytest.mark.parametrize("make", [tiny.gemma3, tiny.llama, tiny.qwen2], ids=["gemma3", "llama untied", "qwen2 biases"])
@@ -180,9 +153,9 @@ def test_a_failure_while_packing_ends_the_load_with_that_error(made: tiny.Tiny) 
         step(decoder, [[1]])
 
 
-def test_a_matrix_that_may_be_consumed_packs_the_same_and_its_pages_are_given_back(levels: int) -> None:
+def test_a_matrix_that_may_be_consumed_packs_the_same_and_its_pages_are_given_back(kernels: Kernels) -> None:
     rows = torch.randn(1024, 128, generator=torch.Generator().manual_seed(3))
-    kept, consumed = (Int8Table(128, 1024, levels=levels) for _ in range(2))
+    kept, consumed = (Int8Table(128, 1024, kernels=kernels) for _ in range(2))
     for table, tensor, consume in ((kept, rows.clone(), False), (consumed, rows.clone(), True)):
         table.use(looked_up=True, multiplied=True)
         for piece in table.parameter("embed_tokens.weight", "embedding").work(tensor, consume=consume):

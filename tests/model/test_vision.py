@@ -11,7 +11,6 @@ import transformers
 from PIL import Image
 
 from coldstream.errors import ParameterMismatch, UnsupportedConfig
-from coldstream.model import int8
 from coldstream.model.build import Assembly
 from coldstream.model.config import ModelConfig
 from coldstream.model.decoder import Decoder, DecoderPrecision
@@ -58,8 +57,6 @@ def test_features_agree_from_the_image_file_on_every_key_layout(tiny: Tiny, vers
 
 @pytest.mark.parametrize(("precision", "likeness"), [("bfloat16", 0.999), ("int8", 0.99)])
 def test_coarser_precisions_stay_close_to_float32(tiny: Tiny, precision: DecoderPrecision, likeness: float) -> None:
-    if precision == "int8" and not int8.is_available():
-        pytest.skip("FBGEMM needs x86 with AVX2")
     pixels = torch.from_numpy(ImageProcessor(SIZE, SIZE).normalise(ImageProcessor(SIZE, SIZE).resize(photo(2))))
     exact, rough = filled(tiny, tiny.tensors).vision, filled(tiny, tiny.tensors, precision).vision
     assert exact is not None

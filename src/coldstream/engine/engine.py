@@ -38,6 +38,7 @@ from coldstream.engine.scheduler import Piece, Scheduler, Step
 from coldstream.engine.stats import Measured, Meter, Stats
 from coldstream.engine.tokenizer import Tokenizer
 from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, InvalidRequest, OutOfMemory
+from coldstream.model.native import library as native
 from coldstream.settings import EngineSettings
 
 BLOCK_SIZE = 32
@@ -95,7 +96,8 @@ class Engine:
         self.blocks = Blocks(groups, BLOCK_SIZE, step=step, share=settings.prefix_cache)
         self.max_context = min(wanted, self.blocks.capacity)
         self._scheduler = Scheduler(self.blocks, settings.max_sequences, settings.step_tokens)
-        cache = KvCache(config, groups, size=BLOCK_SIZE, dtype=decoder.attention_dtype, device=device)
+        kernels = native.load() if native.is_built() else None
+        cache = KvCache(config, groups, size=BLOCK_SIZE, dtype=decoder.attention_dtype, device=device, kernels=kernels)
         self._runner = Runner(decoder, cache, self.blocks)
         self._grammars = Grammars(tokenizer.to_json, vocab_size=config.vocab_size, stop_ids=self._stop_ids)
         self._sees = sees

@@ -2,12 +2,13 @@
 
 Each layer has one tensor for keys and one for values, `[kv_heads, slots, head_dim]`; block b of the layer's group is
 the slots `b * size ... (b + 1) * size - 1`. With the heads outside, a sequence whose blocks lie next to each other
-(pool.py sees to that) is a view `[kv_heads, length, head_dim]` that attention reads in place; only a scattered one is
-gathered.
+(pool.py sees to that) is a view `[kv_heads, length, head_dim]` that torch's attention reads in place; only a scattered
+one is gathered. On a CPU our own kernel (model/native) attends, in one call a layer, block by block wherever they lie.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from coldstream.engine.blocks import Copy, Group
 from coldstream.engine.pool import Table
+from coldstream.model.native.library import ATTENTION_MULTIPLE, Kernels, Visible
 
 
 class Layer(Protocol):
@@ -87,8 +89,19 @@ class _View:
     causal: bool
 
 
+class Attending(Protocol):
+    """The attention of one step: stores k and v, then attends."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]` -> `[tokens, heads * head_dim]`."""
+        ...
+
+
 class KvCache:
-    """The tensors. Memory is taken from the system page by page, as blocks are first written."""
+    """The tensors. Memory is taken from the system page by page, as blocks are first written.
+
+    `kernels` attend where they can: float32 on the CPU, with heads of a multiple of 16.
+    """
 
     def __init__(
         self,
@@ -98,12 +111,15 @@ class KvCache:
         size: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        kernels: Kernels | None = None,
     ) -> None:
         self.size = size
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.scale = config.attention_scale
         self.device = torch.device(device)
         self.groups = tuple(groups)
+        suited = dtype == torch.float32 and self.device.type == "cpu" and self.head_dim % ATTENTION_MULTIPLE == 0
+        self._kernels = kernels if suited else None
         by_window = {group.window: index for index, group in enumerate(groups)}
         self.group_of = tuple(by_window[layer.window] for layer in config.layers)
         shapes = [(config.kv_heads, groups[index].count * size, config.head_dim) for index in self.group_of]
@@ -136,13 +152,52 @@ class KvCache:
         base = torch.tensor(blocks, dtype=torch.int64, device=self.device) * self.size
         return (base[:, None] + torch.arange(self.size, device=self.device)).flatten()
 
-    def attend(self, spans: Sequence[Span]) -> Attend:
+    def attend(self, spans: Sequence[Span]) -> Attending:
         """The attention of one step over these spans, which fill its flat tensor in order."""
-        return Attend(self, spans)
+        return TorchAttend(self, spans) if self._kernels is None else KernelAttend(self, self._kernels, spans)
 
 
-class Attend:
-    """`attend(layer, q, k, v)` of one step: stores k and v, then attends, sequence by sequence.
+class KernelAttend:
+    """One call a layer for all sequences. A token's result has the same bits whoever else is there."""
+
+    def __init__(self, cache: KvCache, kernels: Kernels, spans: Sequence[Span]) -> None:
+        self._cache = cache
+        self._kernels = kernels
+        row, start = torch.tensor([span.row for span in spans]), torch.tensor([span.start for span in spans])
+        count = torch.tensor([span.count for span in spans])
+        upper = torch.tensor([end for span in spans for end in _seen_up_to(span)])
+        self._visible = [
+            Visible(cache.size, group.window, row, start, count, *_tables(spans, index), upper)
+            for index, group in enumerate(cache.groups)
+        ]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache = self._cache
+        visible, keys, values = self._visible[cache.group_of[layer]], cache.keys[layer], cache.values[layer]
+        return self._kernels.attention(visible, q, k, v, keys, values, scale=cache.scale)
+
+
+def _seen_up_to(span: Span) -> Sequence[int]:
+    """One past the last position that each token of the span sees: itself, or its image's end."""
+    if not span.images:
+        return range(span.start + 1, span.end + 1)
+    ends = list(range(span.start + 1, span.end + 1))
+    for start, end in span.images:
+        first, last = max(start, span.start) - span.start, min(end, span.end) - span.start
+        ends[first:last] = [min(end, span.end)] * (last - first)
+    return ends
+
+
+def _tables(spans: Sequence[Span], group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each span's first place and where its blocks begin, `[spans]`; and all blocks, one table behind the other."""
+    tables = [span.tables[group] for span in spans]
+    begins = list(itertools.accumulate((len(table.blocks) for table in tables), initial=0))
+    blocks = [block for table in tables for block in table.blocks]
+    return torch.tensor([table.first for table in tables]), torch.tensor(begins[:-1]), torch.tensor(blocks)
+
+
+class TorchAttend:
+    """With torch's own attention, on any device, sequence by sequence.
 
     Each sequence is computed by itself, over its own keys only, so that its result cannot depend on who else is there.
     """

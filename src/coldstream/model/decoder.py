@@ -18,9 +18,10 @@ from torch import Tensor
 from coldstream.errors import UnsupportedConfig
 from coldstream.model.config import ModelConfig
 from coldstream.model.gate import Gate
-from coldstream.model.int8 import Int8Linear, Int8Table, activation_levels
+from coldstream.model.int8 import Int8Layer, Int8Linear, Int8Table
 from coldstream.model.layers import Attention, Norm, Rope, activation, rotate
 from coldstream.model.linear import DenseLinear, DenseTable, Linear, Table
+from coldstream.model.native.library import Kernels, LayerWeights, load
 from coldstream.model.parameter import Parameter, Unit
 from coldstream.model.vision import VisionTower
 from coldstream.model.vision_config import VisionConfig
@@ -54,21 +55,31 @@ class TableFactory(Protocol):
     def __call__(self, features: int, rows: int) -> Table: ...
 
 
-def _factories(
-    precision: DecoderPrecision, dtype: torch.dtype, device: torch.device
-) -> tuple[LinearFactory, TableFactory]:
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """What a precision makes matrices with; `kernels` where layers are run by them."""
+
+    linear: LinearFactory
+    table: TableFactory
+    kernels: Kernels | None = None
+
+
+def _making(precision: DecoderPrecision, dtype: torch.dtype, device: torch.device) -> _Making:
     if precision != "int8":
-        return partial(DenseLinear, dtype=dtype, device=device), partial(DenseTable, dtype=dtype, device=device)
+        return _Making(
+            partial(DenseLinear, dtype=dtype, device=device), partial(DenseTable, dtype=dtype, device=device)
+        )
     if device.type != "cpu":
         raise UnsupportedConfig(f"precision int8 runs on the CPU; on {device} use --precision bfloat16")
-    levels = activation_levels()
-    return partial(Int8Linear, levels=levels), partial(Int8Table, levels=levels)
+    kernels = load()
+    return _Making(partial(Int8Linear, kernels=kernels), partial(Int8Table, kernels=kernels), kernels)
 
 
 class Layer:
     """Norm, attention, norm, MLP, with residuals; and Gemma's norms behind attention and MLP where there are any."""
 
-    def __init__(self, config: ModelConfig, index: int, linear: LinearFactory, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, index: int, making: _Making, device: torch.device) -> None:
+        linear = making.linear
         hidden, inner = config.hidden_size, config.intermediate_size
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
         norm = partial(Norm, eps=config.norm_eps, offset=config.norm_offset, device=device)
@@ -85,11 +96,15 @@ class Layer:
         self.k_norm = norm(config.head_dim) if config.qk_norm else None
         self._heads, self._kv_heads, self._head_dim = config.heads, config.kv_heads, config.head_dim
         self._activation = activation(config.activation)
+        self._config = config
+        self._int8 = Int8Layer(index, making.kernels, self._weights) if making.kernels is not None else None
 
     def __call__(
         self, x: Tensor, attend: Attention, turn: tuple[Tensor, Tensor], dtype: torch.dtype, keep: Tensor | None
     ) -> Tensor:
         """float32 `[tokens, hidden]` -> the same, or `[len(keep), hidden]`: rows that nobody asks for end here."""
+        if self._int8 is not None:
+            return self._int8(x, attend, turn, keep)
         attended = self._attend(self.before_attention(x).to(dtype), attend, turn)
         if keep is not None:
             x, attended = x[keep], attended[keep]
@@ -106,6 +121,20 @@ class Layer:
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return attend(self.index, rotate(q, *turn).to(y.dtype), rotate(k, *turn).to(y.dtype), v)
+
+    def _weights(self) -> LayerWeights:
+        """The layer as the kernels take it."""
+        norms = (self.before_attention, self.q_norm, self.k_norm, self.after_attention, self.before_mlp, self.after_mlp)
+        linears = (self.qkv, self.output, self.gate_up, self.down)
+        return LayerWeights(
+            self._heads,
+            self._kv_heads,
+            self._head_dim,
+            self._config.activation,
+            self._config.norm_eps,
+            tuple(norm.weight if norm is not None else None for norm in norms),
+            *(linear.matrix for linear in linears if isinstance(linear, Int8Linear)),
+        )
 
     def parameters(self) -> Iterator[Parameter]:
         """In order of execution."""
@@ -157,16 +186,16 @@ class Decoder:
         self.device = torch.device(device)
         self.precision = precision
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        linear, table = _factories(precision, self.dtype, self.device)
+        making = _making(precision, self.dtype, self.device)
         self.embedding_gate, self.norm_gate, self.head_gate = Gate("embedding"), Gate("norm"), Gate("head")
-        self.layers = tuple(Layer(config, index, linear, self.device) for index in range(len(config.layers)))
+        self.layers = tuple(Layer(config, index, making, self.device) for index in range(len(config.layers)))
         self.norm = Norm(config.hidden_size, eps=config.norm_eps, offset=config.norm_offset, device=self.device)
-        self._table = table(config.hidden_size, config.vocab_size)
-        self._untied = table(config.hidden_size, config.vocab_size)
+        self._table = making.table(config.hidden_size, config.vocab_size)
+        self._untied = making.table(config.hidden_size, config.vocab_size)
         self._head = self._untied
         self._ropes = {rope: Rope(rope, config.head_dim, self.device) for rope in config.ropes}
         self._scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
-        tower = partial(VisionTower, linear=linear, dtype=self.dtype, device=self.device)
+        tower = partial(VisionTower, linear=making.linear, dtype=self.dtype, device=self.device)
         self.vision = tower(vision) if vision is not None else None
 
     @property

@@ -35,8 +35,8 @@ class Norm:
         self.weight = torch.ones(size, dtype=torch.float32, device=device)
 
     def fill(self, weight: Tensor) -> None:
-        """Take `[size]` of any float dtype."""
-        self.weight = weight.to(self.weight.device, torch.float32) + self._offset
+        """Take `[size]` of any float dtype; the tensor stays where it is, since kernels point to it."""
+        self.weight.copy_(weight).add_(self._offset)
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self._size, self.weight, self._eps)

@@ -10,23 +10,26 @@ from coldstream.settings import Precision
 
 RunPrecision = Literal["float32", "bfloat16", "int8"]
 
+_X86_64_V3 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe"})
+"""Of the x86-64 psABI, as Linux names them; `abm` has lzcnt."""
 _CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
 class CpuFeatures:
-    """What decides: FBGEMM's int8 kernels need AVX2, and bfloat16 is only fast where the CPU multiplies it."""
+    """What decides: our int8 kernels want AVX2, and bfloat16 is only fast where the CPU multiplies it.
+
+    `avx2` stands for all that came with it (x86-64-v3), which is what the kernels are compiled for.
+    """
 
     avx2: bool
-    avx512_vnni: bool
     bfloat16: bool
 
     @classmethod
     def from_flags(cls, flags: frozenset[str]) -> CpuFeatures:
         """Read the flags as Linux names them in /proc/cpuinfo."""
         return cls(
-            avx2="avx2" in flags,
-            avx512_vnni="avx512_vnni" in flags,
+            avx2=flags >= _X86_64_V3,
             bfloat16=bool(flags & {"amx_bf16", "avx512_bf16"}),
         )
 
@@ -55,10 +58,8 @@ def choose_precision(
         return "float32", "transformers' own layers run in float32 on a CPU"
     if device != "cpu":
         return "bfloat16", f"{device} multiplies bfloat16"
-    if cpu.avx2 and cpu.avx512_vnni:
-        return "int8", "AVX512-VNNI multiplies int8 fastest, with activations of 8 bits"
     if cpu.avx2:
-        return "int8", "AVX2 multiplies int8 fastest, with 193 steps an activation (without VNNI, 255 would saturate)"
+        return "int8", "8-bit weights are half of bfloat16's bytes, and AVX2 multiplies them fastest"
     if cpu.bfloat16 and stored == "bfloat16":
-        return "bfloat16", "the CPU multiplies bfloat16, and int8 needs x86 with AVX2"
-    return "float32", "int8 needs x86 with AVX2, and bfloat16 is slow on this CPU"
+        return "bfloat16", "the CPU multiplies bfloat16, and int8 is for x86 with AVX2"
+    return "float32", "int8 is for x86 with AVX2, and bfloat16 is slow on this CPU"

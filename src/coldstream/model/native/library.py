@@ -1,0 +1,304 @@
+"""The compiled kernels, typed: tensors in, tensors out; ctypes and pointers stay in here.
+
+Every call lets go of the interpreter's lock while it computes. Tensors are contiguous float32 on the CPU unless said
+otherwise; what is not is a mistake of the caller's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_double, c_int64, c_void_p
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from coldstream.errors import UnsupportedConfig
+from coldstream.model.config import Activation
+from coldstream.model.native.compile import ANY, AVX2, SOURCE
+from coldstream.model.precision import CpuFeatures
+
+ATTENTION_MULTIPLE = 16
+"""Of what the kernels' attention needs a head's size to be."""
+_OUTPUTS = 16
+_BLOCK = 96
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+_LARGEST_SUM = 2**31 - 1
+_LARGEST_WEIGHT = 127
+_LARGEST_UNIT = 2**15 - 1
+_LARGEST_BLOCK = 128
+
+
+class _Matrix(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("k", "n", "order", "levels")),
+        *((name, c_void_p) for name in ("packed", "scales", "bias")),
+    )
+
+
+class _Layer(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("heads", "kv_heads", "head_dim", "activation")),
+        ("eps", c_double),
+        *(
+            (name, c_void_p)
+            for name in ("before_attention", "q_norm", "k_norm", "after_attention", "before_mlp", "after_mlp")
+        ),
+        *((name, _Matrix) for name in ("qkv", "output", "gate_up", "down")),
+    )
+
+
+class _Workspace(Structure):
+    _fields_ = tuple((name, c_void_p) for name in ("units", "wide", "largest", "products"))
+
+
+class _Step(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("spans", "size", "window")),
+        *((name, c_void_p) for name in ("row", "start", "count", "first", "first_block", "blocks", "upper")),
+    )
+
+
+class _Shape(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("heads", "kv_heads", "d", "q_stride", "k_stride", "v_stride", "slots")),
+        ("scale", c_double),
+    )
+
+
+class PackedMatrix:
+    """int8 weights `[n, k]` in the kernels' order, a float32 scale a row, and a bias if there is one.
+
+    Rows are rotated by Hadamard blocks (see `rotation_order`), activations alike while they are rounded.
+    """
+
+    def __init__(self, k: int, n: int, *, bias: Tensor | None = None) -> None:
+        self.k, self.n = k, n
+        rows = -(-n // _OUTPUTS) * _OUTPUTS
+        self._packed = torch.empty(rows * -(-k // 2) * 2, dtype=torch.int8)
+        self._scales = torch.empty(rows)
+        self._bias = bias
+        self.struct = _Matrix(
+            k, n, rotation_order(k), levels(k), self._packed.data_ptr(), self._scales.data_ptr(), _pointer(bias)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self._packed.nbytes + self._scales.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """What a layer consists of; `norms` are float32 in the order of the fields of `Layer` in kernels.c."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    activation: Activation
+    eps: float
+    norms: tuple[Tensor | None, ...]
+    qkv: PackedMatrix
+    output: PackedMatrix
+    gate_up: PackedMatrix
+    down: PackedMatrix
+
+    def struct(self) -> _Layer:
+        """As C sees it; points into the tensors, which must outlive it and stay where they are."""
+        matrices = (self.qkv.struct, self.output.struct, self.gate_up.struct, self.down.struct)
+        return _Layer(
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            _ACTIVATIONS[self.activation],
+            self.eps,
+            *map(_pointer, self.norms),
+            *matrices,
+        )
+
+    @property
+    def widest(self) -> tuple[int, int]:
+        """The most inputs and the most outputs of a matrix."""
+        matrices = (self.qkv, self.output, self.gate_up, self.down)
+        return max(matrix.k for matrix in matrices), max(matrix.n for matrix in matrices)
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """Who sees which keys in a step, for the layers of one window; int64 tensors, see `Step` in kernels.c.
+
+    `row`, `start`, `count`, `first`, `first_block` `[spans]`; `blocks` all tables one behind the other; `upper`
+    `[tokens]`: one past the last position that a token sees. `size` is the tokens of a block.
+    """
+
+    size: int
+    window: int | None
+    row: Tensor
+    start: Tensor
+    count: Tensor
+    first: Tensor
+    first_block: Tensor
+    blocks: Tensor
+    upper: Tensor
+    struct: _Step = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        arrays = (self.row, self.start, self.count, self.first, self.first_block, self.blocks, self.upper)
+        struct = _Step(len(self.row), self.size, self.window or 0, *map(_pointer, arrays))
+        object.__setattr__(self, "struct", struct)
+
+
+class _Call(Protocol):
+    argtypes: Sequence[object]
+    restype: object
+
+    def __call__(self, *arguments: object) -> None: ...
+
+
+class Kernels:
+    """One compiled variant."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        library = ctypes.CDLL(str(path))
+        self._pack = _function(library, "pack", POINTER(_Matrix), c_void_p, c_int64, c_int64, c_int64, c_void_p)
+        self._rows = _function(library, "rows", POINTER(_Matrix), c_void_p, c_int64, c_void_p)
+        self._multiply = _function(
+            library, "multiply", POINTER(_Matrix), c_int64, c_void_p, c_void_p, POINTER(_Workspace)
+        )
+        self._before = _function(
+            library, "before_attention", POINTER(_Layer), c_int64, *[c_void_p] * 4, POINTER(_Workspace)
+        )
+        self._after = _function(
+            library, "after_attention", POINTER(_Layer), c_int64, c_void_p, c_void_p, POINTER(_Workspace)
+        )
+        self._attention = _function(library, "attention", POINTER(_Shape), POINTER(_Step), *[c_void_p] * 6)
+        self._local = _Local()
+
+    def pack(self, matrix: PackedMatrix, weight: Tensor, first: int) -> None:
+        """Take `[rows, k]` of any float dtype as the matrix's rows from `first` on. One thread; any number may call."""
+        weight = weight.to("cpu", weight.dtype if weight.dtype in _DTYPES else torch.float32).contiguous()
+        row = torch.empty(matrix.k)
+        self._pack(byref(matrix.struct), weight.data_ptr(), _DTYPES[weight.dtype], first, len(weight), row.data_ptr())
+
+    def rows(self, matrix: PackedMatrix, ids: Tensor) -> Tensor:
+        """int64 `[count]` -> float32 `[count, k]`: those rows of the matrix."""
+        ids = ids.contiguous()
+        out = torch.empty(len(ids), matrix.k)
+        self._rows(byref(matrix.struct), ids.data_ptr(), len(ids), out.data_ptr())
+        return out
+
+    def multiply(self, matrix: PackedMatrix, x: Tensor) -> Tensor:
+        """`[tokens, k]` -> `[tokens, n]`: times the matrix, plus its bias."""
+        x = x.contiguous()
+        out = torch.empty(len(x), matrix.n)
+        workspace = self._local.workspace(matrix.k, 0)
+        self._multiply(byref(matrix.struct), len(x), x.data_ptr(), out.data_ptr(), byref(workspace))
+        return out
+
+    def before_attention(self, layer: _Layer, widest: tuple[int, int], x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """`[tokens, hidden]` -> q, k and v side by side, `[tokens, (heads + 2 * kv_heads) * head_dim]`."""
+        out = torch.empty(len(x), layer.qkv.n)
+        workspace = self._local.workspace(*widest)
+        self._before(
+            byref(layer),
+            len(x),
+            x.data_ptr(),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            out.data_ptr(),
+            byref(workspace),
+        )
+        return out
+
+    def after_attention(self, layer: _Layer, widest: tuple[int, int], attended: Tensor, x: Tensor) -> None:
+        """Add to `x [tokens, hidden]`, in place, what follows from `attended [tokens, heads * head_dim]`."""
+        workspace = self._local.workspace(*widest)
+        self._after(byref(layer), len(x), attended.data_ptr(), x.data_ptr(), byref(workspace))
+
+    def attention(
+        self, visible: Visible, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, *, scale: float
+    ) -> Tensor:
+        """Store k and v `[tokens, kv_heads, d]` in keys and values `[kv_heads, slots, d]`, then attend.
+
+        q is `[tokens, heads, d]`, the result `[tokens, heads * d]`; d is a multiple of 16. A token's row may be
+        followed by other things (a stride), its heads lie side by side.
+        """
+        tokens, heads, d = q.shape
+        shape = _Shape(heads, k.shape[1], d, q.stride(0), k.stride(0), v.stride(0), keys.shape[1], scale)
+        out = torch.empty(tokens, heads * d)
+        self._attention(byref(shape), byref(visible.struct), *map(_pointer, (q, k, v, keys, values)), out.data_ptr())
+        return out
+
+
+class _Local(threading.local):
+    """The calling thread's workspace; it grows."""
+
+    def __init__(self) -> None:
+        self._k = self._n = -1
+        self._buffers: tuple[Tensor, ...] = ()
+        self._struct = _Workspace()
+
+    def workspace(self, k: int, n: int) -> _Workspace:
+        if k > self._k or n > self._n:
+            self._k, self._n = max(k, self._k), max(n, self._n)
+            wide = -(-self._k // 16) * 16
+            self._buffers = (
+                torch.empty(_BLOCK, wide, dtype=torch.int16),
+                torch.empty(_BLOCK, wide),
+                torch.empty(_BLOCK),
+                torch.empty(_BLOCK, self._n),
+            )
+            self._struct = _Workspace(*map(_pointer, self._buffers))
+        return self._struct
+
+
+def rotation_order(features: int) -> int:
+    """The order of the Hadamard blocks: the largest power of two up to 128 that divides; under 8, none (1)."""
+    order = _LARGEST_BLOCK
+    while features % order:
+        order //= 2
+    return order if order >= 8 else 1
+
+
+def levels(features: int) -> int:
+    """The most steps to either side of 0 that activations can have without a sum of products ever overflowing int32."""
+    return min(_LARGEST_UNIT, _LARGEST_SUM // (_LARGEST_WEIGHT * features))
+
+
+def is_built() -> bool:
+    """Whether a variant lies here that this CPU can run."""
+    return _choose() is not None
+
+
+def load() -> Kernels:
+    """The best variant for this CPU.
+
+    Raises UnsupportedConfig when none was built.
+    """
+    path = _choose()
+    if path is None:
+        raise UnsupportedConfig(
+            f"coldstream's kernels were not built ({SOURCE.parent} has no {ANY}); reinstall coldstream where there is "
+            "a C compiler, or use --precision float32"
+        )
+    return Kernels(path)
+
+
+def _choose() -> Path | None:
+    names = (AVX2, ANY) if CpuFeatures.of_this_machine().avx2 else (ANY,)
+    return next((path for path in map(SOURCE.with_name, names) if path.exists()), None)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _function(library: ctypes.CDLL, name: str, *arguments: object) -> _Call:
+    function = cast(_Call, library[f"coldstream_{name}"])
+    function.argtypes, function.restype = arguments, None
+    return function
