@@ -10,11 +10,12 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from coldstream.errors import SettingsError
 from coldstream.weights.uri import Location
 
 # What each contender needs: a module, or a program for curl.
@@ -100,16 +101,33 @@ def contenders_for(uri: str) -> tuple[str, ...]:
     return tuple(name for name in _NEEDS if scheme in _SCHEMES.get(name, (scheme,)) and _installed(_NEEDS[name]))
 
 
+def check_contenders(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, as they are known.
+
+    Raises:
+        SettingsError: there is no contender of that name.
+    """
+    for name in names:
+        if name not in _NEEDS:
+            raise SettingsError(f"--only {name!r}: no such contender; there are: {', '.join(_NEEDS)}")
+    return tuple(names)
+
+
 def run_load_bench(
     uri: str,
     *,
     rounds: int = 5,
     contenders: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    title: str | None = None,
     report: Callable[[Round], None] | None = None,
 ) -> LoadBench:
     """Every contender once a round, each in a fresh process, so that noise meets all of them alike.
 
     Args:
+        contenders: only these, by name.
+        environment: added to every contender's own: which bucket, whose certificates.
+        title: what stands in the report instead of the URI.
         report: called after each load.
 
     Raises:
@@ -119,22 +137,25 @@ def run_load_bench(
     results = []
     for _ in range(rounds):
         for name in chosen:
-            results.append(_once(name, uri))
+            results.append(_once(name, uri, environment or {}))
             if report is not None:
                 report(results[-1])
-    return LoadBench(uri, _machine(), tuple(results))
+    return LoadBench(title or uri, _machine(), tuple(results))
 
 
-def _once(name: str, uri: str) -> Round:
+def _once(name: str, uri: str, environment: Mapping[str, str]) -> Round:
     command = [sys.executable, "-m", "coldstream.bench.load_child", name, uri]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT, check=True, env={**os.environ, **environment}
+        )
         return Round(name, **json.loads(done.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired:
         return Round(name, error=f"took longer than {TIMEOUT:g} s")
     except subprocess.CalledProcessError as failure:
         last = [line for line in failure.stderr.splitlines() if line.strip()][-1:]
-        return Round(name, error=last[0][:300] if last else f"exit code {failure.returncode}")
+        reason = last[0].removeprefix("coldstream.errors.ColdstreamError: ") if last else ""
+        return Round(name, error=reason[:300] or f"exit code {failure.returncode}")
 
 
 def _summary(name: str, rounds: list[Round]) -> Summary:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -33,11 +35,28 @@ def _end_in_order() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def load(uri: Uri, runs: Runs = 5, as_json: AsJson = False, chart: Chart = None) -> None:
+def load(
+    uri: Uri,
+    runs: Runs = 5,
+    bucket: Annotated[
+        Literal["http", "https"] | None, typer.Option(help="Put the folder into a local bucket first; https: over TLS.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this contender (repeat for more).")] = None,
+    as_json: AsJson = False,
+    chart: Chart = None,
+) -> None:
     """Bucket to memory: GB/s, CPU seconds a GB and peak memory, beside Run:ai's streamer, gcsfs, curl and others."""
-    from coldstream.bench.load import run_load_bench
+    from coldstream.bench.load import check_contenders, run_load_bench
 
-    report = run_load_bench(uri, rounds=runs, report=lambda item: _say(f"{item.contender}: {item.seconds:.2f} s"))
+    chosen = check_contenders(only) if only else None
+
+    def told(item: Any) -> None:
+        _say(f"{item.contender}: {item.error or f'{item.seconds:.2f} s'}")
+
+    with _local_bucket(uri, bucket) as (address, environment, title):
+        report = run_load_bench(
+            address, rounds=runs, contenders=chosen, environment=environment, title=title, report=told
+        )
     _write(chart, report.to_svg())
     if as_json:
         _print_json(report.to_json())
@@ -51,7 +70,28 @@ def load(uri: Uri, runs: Runs = 5, as_json: AsJson = False, chart: Chart = None)
         )
         for item in report.summaries
     ]
-    _table(f"{uri}, medians of {runs}; {report.machine}", ("", "GB/s", "CPU s/GB", "peak GB"), rows)
+    _table(f"{report.uri}, medians of {runs}; {report.machine}", ("", "GB/s", "CPU s/GB", "peak GB"), rows)
+
+
+@contextlib.contextmanager
+def _local_bucket(uri: str, scheme: str | None) -> Iterator[tuple[str, dict[str, str], str]]:
+    """The URI to load, what the environment needs for it, and what to call it."""
+    if scheme is None:
+        yield uri, {}, uri
+        return
+    from coldstream.bench.load_tls import make_certificate
+    from coldstream.demo.bucket import LocalBucket
+
+    folder = Path(uri)
+    if not folder.is_dir():
+        raise SettingsError(f"--bucket {scheme}: {uri} is not a folder; give the checkpoint's own")
+    with tempfile.TemporaryDirectory(prefix="coldstream-tls-") as place:
+        made = make_certificate(Path(place)) if scheme == "https" else None
+        with LocalBucket(certificate=(made.server, made.key) if made else None) as bucket:
+            address = bucket.add("bench", "model", folder)
+            where = bucket.secure_url if made else bucket.url
+            environment = {"STORAGE_EMULATOR_HOST": where, **(made.environment if made else {})}
+            yield address, environment, f"{uri} in a bucket over {scheme}"
 
 
 def coldstart(

@@ -1,0 +1,103 @@
+"""Every contender really loads a small checkpoint from a real bucket, over TLS and without."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coldstream.bench.load import LoadBench, Round, check_contenders, contenders_for, run_load_bench
+from coldstream.bench.load_tls import Certificate, make_certificate
+from coldstream.demo.bucket import LocalBucket
+from coldstream.errors import SettingsError
+from tests.weights import files
+
+TENSORS = {f"model.layers.{n}.w": ("BF16", (64, 64), bytes(range(256)) * 32) for n in range(12)}
+SIZE = sum(len(data) for _, _, data in TENSORS.values())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture(scope="module")
+def bucket(certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBucket]:
+    folder = tmp_path_factory.mktemp("model")
+    for name, data in files.checkpoint(TENSORS, shards=2).items():
+        (folder / name).write_bytes(data)
+    with LocalBucket(certificate=(certificate.server, certificate.key)) as bucket:
+        bucket.add("models", "small", folder)
+        yield bucket
+
+
+def test_over_tls_every_contender_trusts_the_throw_away_authority(
+    bucket: LocalBucket, certificate: Certificate
+) -> None:
+    seen: list[Round] = []
+    environment = {"STORAGE_EMULATOR_HOST": bucket.secure_url, **certificate.environment}
+    report = run_load_bench(
+        "gs://models/small",
+        rounds=1,
+        contenders=("coldstream", "transfer manager", "curl drain"),
+        environment=environment,
+        report=seen.append,
+    )
+    assert [(item.contender, item.error) for item in report.rounds] == [
+        ("coldstream", None),
+        ("transfer manager", None),
+        ("curl drain", None),
+    ]
+    assert list(report.rounds) == seen
+    assert report.rounds[0].bytes == report.rounds[1].bytes == SIZE
+    assert all(item.seconds > 0 and item.cpu_seconds > 0 for item in seen)
+    assert report.rounds[1].peak_bytes >= SIZE  # its copy is in shared memory, and counted
+
+
+def test_the_same_bucket_answers_without_tls(bucket: LocalBucket) -> None:
+    report = run_load_bench("gs://models/small", rounds=1, contenders=("coldstream",), environment=bucket.environment)
+    assert [(item.bytes, item.error) for item in report.rounds] == [(SIZE, None)]
+
+
+def test_a_contender_that_fails_says_why(tmp_path: Path) -> None:
+    report = run_load_bench(str(tmp_path), rounds=1, contenders=("curl drain",))
+    assert "the folder is empty" in str(report.summaries[0].error)
+    assert report.summaries[0].rounds == 0
+
+
+def test_the_command_fills_a_bucket_and_prints_a_row(tmp_path: Path) -> None:
+    for name, data in files.checkpoint(TENSORS).items():
+        (tmp_path / name).write_bytes(data)
+    command = [sys.executable, "-m", "coldstream", "bench", "load", str(tmp_path), "--bucket", "https"]
+    done = subprocess.run([*command, "--runs", "1", "--only", "curl drain", "--json"], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    report = json.loads(done.stdout)
+    assert [(item["contender"], item["error"]) for item in report["summaries"]] == [("curl drain", None)]
+    assert report["uri"] == f"{tmp_path} in a bucket over https"
+
+
+def test_medians_are_over_the_rounds_that_ended_well() -> None:
+    rounds = [Round("a", seconds, 2.0, 1_000_000_000, 500_000_000) for seconds in (1.0, 2.0, 4.0)]
+    report = LoadBench("gs://b/m", "here", (*rounds, Round("a", error="lost"), Round("b", error="broken")))
+    fast, broken = report.summaries
+    assert (fast.contender, fast.rounds, fast.gb_per_second) == ("a", 3, 0.5)
+    assert (fast.cpu_seconds_per_gb, fast.peak_ratio) == (2.0, 0.5)
+    assert (broken.contender, broken.error) == ("b", "broken")
+    assert "0.50 (2.00)" in report.to_svg()
+    assert "broken" not in report.to_svg()
+    assert json.loads(json.dumps(report.to_json()))["summaries"][0]["contender"] == "a"
+
+
+def test_an_unknown_contender_is_refused_with_those_there_are() -> None:
+    with pytest.raises(SettingsError, match=r"no such contender; there are: coldstream,.*curl drain"):
+        check_contenders(["curl"])
+
+
+def test_who_can_read_what() -> None:
+    assert "gcsfs" not in contenders_for("/some/folder")
+    assert "safetensors" in contenders_for("/some/folder")
+    assert {"coldstream", "curl drain"} <= set(contenders_for("gs://bucket/model"))
