@@ -72,16 +72,21 @@ def _ready(served: Served) -> str:
     return url
 
 
-@pytest.fixture
-def containers(ready: Site, tmp_path: Path) -> Iterator[Containers]:
-    """The fake's containers are real; the product model lies in a real bucket."""
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    """Servers for this file's tests: who carries the same configuration shares one, as on Cloud Run."""
     with ExitStack() as stack:
         bucket = stack.enter_context(LocalBucket())
         bucket.add("models", "product", stack.enter_context(as_file(files("coldstream.demo") / "product_model")))
-        made = Containers(tmp_path, bucket, stack)
-        ready.world.container.server = made
-        ready.shelf.models[URI] = Opened()
-        yield made
+        yield Containers(tmp_path_factory.mktemp("containers"), bucket, stack)
+
+
+@pytest.fixture
+def containers(ready: Site, started: Containers) -> Containers:
+    """The fake's containers are real; the product model lies in a real bucket."""
+    ready.world.container.server = started
+    ready.shelf.models[URI] = Opened()
+    return started
 
 
 @pytest.fixture

@@ -1,0 +1,151 @@
+"""Who asks, where, and with which client: each is made on first use and spoken to over REST, IAM admin over gRPC."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from coldstream.deploy.google.mapping import module
+from coldstream.errors import PermissionRefused
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+
+SCOPES = ("https://www.googleapis.com/auth/cloud-platform", "https://www.googleapis.com/auth/userinfo.email")
+TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where Google answers. Empty means Google itself; a test names its fake."""
+
+    rest: str = ""
+    grpc: str = ""
+
+    def of(self, host: str) -> str:
+        """The endpoint of one API."""
+        return f"{self.rest}/{host}" if self.rest else f"https://{host}"
+
+
+def default_credentials() -> Credentials:
+    """Application default credentials.
+
+    Raises:
+        PermissionRefused: there are none.
+        MissingExtra: Google's clients are not installed.
+    """
+    import google.auth
+    import google.auth.exceptions
+
+    try:
+        credentials, _ = google.auth.default(scopes=list(SCOPES))
+    except google.auth.exceptions.DefaultCredentialsError as exc:
+        raise PermissionRefused(
+            "no application default credentials; run `gcloud auth application-default login`, or set "
+            "GOOGLE_APPLICATION_CREDENTIALS to a key file"
+        ) from exc
+    return credentials
+
+
+class Clients:
+    """Google's clients for one caller; safe to use from several threads."""
+
+    def __init__(self, credentials: Credentials, *, endpoints: Endpoints = Endpoints()) -> None:
+        self._credentials = credentials
+        self._endpoints = endpoints
+        self._clients: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def _client(self, name: str, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if name not in self._clients:
+                self._clients[name] = make()
+            return self._clients[name]
+
+    def _rest(self, package: str, client: str, host: str) -> Any:
+        def make() -> Any:
+            options = {"api_endpoint": self._endpoints.of(host)} if self._endpoints.rest else {}
+            kind = getattr(module(package), client)
+            return kind(credentials=self._credentials, transport="rest", client_options=options)
+
+        return self._client(f"{package}.{client}", make)
+
+    def _session(self) -> Any:
+        def make() -> Any:
+            return module("google.auth.transport.requests").AuthorizedSession(self._credentials)
+
+        return self._client("session", make)
+
+    def _usage(self) -> Any:
+        return self._rest("google.cloud.service_usage_v1", "ServiceUsageClient", "serviceusage.googleapis.com")
+
+    def _projects(self) -> Any:
+        host = "cloudresourcemanager.googleapis.com"
+        return self._rest("google.cloud.resourcemanager_v3", "ProjectsClient", host)
+
+    def _billing(self) -> Any:
+        return self._rest("google.cloud.billing_v1", "CloudBillingClient", "cloudbilling.googleapis.com")
+
+    def _org_policy(self) -> Any:
+        return self._rest("google.cloud.orgpolicy_v2", "OrgPolicyClient", "orgpolicy.googleapis.com")
+
+    def _quotas(self) -> Any:
+        return self._rest("google.cloud.cloudquotas_v1", "CloudQuotasClient", "cloudquotas.googleapis.com")
+
+    def _troubleshooter(self) -> Any:
+        host = "policytroubleshooter.googleapis.com"
+        return self._rest("google.cloud.policytroubleshooter_v1", "IamCheckerClient", host)
+
+    def _tokens(self) -> Any:
+        return self._rest("google.cloud.iam_credentials_v1", "IAMCredentialsClient", "iamcredentials.googleapis.com")
+
+    def _registry(self) -> Any:
+        host = "artifactregistry.googleapis.com"
+        return self._rest("google.cloud.artifactregistry_v1", "ArtifactRegistryClient", host)
+
+    def _build(self) -> Any:
+        return self._rest("google.cloud.devtools.cloudbuild_v1", "CloudBuildClient", "cloudbuild.googleapis.com")
+
+    def _run(self) -> Any:
+        return self._rest("google.cloud.run_v2", "ServicesClient", "run.googleapis.com")
+
+    def _revisions(self) -> Any:
+        return self._rest("google.cloud.run_v2", "RevisionsClient", "run.googleapis.com")
+
+    def _storage(self) -> Any:
+        def make() -> Any:
+            options = {"api_endpoint": self._endpoints.of("storage.googleapis.com")} if self._endpoints.rest else {}
+            # The project is named with every call that wants one; "-" keeps the client from looking for one itself.
+            return module("google.cloud.storage").Client(
+                project="-", credentials=self._credentials, client_options=options
+            )
+
+        return self._client("storage", make)
+
+    def _bucket(self, name: str) -> Any:
+        return self._storage().bucket(name)
+
+    def _iam(self) -> Any:
+        def make() -> Any:
+            client = module("google.cloud.iam_admin_v1").IAMClient
+            if not self._endpoints.grpc:
+                return client(credentials=self._credentials)
+            channel = _insecure_channel(self._endpoints.grpc, str(self._credentials.token))
+            transport = module("google.cloud.iam_admin_v1.services.iam.transports.grpc").IAMGrpcTransport
+            return client(transport=transport(channel=channel))
+
+        return self._client("iam", make)
+
+
+def _insecure_channel(target: str, token: str) -> Any:
+    """A plain-text gRPC channel to a local fake, with the caller's token on every call."""
+    grpc = module("grpc")
+
+    class Authorization(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc,name-defined]
+        def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            metadata = [*(details.metadata or []), ("authorization", f"Bearer {token}")]
+            return continuation(details._replace(metadata=metadata), request)
+
+    return grpc.intercept_channel(grpc.insecure_channel(target), Authorization())
