@@ -42,6 +42,8 @@ _HEAD = 1 << 16
 _EVENT_PERIOD = 0.2
 _RETRY_PERIOD = 0.02
 """Seconds until a connection that the main process could not take yet is offered again."""
+_EAGER = -10
+"""Niceness of the front, which has next to nothing to do but should do it at once."""
 _CONNECTION, _OVER = b"c", b"o"
 _REASONS = {200: "OK", 401: "Unauthorized", 503: "Service Unavailable"}
 
@@ -135,6 +137,8 @@ def _live(listener: socket.socket, control: socket.socket, theirs: socket.socket
         theirs.close()
         for number in (signal.SIGTERM, signal.SIGINT):  # the main process ends us, when its requests are answered
             signal.signal(number, signal.SIG_IGN)
+        with contextlib.suppress(PermissionError):  # where it may, it goes before those that compute
+            os.setpriority(os.PRIO_PROCESS, 0, _EAGER)
         control.setblocking(False)
         _Answering(listener, control, keys, told).run()
     except BaseException:
