@@ -57,3 +57,19 @@ def test_complete_gives_the_meta_kernels() -> None:
         "print(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)).graph_signature is not None)\n"
     )
     assert run(code).split("\n")[1] == "True"
+
+
+def test_several_models_import_torch_once_and_the_timeline_says_so_once() -> None:
+    code = (
+        "import sys, threading\n"
+        "from coldstream.serve.making import TorchImport\n"
+        "from coldstream.timeline import Timeline\n"
+        "timeline = Timeline()\n"
+        "torch = TorchImport(1, timeline)\n"
+        "there = []\n"
+        "work = lambda: (torch.finish(), there.append('torch' in sys.modules))\n"
+        "threads = [threading.Thread(target=work) for _ in range(3)]\n"
+        "[thread.start() for thread in threads], [thread.join() for thread in threads]\n"
+        "print(there, [span.name for span in timeline.spans()])\n"
+    )
+    assert run(code) == "[True, True, True] ['map libtorch', 'import torch']\n"

@@ -1,11 +1,12 @@
 """What a checkpoint becomes on this machine: which precision, how much memory, which decoder.
 
-Nothing is imported at the top that is not on the way to the first byte; torch comes with `import_torch`.
+Nothing is imported at the top that is not on the way to the first byte; torch comes with `TorchImport`.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,20 +45,34 @@ class RunPlan:
     converts: bool
 
 
-def import_torch(threads: int | None, timeline: Timeline) -> None:
-    """Import torch, in the order that keeps other threads alive, and give it the CPUs that this container has."""
-    if "torch" not in sys.modules:
-        from coldstream.serve.libtorch import preload
+class TorchImport:
+    """torch, imported once for all models, in the order that keeps other threads alive."""
 
-        with timeline.span("map libtorch"):
-            preload()
-    with timeline.span("import torch"):
-        lean_torch.import_torch()
-        import torch
+    def __init__(self, threads: int | None, timeline: Timeline) -> None:
+        self._threads, self._timeline = threads, timeline
+        self._lock = threading.Lock()
+        self._is_done = False
 
-        from coldstream.engine.memory import cpu_limit
+    def finish(self) -> None:
+        """Return when torch is there and has the CPUs of this container; on any thread, any number of times."""
+        with self._lock:
+            if not self._is_done:
+                self._import()
+                self._is_done = True
 
-        torch.set_num_threads(threads or cpu_limit())
+    def _import(self) -> None:
+        if "torch" not in sys.modules:
+            from coldstream.serve.libtorch import preload
+
+            with self._timeline.span("map libtorch"):
+                preload()
+        with self._timeline.span("import torch"):
+            lean_torch.import_torch()
+            import torch
+
+            from coldstream.engine.memory import cpu_limit
+
+            torch.set_num_threads(self._threads or cpu_limit())
 
 
 def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:

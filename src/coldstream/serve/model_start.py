@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
 from coldstream.serve.firsts import FirstForward, WatchedEngine
 from coldstream.serve.landing import Landing
-from coldstream.serve.making import RunPlan, import_torch, plan_run, stand_up, threads_for
+from coldstream.serve.making import RunPlan, TorchImport, plan_run, stand_up, threads_for
 from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Span, Timeline
 
@@ -65,7 +65,13 @@ class ModelStart:
     """A `ServedModel` (serve/state.py) from the moment its URI is known."""
 
     def __init__(
-        self, model: ModelSettings, settings: Settings, timeline: Timeline, *, on_change: Callable[[], None]
+        self,
+        model: ModelSettings,
+        settings: Settings,
+        timeline: Timeline,
+        *,
+        torch: TorchImport,
+        on_change: Callable[[], None],
     ) -> None:
         self.name, self.uri = model.name, model.uri
         self.created = int(time.time())
@@ -74,6 +80,7 @@ class ModelStart:
         self.error: ColdstreamError | None = None
         self.is_wanted = False
         self._model, self._settings, self._timeline, self._on_change = model, settings, timeline, on_change
+        self._torch = torch
         self._landing = Landing()
         self._all_landed = False
         self._is_ready = False
@@ -324,7 +331,7 @@ class ModelStart:
         return Sight(decoder.vision, processor)
 
     def _build_model(self) -> None:
-        import_torch(self._settings.engine.threads, self._timeline)
+        self._torch.finish()
         checkpoint = self._opened.result()
         from coldstream.weights.tensors import as_tensor
 

@@ -5,7 +5,7 @@
     libtorch thread     maps torch's libraries without holding the GIL (serve/libtorch.py)
     model threads       import torch, put each model together as tensors land, start its engine (serve/model_start.py)
     application thread  imports FastAPI and builds the application
-    main thread         the event loop, which answers from the first moment (serve/door.py)
+    main thread         the event loop; until all is settled, probes are answered by the front (serve/front.py)
 
 Only the standard library is imported at the top: importing this file is on the way to the first byte.
 """
@@ -21,6 +21,7 @@ from dataclasses import asdict
 from typing import Any
 
 from coldstream.errors import ColdstreamError
+from coldstream.serve.making import TorchImport
 from coldstream.serve.model_start import ModelStart
 from coldstream.serve.priority import give_way
 from coldstream.settings import Settings
@@ -37,8 +38,9 @@ class Startup:
 
     def __init__(self, settings: Settings, timeline: Timeline, *, on_change: Callable[[], None]) -> None:
         self.timeline = timeline
+        torch = TorchImport(settings.engine.threads, timeline)
         self.models: Mapping[str, ModelStart] = {
-            name: ModelStart(model, settings, timeline, on_change=self._changed)
+            name: ModelStart(model, settings, timeline, torch=torch, on_change=self._changed)
             for name, model in settings.models.items()
         }
         self._on_change = on_change
