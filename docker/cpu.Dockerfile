@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
-# The server without a GPU. Layers from slow and rare to fast and frequent: base, torch, dependencies, the project.
-# The context is what coldstream.deploy.image puts together: requirements.txt, entry.py, site/ (the package with its
-# metadata). There are no weights in it: models come from the bucket.
+# The server without a GPU. Layers from slow and rare to fast and frequent: base, torch, dependencies,
+# kernels, the project; all of them in the one image, so that an image is the next one's cache (inline cache).
+# The context is what coldstream.deploy.image puts together: torch.txt, requirements.txt, entry.py, site/ (the package with
+# its metadata). There are no weights in it: models come from the bucket.
 ARG BASE=python:3.12-slim-bookworm
 
 # The kernels for this image's own processor; compiled again only when one of these two files changes.
@@ -12,27 +13,27 @@ RUN apt-get update -q \
 COPY site/coldstream/model/native/compile.py site/coldstream/model/native/kernels.c /build/
 RUN mkdir /build/made && python3 /build/compile.py /build/made
 
-FROM ${BASE} AS build
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-COPY requirements.txt /build/
-# torch by itself: it is most of the image, and changes least.
-RUN grep '^torch==' /build/requirements.txt > /build/torch.txt \
- && python3 -m venv /opt/coldstream \
- && /opt/coldstream/bin/pip install --index-url "${TORCH_INDEX}" -r /build/torch.txt
-# pip byte-compiles what it installs. What only building and testing torch needs goes: 0.2 GB.
-RUN /opt/coldstream/bin/pip install -r /build/requirements.txt \
- && cd /opt/coldstream/lib/python3*/site-packages \
- && rm -rf pip torch/include torch/test \
- && find torch/bin -type f ! -name torch_shm_manager -delete
-
 FROM ${BASE}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin coldstream
-COPY --from=build /opt/coldstream /opt/coldstream
 ENV PATH=/opt/coldstream/bin:$PATH PYTHONPATH=/opt/coldstream/site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PORT=8080
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/opt/coldstream/bin/python", "/opt/coldstream/site/entry.py"]
+# torch by itself: it is most of the image, and changes least. What only building on it and testing it needs goes, 0.2 GB.
+# pip byte-compiles what it installs, from an environment of its own that leaves with the layer.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+COPY torch.txt /build/
+RUN python3 -m venv --without-pip /opt/coldstream \
+ && python3 -m venv /tmp/pip \
+ && /tmp/pip/bin/pip --no-cache-dir --python /opt/coldstream/bin/python install --compile \
+    --index-url "${TORCH_INDEX}" -r /build/torch.txt \
+ && cd /opt/coldstream/lib/python3*/site-packages \
+ && rm -rf /tmp/pip torch/include torch/test \
+ && find torch/bin -type f ! -name torch_shm_manager -delete
+COPY requirements.txt /build/
+RUN python3 -m venv /tmp/pip \
+ && /tmp/pip/bin/pip --no-cache-dir --python /opt/coldstream/bin/python install --compile -r /build/requirements.txt \
+ && rm -rf /tmp/pip
 COPY --from=kernels /build/made /opt/coldstream/site/coldstream/model/native/
 # A new version of the project changes only what comes from here on: seconds.
 COPY entry.py site /opt/coldstream/site/

@@ -70,7 +70,10 @@ def context(variant: Variant) -> Context:
     version = metadata.version("coldstream")
     about = f"Metadata-Version: 2.1\nName: coldstream\nVersion: {version}\n"
     files[f"site/coldstream-{version}.dist-info/METADATA"] = about.encode()
-    files["requirements.txt"] = requirements().encode()
+    pinned = requirements()
+    files["requirements.txt"] = pinned.encode()
+    # By itself, so that another version of anything else leaves torch's layer as it is.
+    files["torch.txt"] = "".join(line for line in pinned.splitlines(True) if line.startswith("torch==")).encode()
     return Context(variant, files)
 
 
