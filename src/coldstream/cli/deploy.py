@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -21,20 +25,56 @@ if TYPE_CHECKING:
 
 _DEFAULT_CONFIG = Path("coldstream.toml")
 
-Uri = Annotated[str | None, typer.Argument(help="The checkpoint's folder, gs://bucket/model.")]
-Config = Annotated[Path | None, typer.Option(help="A coldstream.toml with [deploy]. Default: ./coldstream.toml.")]
-Project = Annotated[str | None, typer.Option(help="The project's id.")]
-Region = Annotated[str | None, typer.Option(help="The region; where the bucket is. [default: us-central1]")]
-Service = Annotated[str | None, typer.Option(help="The service's name. [default: coldstream]")]
-CpuOnly = Annotated[bool, typer.Option("--cpu", help="A service without a GPU, for small models.")]
-Public = Annotated[bool, typer.Option("--public", help="Anybody who knows the address may use it, at your expense.")]
-CpuCount = Annotated[int | None, typer.Option("--cpu-count", help="vCPU of an instance. Default: the plan's choice.")]
-Memory = Annotated[int | None, typer.Option(help="GiB of an instance. Default: the plan's choice.")]
-Concurrency = Annotated[int | None, typer.Option(help="Requests an instance. Default: what memory holds.")]
-MinInstances = Annotated[int | None, typer.Option(help="Instances that are always there, and paid for. [default: 0]")]
-MaxInstances = Annotated[int | None, typer.Option(help="Instances at most. Default: what the quota holds, up to 3.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Data instead of a table.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which model, and where it is deployed: every command takes these."""
+
+    uri: Annotated[str | None, typer.Argument(help="The checkpoint's folder, gs://bucket/model.")] = None
+    config: Annotated[
+        Path | None, typer.Option(help="A coldstream.toml with [deploy]. Default: ./coldstream.toml.")
+    ] = None
+    project: Annotated[str | None, typer.Option(help="The project's id.")] = None
+    region: Annotated[str | None, typer.Option(help="The region; where the bucket is. [default: us-central1]")] = None
+    service: Annotated[str | None, typer.Option(help="The service's name. [default: coldstream]")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What kind of service it is."""
+
+    cpu_only: Annotated[bool, typer.Option("--cpu", help="A service without a GPU, for small models.")] = False
+    public: Annotated[
+        bool, typer.Option("--public", help="Anybody who knows the address may use it, at your expense.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large an instance is."""
+
+    cpu: Annotated[int | None, typer.Option("--cpu-count", help="vCPU of an instance. Default: the plan's choice.")] = (
+        None
+    )
+    memory_gib: Annotated[
+        int | None, typer.Option("--memory", help="GiB of an instance. Default: the plan's choice.")
+    ] = None
+    concurrency: Annotated[int | None, typer.Option(help="Requests an instance. Default: what memory holds.")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instances:
+    """How many instances there are."""
+
+    min_instances: Annotated[
+        int | None, typer.Option(help="Instances that are always there, and paid for. [default: 0]")
+    ] = None
+    max_instances: Annotated[
+        int | None, typer.Option(help="Instances at most. Default: what the quota holds, up to 3.")
+    ] = None
 
 
 class Format(StrEnum):
@@ -49,18 +89,42 @@ class Format(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (doctor, plan, deploy, status, logs, rollback, destroy, export):
-        app.command()(command)
+        app.command()(_spelled_out(command))
+
+
+def _spelled_out(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer reads one: a parameter that is a group of options becomes the group's options."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[Parameter] = []
+    for parameter in signature(command).parameters.values():
+        group = groups.get(parameter.name)
+        parameters += _options(group) if group else [parameter.replace(annotation=hints[parameter.name])]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        made = {
+            name: group(**{item.name: given.pop(item.name) for item in fields(group)}) for name, group in groups.items()
+        }
+        command(**given, **made)
+
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _options(group: Any) -> list[Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        Parameter(item.name, Parameter.POSITIONAL_OR_KEYWORD, default=item.default, annotation=hints[item.name])
+        for item in fields(group)
+    ]
 
 
 def doctor(
     ctx: typer.Context,
-    uri: Uri = None,
-    config: Config = None,
-    project: Project = None,
-    region: Region = None,
-    service: Service = None,
-    cpu: CpuOnly = False,
-    public: Public = False,
+    place: Place = Place(),
+    kind: Kind = Kind(),
     fix: Annotated[bool, typer.Option("--fix", help="Make the grants that are missing, after showing them.")] = False,
     undo: Annotated[Path, typer.Option(help="Where --fix writes how to take its grants back.")] = Path(
         "coldstream-undo.sh"
@@ -76,7 +140,7 @@ def doctor(
 
     Exits with 0 when nothing stands in the way, 1 when something is missing, 2 when something could not be found out.
     """
-    job = _job(ctx, uri, config, project=project, region=region, service=service, cpu_only=cpu, public=public)
+    job = _job(ctx, place, kind)
     found = job.examine()
     if fix:
         found = _fix(job, found, undo, script, yes=yes, as_json=as_json)
@@ -124,37 +188,14 @@ def _hand_over(console: Console, job: Job, others: tuple[Make | Grant, ...], scr
 
 def plan(
     ctx: typer.Context,
-    uri: Uri = None,
-    config: Config = None,
-    project: Project = None,
-    region: Region = None,
-    service: Service = None,
-    cpu: CpuOnly = False,
-    public: Public = False,
-    cpu_count: CpuCount = None,
-    memory: Memory = None,
-    concurrency: Concurrency = None,
-    min_instances: MinInstances = None,
-    max_instances: MaxInstances = None,
+    place: Place = Place(),
+    kind: Kind = Kind(),
+    size: Size = Size(),
+    instances: Instances = Instances(),
     as_json: AsJson = False,
 ) -> None:
     """What a deployment would be: memory, concurrency, cost, and what it would change. Reads headers only."""
-    job = _job(
-        ctx,
-        uri,
-        config,
-        project=project,
-        region=region,
-        service=service,
-        cpu_only=cpu,
-        public=public,
-        cpu=cpu_count,
-        memory_gib=memory,
-        concurrency=concurrency,
-        min_instances=min_instances,
-        max_instances=max_instances,
-    )
-    made = job.plan()
+    made = _job(ctx, place, kind, size, instances).plan()
     from coldstream.deploy import plan as planning
     from coldstream.deploy import show
 
@@ -166,18 +207,10 @@ def plan(
 
 def deploy(
     ctx: typer.Context,
-    uri: Uri = None,
-    config: Config = None,
-    project: Project = None,
-    region: Region = None,
-    service: Service = None,
-    cpu: CpuOnly = False,
-    public: Public = False,
-    cpu_count: CpuCount = None,
-    memory: Memory = None,
-    concurrency: Concurrency = None,
-    min_instances: MinInstances = None,
-    max_instances: MaxInstances = None,
+    place: Place = Place(),
+    kind: Kind = Kind(),
+    size: Size = Size(),
+    instances: Instances = Instances(),
     canary: Annotated[int, typer.Option(min=1, max=100, help="Percent of traffic for the new revision.")] = 100,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan; change nothing.")] = False,
 ) -> None:
@@ -187,16 +220,7 @@ def deploy(
     """
     from coldstream.deploy import apply, show, smoke
 
-    options: dict[str, Any] = {"cpu": cpu_count, "memory_gib": memory, "concurrency": concurrency}
-    limits: dict[str, Any] = {"min_instances": min_instances, "max_instances": max_instances}
-    names: dict[str, Any] = {
-        "project": project,
-        "region": region,
-        "service": service,
-        "cpu_only": cpu,
-        "public": public,
-    }
-    job, console = _job(ctx, uri, config, **names, **options, **limits), _console()
+    job, console = _job(ctx, place, kind, size, instances), _console()
     found = job.examine()
     show.report(console, found, everything=False)
     if found.exit_code == 1 and not dry_run:
@@ -223,17 +247,13 @@ def deploy(
 
 def status(
     ctx: typer.Context,
-    uri: Uri = None,
-    config: Config = None,
-    project: Project = None,
-    region: Region = None,
-    service: Service = None,
+    place: Place = Place(),
     as_json: AsJson = False,
 ) -> None:
     """The service, its revisions and where traffic flows."""
     from coldstream.deploy import lifecycle, show
 
-    job = _job(ctx, uri, config, project=project, region=region, service=service, model_needed=False)
+    job = _job(ctx, place, model_needed=False)
     state = lifecycle.status(job.session.google, job.target)
     if as_json:
         typer.echo(json.dumps(state, indent=2))
@@ -243,11 +263,7 @@ def status(
 
 def logs(
     ctx: typer.Context,
-    uri: Uri = None,
-    config: Config = None,
-    project: Project = None,
-    region: Region = None,
-    service: Service = None,
+    place: Place = Place(),
     revision: Annotated[str | None, typer.Option(help="Of one revision only.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
     newest: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="At most so many.")] = 100,
@@ -256,7 +272,7 @@ def logs(
     """What the service's containers say."""
     from coldstream.deploy import lifecycle
 
-    job = _job(ctx, uri, config, project=project, region=region, service=service, model_needed=False)
+    job = _job(ctx, place, model_needed=False)
     query = lifecycle.LogQuery(job.target, revision)
     session = job.session
     try:
@@ -269,36 +285,25 @@ def logs(
 
 def rollback(
     ctx: typer.Context,
-    uri: Uri = None,
-    config: Config = None,
-    project: Project = None,
-    region: Region = None,
-    service: Service = None,
+    place: Place = Place(),
     to: Annotated[str | None, typer.Option(help="The revision. Default: the one that had the traffic before.")] = None,
 ) -> None:
     """Move all traffic back to an earlier revision, at once."""
     from coldstream.deploy import lifecycle
 
-    job = _job(ctx, uri, config, project=project, region=region, service=service, model_needed=False)
+    job = _job(ctx, place, model_needed=False)
     lifecycle.rollback(job.session.google, job.target, to=to, clock=job.session.clock, tell=typer.echo)
 
 
 def destroy(
     ctx: typer.Context,
-    uri: Uri = None,
-    config: Config = None,
-    project: Project = None,
-    region: Region = None,
-    service: Service = None,
+    place: Place = Place(),
     yes: Yes = False,
 ) -> None:
     """Remove what a deployment made, after listing what it costs. The model's bucket is never touched."""
     from coldstream.deploy import lifecycle, show
 
-    job, console = (
-        _job(ctx, uri, config, project=project, region=region, service=service, model_needed=False),
-        _console(),
-    )
+    job, console = _job(ctx, place, model_needed=False), _console()
     items, left = lifecycle.inventory(job.session.google, job.target, clock=job.session.clock, tell=typer.echo)
     show.listed(console, "left alone:", left)
     if not items:
@@ -313,28 +318,14 @@ def destroy(
 def export(
     ctx: typer.Context,
     form: Annotated[Format, typer.Argument(help="What to write.")],
-    uri: Uri = None,
-    config: Config = None,
-    project: Project = None,
-    region: Region = None,
-    service: Service = None,
-    cpu: CpuOnly = False,
-    public: Public = False,
-    min_instances: MinInstances = None,
-    max_instances: MaxInstances = None,
+    place: Place = Place(),
+    kind: Kind = Kind(),
+    instances: Instances = Instances(),
 ) -> None:
     """The plan in another tool's words: Cloud Run YAML, Terraform, a GKE Deployment, a KServe InferenceService."""
     from coldstream.deploy import export as writing
 
-    limits: dict[str, Any] = {"min_instances": min_instances, "max_instances": max_instances}
-    names: dict[str, Any] = {
-        "project": project,
-        "region": region,
-        "service": service,
-        "cpu_only": cpu,
-        "public": public,
-    }
-    made = _job(ctx, uri, config, **names, **limits).plan()
+    made = _job(ctx, place, kind, instances).plan()
     write = {
         Format.KNATIVE: writing.knative,
         Format.TERRAFORM: writing.terraform,
@@ -344,19 +335,15 @@ def export(
     typer.echo(write(made), nl=False)
 
 
-def _job(
-    ctx: typer.Context,
-    uri: str | None,
-    config: Path | None,
-    *,
-    model_needed: bool = True,
-    **options: str | int | bool | None,
-) -> Job:
+def _job(ctx: typer.Context, place: Place, *groups: Kind | Size | Instances, model_needed: bool = True) -> Job:
     """Settings, the command line on top of them, and the session (which tests put into the context)."""
     from coldstream.deploy import session as sessions
     from coldstream.deploy import settings as deploy_settings
 
-    settings = _settings(uri, config, model_needed=model_needed)
+    settings = _settings(place.uri, place.config, model_needed=model_needed)
+    options: dict[str, Any] = {"project": place.project, "region": place.region, "service": place.service}
+    for group in groups:
+        options |= asdict(group)
     # A switch that was not given leaves the file's word in force.
     given = {name: value for name, value in options.items() if value is not False}
     wanted = deploy_settings.read(settings.deploy).overridden(**given)
