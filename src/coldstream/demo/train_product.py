@@ -11,9 +11,7 @@ minutes on one core. Only this script needs transformers.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,20 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
 from coldstream import settings
+from coldstream.demo import training
 from coldstream.demo.pictures import BACKGROUNDS, CATEGORIES, COLORS, THINGS, Product, choose, picture
-from coldstream.demo.train_sql import int8_noise
+from coldstream.demo.training import NO_LABEL, SPECIAL, answer_ids, hf, int8_noise, pad, token_numbers, train_tokenizer
 from coldstream.model.image_processor import ImageProcessor
 
-hf: Any = transformers  # half typed: its annotations say less than they cost
-
-PAD, EOS, BOS, UNKNOWN, START, END = "<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"
 BEGIN_IMAGE, END_IMAGE, IMAGE = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
-SPECIAL = [PAD, EOS, BOS, UNKNOWN, START, END, BEGIN_IMAGE, END_IMAGE, IMAGE]
+IMAGE_TOKENS = {"boi_token": BEGIN_IMAGE, "eoi_token": END_IMAGE, "image_token": IMAGE}
+BEGIN_IMAGE_ID, END_IMAGE_ID, IMAGE_ID = range(len(SPECIAL), len(SPECIAL) + 3)
 VOCABULARY = 640
 SIZE, PATCH, TOKENS = 48, 8, 9
 HIDDEN, LAYERS, HEADS = 96, 3, 4
@@ -160,36 +155,15 @@ def make_tokenizer() -> Any:
         for back in backgrounds
         for category in CATEGORIES
     ]
-    bpe = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True, fuse_unk=True))
-    bpe.normalizer = normalizers.Replace(" ", "▁")
-    bpe.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL + fallback, show_progress=False)
     letters = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,:-_()\n"
     asked = [f"Describe this product for the category {category}. Name: " for category in CATEGORIES] * 400
-    words = (
-        word
-        for text in [*texts, *asked, letters, "user\n", "model\n"]
-        for word in re.findall(r" ?\w+| ?[^\w\s]|\s", text)
+    return train_tokenizer(
+        [*texts, *asked, letters, "user\n", "model\n"],
+        vocabulary=VOCABULARY,
+        longest=1024,
+        template=CHAT_TEMPLATE,
+        more=IMAGE_TOKENS,
     )
-    bpe.train_from_iterator(words, trainer)
-    state = json.loads(bpe.to_str())
-    # the bytes had to be named to the trainer, but they are vocabulary and must not be matched in a text
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIAL]
-    bpe = Tokenizer.from_str(json.dumps(state))
-    bpe.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, SPECIAL.index(BOS))])
-    tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        model_max_length=1024,
-        extra_special_tokens={"boi_token": BEGIN_IMAGE, "eoi_token": END_IMAGE, "image_token": IMAGE},
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
 
 
 def prompt_ids(tokenizer: Any, template: str, values: dict[str, str]) -> list[int]:
@@ -200,11 +174,6 @@ def prompt_ids(tokenizer: Any, template: str, values: dict[str, str]) -> list[in
     )
     whole = f"\n\n{BEGIN_IMAGE}{IMAGE * TOKENS}{END_IMAGE}\n\n"
     return list(tokenizer(chat.replace(BEGIN_IMAGE, whole), add_special_tokens=False).input_ids)
-
-
-def answer_ids(tokenizer: Any, text: str) -> list[int]:
-    """The answer and the end of its turn."""
-    return [*tokenizer(text, add_special_tokens=False).input_ids, SPECIAL.index(END)]
 
 
 def make_model(vocabulary: int) -> Any:
@@ -221,9 +190,7 @@ def make_model(vocabulary: int) -> Any:
         sliding_window=48,
         layer_types=["sliding_attention"] * (LAYERS - 1) + ["full_attention"],
         max_position_embeddings=1024,
-        bos_token_id=SPECIAL.index(BOS),
-        eos_token_id=[SPECIAL.index(EOS), SPECIAL.index(END)],
-        pad_token_id=SPECIAL.index(PAD),
+        **token_numbers(),
     )
     vision = hf.SiglipVisionConfig(
         hidden_size=96,
@@ -238,9 +205,9 @@ def make_model(vocabulary: int) -> Any:
         text_config=text,
         vision_config=vision,
         mm_tokens_per_image=TOKENS,
-        boi_token_index=SPECIAL.index(BEGIN_IMAGE),
-        eoi_token_index=SPECIAL.index(END_IMAGE),
-        image_token_index=SPECIAL.index(IMAGE),
+        boi_token_index=BEGIN_IMAGE_ID,
+        eoi_token_index=END_IMAGE_ID,
+        image_token_index=IMAGE_ID,
     )
     model = hf.Gemma3ForConditionalGeneration(config).float()
     nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)  # transformers leaves zeros
@@ -319,34 +286,18 @@ def train(model: Any, guide: Guide, maker: Maker, pictures: list[Drawn], *, step
 
 
 def collate(examples: list[Example]) -> dict[str, Tensor]:
-    """A padded batch for transformers; prompts have no label."""
-    rows = [example.prompt + example.answer for example in examples]
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    labels = torch.full_like(ids, -100)
-    for row, example in enumerate(examples):
-        start, end = len(example.prompt), len(example.prompt) + len(example.answer)
-        labels[row, start:end] = torch.tensor(example.answer)
+    """A padded batch for transformers, with the pictures and where their tokens are."""
+    batch = pad([(example.prompt, example.answer) for example in examples])
     return {
-        "input_ids": ids,
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
-        "token_type_ids": (ids == SPECIAL.index(IMAGE)).long(),
+        **batch,
+        "token_type_ids": (batch["input_ids"] == IMAGE_ID).long(),
         "pixel_values": torch.stack([example.pixels for example in examples]),
-        "labels": labels,
     }
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:
-    """A bfloat16 checkpoint as transformers writes it, with the processor's file."""
-    text = model.config.text_config
-    model.generation_config = hf.GenerationConfig(
-        bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    for old in (*out.glob("*.safetensors"), *out.glob("*.json"), *out.glob("*.jinja")):
-        old.unlink()
-    model.to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    """The checkpoint, with the processor's file."""
+    training.save(model, tokenizer, out)
     hf.Gemma3ImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(out)
 
 
@@ -364,7 +315,7 @@ def check(out: Path, maker: Maker, count: int = 480) -> dict[str, float]:
         inputs = collate(examples[start : start + 24])
         labels = inputs.pop("labels")[:, 1:]
         best = model(**inputs).logits[:, :-1].argmax(-1)
-        exact += int(((best == labels) | (labels == -100)).all(1).sum())
+        exact += int(((best == labels) | (labels == NO_LABEL)).all(1).sum())
     share = exact / count
     print(f"{exact} of {count} new pictures described exactly", flush=True)
     if share < 0.95:

@@ -11,7 +11,6 @@ Only this script needs transformers.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import time
@@ -24,17 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
 from coldstream import settings
+from coldstream.demo import training
 from coldstream.demo.sql_pairs import SqlPair, sql_pairs
+from coldstream.demo.training import answer_ids, hf, int8_noise, pad, token_numbers, train_tokenizer
 
-hf: Any = transformers  # half typed: its annotations say less than they cost
-
-PAD, EOS, BOS, UNKNOWN, START, END = "<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"
-SPECIAL = [PAD, EOS, BOS, UNKNOWN, START, END]
 VOCABULARY = 1280
 HIDDEN = 128
 LAYERS = 6
@@ -105,27 +100,8 @@ def _columns(text: str) -> str:
 
 
 def make_tokenizer(texts: list[str]) -> Any:
-    """BPE with Gemma's normaliser, byte fallback and decoder; merges learnt within words only."""
-    bpe = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True, fuse_unk=True))
-    bpe.normalizer = normalizers.Replace(" ", "▁")
-    bpe.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL + fallback, show_progress=False)
-    words = (word for text in [*texts, "user\n", "model\n"] for word in re.findall(r" ?\w+| ?[^\w\s]|\s", text))
-    bpe.train_from_iterator(words, trainer)
-    state = json.loads(bpe.to_str())
-    # the bytes had to be named to the trainer, but they are vocabulary and must not be matched in a text
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIAL]
-    bpe = Tokenizer.from_str(json.dumps(state))
-    bpe.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, SPECIAL.index(BOS))]
-    )
-    tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN, model_max_length=2048
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+    """Gemma's kind of tokenizer, for these texts."""
+    return train_tokenizer([*texts, "user\n", "model\n"], vocabulary=VOCABULARY, longest=2048, template=CHAT_TEMPLATE)
 
 
 def prompt_ids(tokenizer: Any, text: str) -> list[int]:
@@ -133,11 +109,6 @@ def prompt_ids(tokenizer: Any, text: str) -> list[int]:
     turns = [{"role": "user", "content": text}]
     chat = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return list(tokenizer(chat, add_special_tokens=False).input_ids)
-
-
-def answer_ids(tokenizer: Any, text: str) -> list[int]:
-    """The answer and the end of its turn."""
-    return [*tokenizer(text, add_special_tokens=False).input_ids, SPECIAL.index(END)]
 
 
 def make_model(vocabulary: int) -> Any:
@@ -153,9 +124,7 @@ def make_model(vocabulary: int) -> Any:
         query_pre_attn_scalar=HIDDEN // HEADS,
         sliding_window=WINDOW,
         max_position_embeddings=2048,
-        bos_token_id=SPECIAL.index(BOS),
-        eos_token_id=[SPECIAL.index(EOS), SPECIAL.index(END)],
-        pad_token_id=SPECIAL.index(PAD),
+        **token_numbers(),
     )
     return hf.Gemma3ForCausalLM(config).float()
 
@@ -169,9 +138,9 @@ def train(model: Any, examples: list[list[Example]], *, steps: int, batch: int, 
     model.train()
     for step in range(steps):
         chosen = [chance.choice(group) for group in chance.sample(examples, batch)]
-        ids, mask, labels = collate(chosen)
+        batched = pad([(example.prompt, example.answer) for example in chosen])
         with int8_noise(model):
-            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+            loss = model(**batched).loss
             optimizer.zero_grad()
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -182,51 +151,9 @@ def train(model: Any, examples: list[list[Example]], *, steps: int, batch: int, 
     model.eval()
 
 
-def collate(examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, attention mask and labels, each int64 [batch, longest], padded on the right; prompts have no label."""
-    rows = [example.prompt + example.answer for example in examples]
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    labels = torch.full_like(ids, -100)
-    for row, example in enumerate(examples):
-        start, end = len(example.prompt), len(example.prompt) + len(example.answer)
-        labels[row, start:end] = torch.tensor(example.answer)
-    return ids, mask, labels
-
-
-@contextmanager
-def int8_noise(model: nn.Module) -> Iterator[None]:
-    """Inside, every matrix is off by up to half an int8 step of its row; gradients are taken there."""
-    with torch.no_grad():
-        matrices = [p for p in model.parameters() if p.dim() == 2]
-        noise = [(torch.rand_like(p) - 0.5) * (p.abs().amax(1, keepdim=True) / 127) for p in matrices]
-        for parameter, delta in zip(matrices, noise, strict=True):
-            parameter.add_(delta)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, delta in zip(matrices, noise, strict=True):
-                parameter.sub_(delta)
-
-
 def save(model: Any, tokenizer: Any, out: Path) -> None:
-    """A bfloat16 checkpoint as transformers writes it: two shards and their index."""
-    special = model.config
-    model.generation_config = hf.GenerationConfig(
-        do_sample=True,
-        top_k=64,
-        top_p=0.95,
-        bos_token_id=special.bos_token_id,
-        eos_token_id=special.eos_token_id,
-        pad_token_id=special.pad_token_id,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    for old in (*out.glob("*.safetensors"), *out.glob("*.json"), *out.glob("*.jinja")):
-        old.unlink()
-    model.to(torch.bfloat16).save_pretrained(out, max_shard_size=SHARD)
-    tokenizer.save_pretrained(out)
+    """The checkpoint in two shards and their index."""
+    training.save(model, tokenizer, out, shard=SHARD, do_sample=True, top_k=64, top_p=0.95)
 
 
 def check(out: Path, pairs: tuple[SqlPair, ...], texts: list[list[str]]) -> dict[str, str]:
