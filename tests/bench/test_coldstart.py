@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pytest
 
 from coldstream.bench.coldstart import (
     FLOOR,
+    Bench,
     ColdstartReport,
     Result,
     Start,
+    Watch,
     run_coldstart_bench,
     time_start,
     watch_start,
@@ -58,7 +61,8 @@ def test_a_server_that_is_not_ready_is_asked_again_until_it_gives_text(tmp_path:
 def test_a_watched_start_has_the_times_of_its_probes(tmp_path: Path) -> None:
     watch = watch_start(contender(), log=tmp_path / "log")
     assert watch.polls >= 1
-    assert 0 < watch.median <= watch.longest
+    assert watch.first_answer > 0
+    assert 0 < watch.median <= watch.p99 <= watch.longest
 
 
 def test_a_request_that_is_refused_for_good_is_an_error_with_the_servers_words(tmp_path: Path) -> None:
@@ -74,8 +78,10 @@ def test_a_contender_that_ends_is_an_error_with_its_last_lines(tmp_path: Path) -
 def test_coldstream_and_the_floor_are_measured_on_a_real_checkpoint(tmp_path: Path) -> None:
     model = str(files("coldstream.demo") / "sql_model")
     told = []
-    report = run_coldstart_bench(model, runs=1, peers=False, told=lambda name, start: told.append(name))
-    assert told == ["coldstream", FLOOR]
+    report = run_coldstart_bench(
+        model, runs=1, peers=False, precisions=["float32"], told=lambda name, start: told.append(name)
+    )
+    assert told == ["coldstream, float32", FLOOR]
     data = json.loads(json.dumps(report.as_json()))
     ours, floor = data["results"]
     assert ours["watch"]["polls"] >= 1
@@ -83,6 +89,28 @@ def test_coldstream_and_the_floor_are_measured_on_a_real_checkpoint(tmp_path: Pa
     assert floor["of_floor"] == 1.0
     assert (data["page_cache"], data["shape"], data["skipped"]) == ("warm", None, [])
     ET.fromstring(report.as_svg())
+
+
+def test_a_peer_that_ends_is_left_out_with_its_last_words(tmp_path: Path) -> None:
+    broken = replace(contender(code="print('no CPU for me'); raise SystemExit(1)"), name="peer", watched=False)
+    told: list[str] = []
+    bench = Bench(tmp_path, "warm", None, lambda name, start: told.append(name))
+    tokenizer = Path(str(files("coldstream.demo") / "sql_model" / "tokenizer.json"))
+    results = bench.measure([contender(), broken], tokenizer, 1)
+    assert [result.name for result in results] == told == ["small", FLOOR]
+    (skipped,) = bench.failed
+    assert skipped.name == "peer"
+    assert "no CPU for me" in skipped.why
+
+
+def test_a_precision_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(SettingsError, match="int3"):
+        run_coldstart_bench("/no/such/folder", precisions=["int3"])
+
+
+def test_the_last_percent_of_the_polls_is_named() -> None:
+    watch = Watch.of(0.2, [0.5] + [0.001] * 199)
+    assert (watch.polls, watch.first_answer, watch.longest, watch.p99) == (200, 0.2, 0.5, 0.001)
 
 
 def test_a_checkpoint_that_is_not_there_is_the_stores_error() -> None:
@@ -99,9 +127,11 @@ def test_a_shape_without_an_emulator_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_peers_that_cannot_take_part_say_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    for found in (vllm(tmp_path), llama_server(None), ollama(None)):
+    for found in (vllm(tmp_path), ollama(None)):
         assert isinstance(found, Skipped)
         assert "on PATH" in found.why
+    assert isinstance(vllm(tmp_path, tmp_path / "elsewhere" / "vllm"), Contender)
+    assert isinstance(llama_server(None), Skipped)
     for name in ("vllm", "llama-server", "ollama"):
         (tmp_path / name).touch(mode=0o755)
     assert isinstance(vllm(tmp_path), Contender)

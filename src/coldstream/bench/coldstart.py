@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import math
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -32,6 +33,7 @@ from coldstream.bench.chart import Bar, bars_svg
 from coldstream.bench.contenders import Contender, Skipped, coldstream, llama_server, ollama, transformers_serve, vllm
 from coldstream.bench.shape import Shape, ShapedProxy
 from coldstream.errors import ColdstreamError, SettingsError
+from coldstream.settings import check_precision
 from coldstream.weights.checkpoint import Checkpoint, open_checkpoint_async
 from coldstream.weights.stream import stream_ranges
 
@@ -44,7 +46,8 @@ _FLOOR_CODE = (
 _DEADLINE = 600.0
 _CONNECT_PAUSE = 0.001
 _RETRY_PAUSE = 0.01
-_WATCH_PERIOD = 0.02
+_WATCH_PERIOD = 0.01
+_PATIENCE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,23 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """How /readyz answered, asked every 20 ms of one more load. Seconds from request to reply."""
+    """How /readyz answered one more load, asked every 10 ms from exec to the first token, always on a new connection.
+
+    `first_answer`: seconds from exec to the first answer. The others: seconds from connecting to the answer.
+    """
 
     polls: int
+    first_answer: float
     longest: float
+    p99: float
     median: float
+
+    @classmethod
+    def of(cls, first_answer: float, seconds: list[float]) -> Watch:
+        """From the seconds of each answered poll; at least one."""
+        ordered = sorted(seconds)
+        p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
+        return cls(len(ordered), first_answer, ordered[-1], p99, statistics.median(ordered))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +94,12 @@ class Result:
     def median(self) -> float:
         """Seconds to the first token."""
         return statistics.median(start.first_token for start in self.starts)
+
+    @property
+    def after_last_byte(self) -> float | None:
+        """Seconds from the last byte out of a shaped bucket to the first token, the median; None without one."""
+        gaps = [start.first_token - start.last_byte for start in self.starts if start.last_byte is not None]
+        return statistics.median(gaps) if gaps else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +119,13 @@ class ColdstartReport:
         """With the medians, and each as a multiple of the floor's."""
         floor = next(result.median for result in self.results if result.name == FLOOR)
         results = [
-            {**asdict(result), "median": result.median, "of_floor": result.median / floor} for result in self.results
+            {
+                **asdict(result),
+                "median": result.median,
+                "of_floor": result.median / floor,
+                "after_last_byte": result.after_last_byte,
+            }
+            for result in self.results
         ]
         return {**asdict(self), "results": results}
 
@@ -120,29 +147,34 @@ def run_coldstart_bench(
     shape: Shape | None = None,
     peers: bool = True,
     page_cache: PageCache = "warm",
+    precisions: Sequence[str] = (),
     gguf: Path | None = None,
     ollama_model: str | None = None,
+    vllm_command: Path | None = None,
     told: Callable[[str, Start], None] = lambda name, start: None,
 ) -> ColdstartReport:
     """Time `runs` starts of everybody, in turns; `told` hears of each.
 
     `page_cache` "warm" starts everybody once before, uncounted; "cold" drops the kernel's page cache before each start,
-    which only root may do. `shape` puts a slower bucket in front, and needs STORAGE_EMULATOR_HOST.
+    which only root may do. `shape` puts a slower bucket in front, and needs STORAGE_EMULATOR_HOST. Each of `precisions`
+    is a contender of its own; without any there is one, which chooses. A peer that does not start is left out.
 
     Raises:
-        SettingsError: `shape` without an emulator, or "cold" without the right to it.
-        ColdstreamError: a contender ended, or gave no token within ten minutes.
+        SettingsError: `shape` without an emulator, an unknown precision, or "cold" without the right to it.
+        ColdstreamError: our own server ended, or gave no token within ten minutes.
     """
+    known: list[str | None] = [check_precision(precision) for precision in precisions]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coldstream-bench-")))
         (folder / "copy").mkdir()
-        rivals, skipped = _peers(folder / "copy", gguf, ollama_model) if peers else ([], [])
+        rivals, skipped = _peers(folder / "copy", gguf, ollama_model, vllm_command) if peers else ([], [])
         copies = any(rival.reads == "local copy" for rival in rivals)
         size = asyncio.run(_copy(uri, folder / "copy", weights=copies))
         proxy = stack.enter_context(_shaped(shape)) if shape is not None else None
-        ours = coldstream(uri, environment={"STORAGE_EMULATOR_HOST": proxy.url} if proxy else {})
-        bench = _Bench(folder, page_cache, proxy, told)
-        results = bench.measure([ours, *rivals], folder / "copy" / "tokenizer.json", runs)
+        place = {"STORAGE_EMULATOR_HOST": proxy.url} if proxy else {}
+        ours = [coldstream(uri, environment=place, precision=precision) for precision in known or [None]]
+        bench = Bench(folder, page_cache, proxy, told)
+        results = bench.measure([*ours, *rivals], folder / "copy" / "tokenizer.json", runs)
     return ColdstartReport(
         uri=uri,
         bytes=size,
@@ -150,13 +182,15 @@ def run_coldstart_bench(
         page_cache=page_cache,
         shape=str(shape) if shape else None,
         results=tuple(results),
-        skipped=tuple(skipped),
+        skipped=(*skipped, *bench.failed),
         machine=_machine(),
     )
 
 
-def _peers(copy: Path, gguf: Path | None, ollama_model: str | None) -> tuple[list[Contender], list[Skipped]]:
-    found = [transformers_serve(copy), vllm(copy), llama_server(gguf), ollama(ollama_model)]
+def _peers(
+    copy: Path, gguf: Path | None, ollama_model: str | None, vllm_command: Path | None
+) -> tuple[list[Contender], list[Skipped]]:
+    found = [transformers_serve(copy), vllm(copy, vllm_command), llama_server(gguf), ollama(ollama_model)]
     return [f for f in found if isinstance(f, Contender)], [f for f in found if isinstance(f, Skipped)]
 
 
@@ -183,9 +217,22 @@ async def _copy(uri: str, folder: Path, *, weights: bool) -> int:
             (folder / name).write_bytes(await checkpoint.read_file(name))
     if not (folder / "tokenizer.json").exists():
         raise ColdstreamError(f"{uri}: no tokenizer.json in it, so there is no floor to measure")
+    _forget_processor(folder)
     if weights:
         await _copy_weights(checkpoint, folder)
     return checkpoint.total_bytes
+
+
+def _forget_processor(folder: Path) -> None:
+    """A text-only Gemma's tokenizer names a processor of images that it came without; peers would not start over it."""
+    file = folder / "tokenizer_config.json"
+    if not file.exists() or any(
+        (folder / f"{name}.json").exists() for name in ("preprocessor_config", "processor_config")
+    ):
+        return
+    settings = json.loads(file.read_bytes())
+    if settings.pop("processor_class", None) is not None:
+        file.write_text(json.dumps(settings), encoding="utf-8")
 
 
 async def _copy_weights(checkpoint: Checkpoint, folder: Path) -> None:
@@ -199,7 +246,9 @@ async def _copy_weights(checkpoint: Checkpoint, folder: Path) -> None:
             file.write(landed.data)
 
 
-class _Bench:
+class Bench:
+    """Everybody in turns; `failed` are the peers that did not start."""
+
     def __init__(
         self, folder: Path, page_cache: PageCache, proxy: ShapedProxy | None, told: Callable[[str, Start], None]
     ) -> None:
@@ -207,18 +256,32 @@ class _Bench:
         self._page_cache = page_cache
         self._proxy = proxy
         self._told = told
+        self.failed: list[Skipped] = []
 
     def measure(self, contenders: list[Contender], tokenizer: Path, runs: int) -> list[Result]:
+        """`runs` starts of each contender and of the floor; one more of ours, watched.
+
+        Raises:
+            ColdstreamError: one of ours failed.
+        """
         turns: dict[str, Callable[[], Start]] = {
             c.name: partial(time_start, c, log=self._log, proxy=self._proxy) for c in contenders
         }
         turns[FLOOR] = partial(self._floor, tokenizer)
+        ours = {contender.name for contender in contenders if contender.watched} | {FLOOR}
         starts: dict[str, list[Start]] = {name: [] for name in turns}
         for run in range(-1 if self._page_cache == "warm" else 0, runs):
-            for name, turn in turns.items():
+            for name in tuple(starts):
                 if self._page_cache == "cold":
                     _drop_page_cache()
-                start = turn()
+                try:
+                    start = turns[name]()
+                except ColdstreamError as exc:
+                    if name in ours:
+                        raise
+                    self.failed.append(Skipped(name, str(exc)))
+                    del starts[name]
+                    continue
                 if run >= 0:
                     starts[name].append(start)
                     self._told(name, start)
@@ -253,18 +316,19 @@ def time_start(contender: Contender, *, log: Path, proxy: ShapedProxy | None = N
 
 
 def watch_start(contender: Contender, *, log: Path) -> Watch:
-    """Start the contender once more and time GET /readyz until its first token.
+    """Start the contender once more and time GET /readyz from exec to its first token.
 
     Raises:
-        ColdstreamError: as `time_start`.
+        ColdstreamError: as `time_start`; also where /readyz does not answer at all.
     """
     with _running(contender, log) as server:
-        server.wait_for_port()
         with ThreadPoolExecutor(max_workers=1) as pool:
             token = pool.submit(server.wait_for_token)
-            seconds = list(server.readyz_seconds(until=token.done))
+            polls = list(server.polls(until=token.done))
             token.result()
-    return Watch(len(seconds), max(seconds), statistics.median(seconds))
+        if not polls:
+            raise ColdstreamError(f"{contender.name} gave a token, but never answered GET /readyz")
+        return Watch.of(polls[0][0], [seconds for _, seconds in polls])
 
 
 @contextlib.contextmanager
@@ -336,18 +400,17 @@ class _Server:
             text = body.decode("utf-8", "replace")[:300]
             raise ColdstreamError(f"{self._contender.name} answered {status} to {self._contender.path}: {text}")
 
-    def readyz_seconds(self, *, until: Callable[[], bool]) -> Iterator[float]:
-        """How long each GET /readyz took, one every 20 ms; at least one."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_DEADLINE)
-        with contextlib.closing(connection):
-            while True:
-                asked = time.monotonic()
-                connection.request("GET", "/readyz")
-                connection.getresponse().read()
-                yield time.monotonic() - asked
-                if until():
-                    return
-                time.sleep(max(0.0, asked + _WATCH_PERIOD - time.monotonic()))
+    def polls(self, *, until: Callable[[], bool]) -> Iterator[tuple[float, float]]:
+        """When GET /readyz was answered, in seconds since exec, and how long that took; one attempt every 10 ms."""
+        over = False
+        while not over:
+            over = until()  # once more after the end, so that a quick start has an answer, too
+            asked = time.monotonic()
+            with contextlib.suppress(OSError):
+                _get_readyz(self._port)
+                answered = time.monotonic()
+                yield answered - self.started, answered - asked
+            time.sleep(max(0.0, asked + _WATCH_PERIOD - time.monotonic()))
 
     def peak_memory(self) -> int | None:
         """Bytes; of the process that was started, not of its children."""
@@ -362,6 +425,14 @@ class _Server:
             raise ColdstreamError(f"{self._contender.name} ended with code {self._process.returncode}: {lines}")
         if time.monotonic() - self.started > _DEADLINE:
             raise ColdstreamError(f"{self._contender.name} gave no token in {_DEADLINE:.0f} s")
+
+
+def _get_readyz(port: int) -> None:
+    """On a socket of its own: a library's client would be the slower part of it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE) as connection:
+        connection.sendall(b"GET /readyz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+        if not connection.recv(1 << 16).startswith(b"HTTP/1."):
+            raise ConnectionResetError("not an answer")
 
 
 def _drop_page_cache() -> None:

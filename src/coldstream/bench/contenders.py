@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +18,19 @@ from typing import Any
 
 PROMPT = "What is the capital of France?"
 _TOKENS = 8
+
+
+_XLLAMACPP = """
+import sys, time
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port = sys.argv[1], int(sys.argv[2])
+params.n_ctx, params.warmup = 2048, False
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[3])
+server = xllamacpp.Server(params)
+while True:
+    time.sleep(3600)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +58,13 @@ class Skipped:
     why: str
 
 
-def coldstream(uri: str, *, environment: Mapping[str, str], options: tuple[str, ...] = ()) -> Contender:
-    """`coldstream serve URI`, as a user starts it."""
+def coldstream(uri: str, *, environment: Mapping[str, str], precision: str | None = None) -> Contender:
+    """`coldstream serve URI`, as a user starts it; with a precision it is called by that, too."""
+    options = ("--precision", precision) if precision else ()
+    name = f"coldstream, {precision}" if precision else "coldstream"
     command = (sys.executable, "-m", "coldstream", "serve", uri, "--host", "127.0.0.1", "--port", "{port}", "--quiet")
     body = {"prompt": PROMPT, "stream": True, "max_tokens": _TOKENS, "temperature": 0.0}
-    return Contender(
-        "coldstream", (*command, *options), "/generate", body, _generate_token, uri, environment, watched=True
-    )
+    return Contender(name, (*command, *options), "/generate", body, _generate_token, uri, environment, watched=True)
 
 
 def transformers_serve(folder: Path) -> Contender | Skipped:
@@ -68,13 +82,13 @@ def transformers_serve(folder: Path) -> Contender | Skipped:
     return Contender(name, command, "/v1/chat/completions", body, _openai_token, "local copy", offline)
 
 
-def vllm(folder: Path) -> Contender | Skipped:
-    """vLLM without graph capture and with a small context: what starts fastest."""
-    script = shutil.which("vllm")
-    if script is None:
-        return Skipped("vllm", "no `vllm` on PATH")
-    command = (script, "serve", str(folder), "--host", "127.0.0.1", "--port", "{port}")
-    fast = ("--enforce-eager", "--max-model-len", "2048", "--dtype", "bfloat16")
+def vllm(folder: Path, script: Path | None = None) -> Contender | Skipped:
+    """vLLM without graph capture and with a small context: what starts fastest. `script` is its command."""
+    found = str(script) if script is not None else shutil.which("vllm")
+    if found is None:
+        return Skipped("vllm", "no `vllm` on PATH, and none given with --vllm")
+    command = (found, "serve", str(folder), "--host", "127.0.0.1", "--port", "{port}")
+    fast = ("--enforce-eager", "--max-model-len", "2048", "--dtype", "bfloat16", "--gpu-memory-utilization", "0.5")
     offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     return Contender(
         "vllm", command + fast, "/v1/completions", _completion(str(folder)), _openai_token, "local copy", offline
@@ -82,13 +96,28 @@ def vllm(folder: Path) -> Contender | Skipped:
 
 
 def llama_server(gguf: Path | None) -> Contender | Skipped:
-    """llama.cpp's server on a GGUF file of the same model; it cannot read safetensors."""
+    """llama.cpp's server, or else the same one out of xllamacpp, on a GGUF file; it cannot read safetensors."""
     script = shutil.which("llama-server")
-    if script is None:
-        return Skipped("llama.cpp", "no `llama-server` on PATH")
+    if script is None and not _installed("xllamacpp"):
+        return Skipped("llama.cpp", "no `llama-server` on PATH, and no xllamacpp (pip install xllamacpp)")
     if gguf is None:
         return Skipped("llama.cpp", "it reads GGUF only: give one of the same model with --gguf")
-    command = (script, "-m", str(gguf), "--host", "127.0.0.1", "--port", "{port}", "-c", "2048", "--no-warmup")
+    if script is not None:
+        command: tuple[str, ...] = (
+            script,
+            "-m",
+            str(gguf),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "{port}",
+            "-c",
+            "2048",
+            "--no-warmup",
+        )
+    else:
+        threads = str(len(os.sched_getaffinity(0)))
+        command = (sys.executable, "-c", _XLLAMACPP, str(gguf), "{port}", threads)
     return Contender("llama.cpp", command, "/v1/completions", _completion("default"), _openai_token, gguf.name)
 
 

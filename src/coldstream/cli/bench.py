@@ -102,8 +102,12 @@ def coldstart(
         bool, typer.Option("--cold", help="Drop the kernel's page cache before each start (root).")
     ] = False,
     alone: Annotated[bool, typer.Option("--alone", help="Without peers, beside the floor only.")] = False,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="int8,bfloat16,...: each is a contender of its own; may be repeated.")
+    ] = None,
     gguf: Annotated[Path | None, typer.Option(help="The same model as GGUF, for llama.cpp.")] = None,
     ollama_model: Annotated[str | None, typer.Option(help="The same model's name in Ollama.")] = None,
+    vllm: Annotated[Path | None, typer.Option(help="vLLM's command, where it is not on PATH.")] = None,
     as_json: AsJson = False,
     chart: Chart = None,
 ) -> None:
@@ -117,8 +121,10 @@ def coldstart(
         shape=Shape.parse(shape) if shape else None,
         peers=not alone,
         page_cache="cold" if cold else "warm",
+        precisions=[name for item in precision or () for name in item.split(",")],
         gguf=gguf,
         ollama_model=ollama_model,
+        vllm_command=vllm,
         told=lambda name, start: _say(f"{name}: first token after {start.first_token:.2f} s"),
     )
     _write(chart, report.as_svg())
@@ -126,28 +132,25 @@ def coldstart(
     if as_json:
         _print_json(data)
         return
-    rows = [
-        (item["name"], f"{item['median']:.2f}", f"{item['of_floor']:.2f} x", _details(item)) for item in data["results"]
-    ]
     title = f"{uri}, {report.bytes / 1e6:.0f} MB, {report.page_cache} page cache, medians of {runs}"
-    _table(title, ("", "first token, s", "of the floor", ""), rows)
+    title += f", bucket shaped to {report.shape}" if report.shape else ""
+    heads = ("", "first token, s", "of the floor", "after the last byte, s", "first answer, s", "/readyz p99, max, ms")
+    _table(title, heads, [_row(item) for item in data["results"]])
     for skipped in report.skipped:
         _say(f"left out: {skipped.name}, {skipped.why}")
 
 
-def _details(result: dict[str, Any]) -> str:
-    """What else one contender's starts tell: the port, /readyz, and how long after the last byte."""
-    starts, watch = result["starts"], result["watch"]
-    parts = []
-    ports = sorted(start["port_open"] for start in starts if start["port_open"] is not None)
-    if ports:
-        parts.append(f"port open {ports[len(ports) // 2]:.2f} s")
-    after = sorted(start["first_token"] - start["last_byte"] for start in starts if start["last_byte"] is not None)
-    if after:
-        parts.append(f"{after[len(after) // 2]:.2f} s after the last byte")
-    if watch is not None:
-        parts.append(f"/readyz at most {watch['longest'] * 1e3:.0f} ms ({watch['polls']} polls)")
-    return ", ".join(parts)
+def _row(result: dict[str, Any]) -> tuple[str, ...]:
+    """One contender's line of the table."""
+    watch, after = result["watch"], result["after_last_byte"]
+    return (
+        result["name"],
+        f"{result['median']:.2f}",
+        f"{result['of_floor']:.2f} x",
+        f"{after:.2f}" if after is not None else "",
+        f"{watch['first_answer']:.2f}" if watch is not None else "",
+        f"{watch['p99'] * 1e3:.0f}, {watch['longest'] * 1e3:.0f} ({watch['polls']} polls)" if watch is not None else "",
+    )
 
 
 def serve(
