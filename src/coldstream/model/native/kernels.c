@@ -28,7 +28,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define OUTPUTS 16 /* outputs that lie side by side in a packed matrix */
 #define ROWS 6     /* rows of activations that a tile multiplies with them: 12 sums in 16 registers */
-#define BLOCK 96   /* tokens that go through a layer together; their activations stay in the second-level cache */
+#define BLOCK 48   /* tokens that go through a layer together; their activations stay in the second-level cache */
 #define KEYS 64    /* keys of a tile of attention; tiles begin at multiples of it */
 #define SCORES (KEYS + 8) /* a pair of keys may end one beyond the tile */
 #define QUERIES 16 /* rows (token and head) of a tile of attention */
@@ -132,26 +132,45 @@ static void add(float *x, const float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-/* Sylvester's Hadamard matrix of `order` along the diagonal, not normalised, by the fast transform. */
+INLINE v8f within(v8f v) { /* the Hadamard matrix of order 8 in one vector */
+    const v8f odd1 = {1, -1, 1, -1, 1, -1, 1, -1}, odd2 = {1, 1, -1, -1, 1, 1, -1, -1}, odd4 = {1, 1, 1, 1, -1, -1, -1, -1};
+    v = v * odd1 + SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+    v = v * odd2 + SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+    return v * odd4 + SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+}
+
+#define ACROSS(a, b)                                                                                                   \
+    {                                                                                                                  \
+        const v8f sum = a + b;                                                                                         \
+        b = a - b;                                                                                                     \
+        a = sum;                                                                                                       \
+    }
+
+INLINE void rotate_64(float *x) { /* in registers throughout */
+    v8f a = within(load(x)), b = within(load(x + 8)), c = within(load(x + 16)), d = within(load(x + 24));
+    v8f e = within(load(x + 32)), f = within(load(x + 40)), g = within(load(x + 48)), h = within(load(x + 56));
+    ACROSS(a, b) ACROSS(c, d) ACROSS(e, f) ACROSS(g, h)
+    ACROSS(a, c) ACROSS(b, d) ACROSS(e, g) ACROSS(f, h)
+    ACROSS(a, e) ACROSS(b, f) ACROSS(c, g) ACROSS(d, h)
+    store(x, a), store(x + 8, b), store(x + 16, c), store(x + 24, d);
+    store(x + 32, e), store(x + 40, f), store(x + 48, g), store(x + 56, h);
+}
+
+/* Sylvester's Hadamard matrix of `order`, 8 to 64 or none, along the diagonal; not normalised. */
 static void rotate(float *x, int64_t n, int64_t order) {
     if (order < 8) return;
-    const v8f odd1 = {1, -1, 1, -1, 1, -1, 1, -1}, odd2 = {1, 1, -1, -1, 1, 1, -1, -1}, odd4 = {1, 1, 1, 1, -1, -1, -1, -1};
-    for (float *end = x + n; x < end; x += order) {
-        for (int64_t i = 0; i < order; i += 8) {
-            v8f v = load(x + i);
-            v = v * odd1 + SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
-            v = v * odd2 + SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
-            v = v * odd4 + SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
-            store(x + i, v);
-        }
-        for (int64_t half = 8; half < order; half *= 2)
-            for (int64_t i = 0; i < order; i += 2 * half)
-                for (int64_t j = i; j < i + half; j += 8) {
-                    v8f a = load(x + j), b = load(x + j + half);
-                    store(x + j, a + b);
-                    store(x + j + half, a - b);
-                }
+    if (order == 64) {
+        for (int64_t i = 0; i < n; i += 64) rotate_64(x + i);
+        return;
     }
+    for (int64_t i = 0; i < n; i += 8) store(x + i, within(load(x + i)));
+    for (int64_t half = 8; half < order; half *= 2)
+        for (int64_t i = 0; i < n; i += 2 * half)
+            for (int64_t j = i; j < i + half; j += 8) {
+                v8f a = load(x + j), b = load(x + j + half);
+                store(x + j, a + b);
+                store(x + j + half, a - b);
+            }
 }
 
 #define NEAREST 12582912.0f /* 1.5 * 2^23: what is added to it and taken away again is rounded to an integer */
@@ -296,19 +315,26 @@ INLINE void tile(const int rows, const Matrix *m, int64_t output, const int16_t 
     const int64_t pairs = pairs_of(m->k);
 #ifdef __AVX2__
     __m256i low[ROWS], high[ROWS];
-    for (int r = 0; r < rows; r++) low[r] = high[r] = _mm256_setzero_si256();
-    for (int64_t p = 0; p < pairs; p++) {
-        __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + p * 32)));
-        __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + p * 32 + 16)));
-        for (int r = 0; r < rows; r++) {
-            int32_t pair;
-            memcpy(&pair, units + r * stride + 2 * p, 4);
-            __m256i x = _mm256_set1_epi32(pair);
-            low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(x, a));
-            high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(x, b));
-            __asm__("" : "+x"(low[r]), "+x"(high[r])); /* else gcc loads all rows first and spills the sums */
-        }
+/* variables, not elements: gcc keeps arrays in memory here */
+#define EACH_ROW(one) one(0) one(1) one(2) one(3) one(4) one(5)
+#define BEGIN(r) __m256i low##r = _mm256_setzero_si256(), high##r = low##r;
+#define STEP(r)                                                                                                        \
+    if (r < rows) {                                                                                                    \
+        int32_t pair;                                                                                                  \
+        memcpy(&pair, units + r * stride + 2 * p, 4);                                                                  \
+        const __m256i x = _mm256_set1_epi32(pair);                                                                     \
+        low##r = _mm256_add_epi32(low##r, _mm256_madd_epi16(x, a));                                                    \
+        high##r = _mm256_add_epi32(high##r, _mm256_madd_epi16(x, b));                                                  \
+        __asm__("" : "+x"(low##r), "+x"(high##r)); /* row by row, or the sums do not fit in the registers */           \
     }
+#define END(r) low[r] = low##r, high[r] = high##r;
+    EACH_ROW(BEGIN)
+    for (int64_t p = 0; p < pairs; p++) {
+        const __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + p * 32)));
+        const __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + p * 32 + 16)));
+        EACH_ROW(STEP)
+    }
+    EACH_ROW(END)
 #else
     int32_t sums[ROWS][OUTPUTS];
     memset(sums, 0, sizeof sums);

@@ -25,13 +25,13 @@ from coldstream.model.precision import CpuFeatures
 ATTENTION_MULTIPLE = 16
 """Of what the kernels' attention needs a head's size to be."""
 _OUTPUTS = 16
-_BLOCK = 96
+_BLOCK = 48
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 _LARGEST_SUM = 2**31 - 1
 _LARGEST_WEIGHT = 127
 _LARGEST_UNIT = 2**15 - 1
-_LARGEST_BLOCK = 128
+_LARGEST_BLOCK = 64
 
 
 class _Matrix(Structure):
@@ -258,7 +258,7 @@ class _Local(threading.local):
 
 
 def rotation_order(features: int) -> int:
-    """The order of the Hadamard blocks: the largest power of two up to 128 that divides; under 8, none (1)."""
+    """The order of the Hadamard blocks: the largest power of two up to 64 that divides; under 8, none (1)."""
     order = _LARGEST_BLOCK
     while features % order:
         order //= 2
