@@ -1,19 +1,22 @@
 """A bucket with a shape, at the seam and without bytes: how much of its bandwidth does the schedule use?
 
-    python -m tests.faults.shaped
+    python -m tests.faults.shaped --seeds 40
 
 60 ms to the first byte, 100 MB/s a connection, 1 GB/s in all, 2% of the ranges 20 times slower; 2.7 GB.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
 
 from coldstream.weights.checkpoint import Checkpoint, Shard
 from coldstream.weights.header import Header, TensorInfo
-from coldstream.weights.progress import Progress
+from coldstream.weights.progress import Counters, Progress
 from coldstream.weights.store import Buffer, Pin
 from coldstream.weights.stream import StreamOptions, stream_ranges
 from coldstream.weights.uri import Location
@@ -27,14 +30,16 @@ TOTAL_BYTES = LAYERS * sum(SIZES)
 
 
 class ShapedStore:
-    """Every read gets its share of the bandwidth, looked at every STEP seconds."""
+    """Every read gets its share of the bandwidth, looked at every STEP seconds; what the slow ones cannot use is the
+    others'.
+    """
 
     location = Location.parse("gs://shaped/model")
 
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(seed)
         self._zeros = memoryview(bytes(max(SIZES) * 2))
-        self._running = 0
+        self._running = [0, 0]  # usual ones, slow ones
         self.slow = 0
 
     async def list(self) -> Mapping[str, Pin]:
@@ -46,17 +51,21 @@ class ShapedStore:
     async def read(self, pin: Pin, start: int, end: int, *, piecewise: bool = False) -> Buffer:
         slow = self._draw.random() < SLOW_SHARE
         self.slow += slow
-        rate = CONNECTION / (SLOW_FACTOR if slow else 1)
         await asyncio.sleep(FIRST_BYTE * self._draw.uniform(0.8, 1.2))
         left = float(end - start)
-        self._running += 1
+        self._running[slow] += 1
         try:
             while left > 0:
                 await asyncio.sleep(STEP)
-                left -= STEP * min(rate, TOTAL / self._running)
+                left -= STEP * self._rate(slow)
         finally:
-            self._running -= 1
+            self._running[slow] -= 1
         return self._zeros[: end - start]
+
+    def _rate(self, slow: bool) -> float:
+        if slow:
+            return CONNECTION / SLOW_FACTOR
+        return min(CONNECTION, (TOTAL - self._running[True] * CONNECTION / SLOW_FACTOR) / self._running[False])
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -75,8 +84,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]
 
 
-async def run(seed: int) -> float:
-    """The share of the bandwidth that was used."""
+async def run(seed: int) -> Outcome:
+    """A whole load with this seed's slow ranges."""
     infos: list[TensorInfo] = []
     position = 8
     for number, size in enumerate(SIZES * LAYERS):
@@ -93,16 +102,37 @@ async def run(seed: int) -> float:
     async for _ in stream_ranges(checkpoint, options=StreamOptions(), progress=progress):
         pass
     share = TOTAL_BYTES / (asyncio.get_running_loop().time() - began) / TOTAL
-    print(f"seed {seed}: {share:.3f} of {TOTAL / 1e9:g} GB/s, {store.slow} slow ranges, {progress.counters}")
-    return share
+    return Outcome(share, store.slow, progress.counters)
 
 
-def simulate(seed: int) -> float:
-    """See `run`."""
+@dataclass(frozen=True)
+class Outcome:
+    """The share of the bandwidth that was used, the ranges that were slow, and what was done about them."""
+
+    share: float
+    slow: int
+    counters: Counters
+
+
+def simulate(seed: int) -> Outcome:
+    """One load, in no time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(run(seed))
 
 
+def main() -> None:
+    """Print every load, and the median."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=40)
+    shares = []
+    for seed in range(parser.parse_args().seeds):
+        outcome = simulate(seed)
+        shares.append(outcome.share)
+        hedged = f"{outcome.counters.hedges} hedges of {outcome.counters.hedged_bytes / 1e6:.0f} MB"
+        print(f"seed {seed}: {outcome.share:.3f} of {TOTAL / 1e9:g} GB/s, {outcome.slow} slow ranges, {hedged}")
+    shares.sort()
+    print(f"median {median(shares):.3f}, a quarter below {shares[len(shares) // 4]:.3f}, the worst {shares[0]:.3f}")
+
+
 if __name__ == "__main__":
-    shares = sorted(simulate(seed) for seed in range(5))
-    print(f"median {shares[len(shares) // 2]:.3f}")
+    main()

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from itertools import pairwise
+from statistics import fmean
 
 from coldstream.errors import BadResponse
 from coldstream.weights.progress import Counters
 from coldstream.weights.retry import Attempts, RetryPolicy, now
 from coldstream.weights.store import Interrupted, Pin, Store
 
-# A read is late when it takes this many times the usual for its size, and at least HEDGE_FLOOR seconds; sooner when
+# A read is late when it takes this many times the usual for its size; sooner when it fell behind the others, and when
 # nothing else is left to read, because then everybody waits for it.
 HEDGE_FACTOR = 3.0
-TAIL_FACTOR = 1.5
+EARLY_FACTOR = 1.4
+BEHIND = 1.25
+# ... and as many times what one in ten takes, so that a network whose reads differ much is not mistaken for a slow one.
+SPREAD_FACTOR = 1.25
 HEDGE_FLOOR = 0.25
+TAIL_FLOOR = 0.1
 HEDGE_POLL = 0.05
+TAIL_POLL = 0.02
 # Reads that must have ended before "usual" means something.
 HEDGE_SAMPLES = 8
+# A second read goes in pieces, side by side, because it has less time.
+HEDGE_PIECE = 8 * 1024 * 1024
 # No useful connection is slower (bytes a second); a read below it is cut and resumed.
 SLOWEST = 256 * 1024
 ATTEMPT_FLOOR = 30.0
@@ -44,21 +52,87 @@ class HedgeBudget:
         return True
 
 
+@dataclass(slots=True, eq=False)
+class Running:
+    """A read that has begun, and what of all that began later has ended: no smaller reads, and bytes."""
+
+    nbytes: int
+    began: float
+    overtaken: int = 0
+    overtaken_bytes: int = 0
+
+
 class Pace:
-    """How long reads take, per byte, from the last ones."""
+    """How long reads take: a time to the first byte and a time for each byte, by least squares over the last ones."""
 
     def __init__(self) -> None:
-        self._seconds_per_byte: deque[float] = deque(maxlen=64)
+        self._samples: deque[tuple[int, float]] = deque(maxlen=32)
+        self._running: set[Running] = set()
+        self._line: tuple[float, float, float] | None = None
 
-    def completed(self, nbytes: int, seconds: float) -> None:
-        """A read ended well."""
-        self._seconds_per_byte.append(seconds / max(nbytes, 1))
+    def begin(self, nbytes: int, *, now: float) -> Running:
+        """A read begins."""
+        read = Running(nbytes, now)
+        self._running.add(read)
+        return read
+
+    def completed(self, read: Running, *, now: float) -> None:
+        """It ended well."""
+        self._samples.append((read.nbytes, now - read.began))
+        self._line = None
+        for other in self._running:
+            if other.began < read.began:
+                other.overtaken += other.nbytes <= read.nbytes
+                other.overtaken_bytes += read.nbytes
+
+    def forget(self, read: Running) -> None:
+        """It ended, in whatever way."""
+        self._running.discard(read)
 
     def usual(self, nbytes: int) -> float | None:
         """Seconds that a read of this size takes; None while too little is known."""
-        if len(self._seconds_per_byte) < HEDGE_SAMPLES:
+        if len(self._samples) < HEDGE_SAMPLES:
             return None
-        return median(self._seconds_per_byte) * nbytes
+        first, per_byte, _ = self._fitted()
+        return first + per_byte * nbytes
+
+    def late_at(self, read: Running, *, is_tail: bool) -> float | None:
+        """When it will be late, if nothing else happens; None while too little is known."""
+        usual = self.usual(read.nbytes)
+        if usual is None:
+            return None
+        factor = max(EARLY_FACTOR, SPREAD_FACTOR * self._fitted()[2])
+        if self._is_behind(read):
+            factor = 1.0
+        elif not is_tail:
+            factor = max(factor, HEDGE_FACTOR)
+        return read.began + max(TAIL_FLOOR if is_tail else HEDGE_FLOOR, usual * factor)
+
+    def _is_behind(self, read: Running) -> bool:
+        """Whether others did in its time what it should have done, which is no matter of how busy the store is.
+
+        Alike reads pass it one by one when it is late; of small ones as many bytes as all that run have pass in time.
+        """
+        running = max(3, len(self._running))
+        return read.overtaken >= max(3, running // 2) or read.overtaken_bytes >= BEHIND * running * read.nbytes
+
+    def _fitted(self) -> tuple[float, float, float]:
+        """Seconds to the first byte, seconds a byte, and how many times that one read in ten takes."""
+        if self._line is None:
+            self._line = _line(list(self._samples))
+        return self._line
+
+
+def _line(samples: list[tuple[int, float]]) -> tuple[float, float, float]:
+    size = fmean(nbytes for nbytes, _ in samples)
+    time = fmean(seconds for _, seconds in samples)
+    spread = sum((nbytes - size) ** 2 for nbytes, _ in samples)
+    common = sum((nbytes - size) * (seconds - time) for nbytes, seconds in samples)
+    # Neither can be negative, whatever noise says; reads of one size tell nothing about the first byte.
+    per_byte = min(max(common / spread, 0.0), time / size) if spread else time / size
+    first = time - per_byte * size
+    ratios = sorted(seconds / max(first + per_byte * nbytes, 1e-9) for nbytes, seconds in samples)
+    return first, per_byte, ratios[len(ratios) * 9 // 10]
 
 
 class Fetcher:
@@ -139,27 +213,26 @@ class Fetcher:
     async def _hedged(self, pin: Pin, start: int, end: int, attempts: Attempts) -> memoryview:
         """The first of one or two reads to end well."""
         nbytes = end - start
-        first = asyncio.create_task(self._timed(pin, start, end, attempts))
-        racers = {first}
+        running = self._pace.begin(nbytes, now=now())
+        racers = {asyncio.create_task(self._timed(pin, start, end, attempts, running))}
         try:
-            if await self._is_late(first, nbytes) and self._may_hedge(nbytes):
+            if await self._is_late(running, *racers) and self._may_hedge(nbytes):
                 racers.add(asyncio.create_task(self._second(pin, start, end, attempts)))
             return await self._winner(racers, nbytes)
         finally:
+            self._pace.forget(running)
             for racer in racers:
                 racer.cancel()
             await asyncio.gather(*racers, return_exceptions=True)
 
-    async def _is_late(self, read: asyncio.Task[memoryview], nbytes: int) -> bool:
+    async def _is_late(self, running: Running, read: asyncio.Task[memoryview]) -> bool:
         """Wait until it has ended (False) or is late (True)."""
-        began = now()
         while not read.done():
-            usual = self._pace.usual(nbytes)
-            if usual is not None:
-                late = max(HEDGE_FLOOR, usual * (TAIL_FACTOR if self._is_tail() else HEDGE_FACTOR))
-                if now() - began >= late:
-                    return True
-            await asyncio.wait({read}, timeout=HEDGE_POLL)
+            is_tail = self._is_tail()
+            late = self._pace.late_at(running, is_tail=is_tail)
+            if late is not None and now() >= late:
+                return True
+            await asyncio.wait({read}, timeout=TAIL_POLL if is_tail else HEDGE_POLL)
         return False
 
     async def _winner(self, racers: set[asyncio.Task[memoryview]], nbytes: int) -> memoryview:
@@ -187,22 +260,32 @@ class Fetcher:
         self._counters.hedges += 1
         self._counters.hedged_bytes += end - start
         try:
-            return await self._timed(pin, start, end, attempts)
+            return await self._in_pieces(pin, start, end, attempts)
         finally:
             self._release(end - start)
 
-    async def _timed(self, pin: Pin, start: int, end: int, attempts: Attempts) -> memoryview:
+    async def _in_pieces(self, pin: Pin, start: int, end: int, attempts: Attempts) -> memoryview:
+        count = -(-(end - start) // HEDGE_PIECE)
+        edges = [start + (end - start) * index // count for index in range(count + 1)]
+        tasks = [asyncio.create_task(self._hedged(pin, *span, attempts)) for span in pairwise(edges)]
+        try:
+            pieces = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return pieces[0] if count == 1 else _joined(pieces)
+
+    async def _timed(self, pin: Pin, start: int, end: int, attempts: Attempts, running: Running) -> memoryview:
         self._counters.requests += 1
-        nbytes = end - start
-        limit = min(attempts.remaining, ATTEMPT_FLOOR + nbytes / SLOWEST)
-        began = now()
+        limit = min(attempts.remaining, ATTEMPT_FLOOR + (end - start) / SLOWEST)
         try:
             async with asyncio.timeout(max(0.0, limit)):
                 data = await self._store.read(pin, start, end, piecewise=self._piecewise)
         except TimeoutError as exc:
             self._counters.stalls += 1
             raise Interruption(f"no end after {limit:.0f} s") from exc
-        self._pace.completed(nbytes, now() - began)
+        self._pace.completed(running, now=now())
         return data
 
 
@@ -214,7 +297,7 @@ def _keep(data: memoryview, most: int, landed: list[memoryview], uri: object) ->
     return data.nbytes
 
 
-def _joined(pieces: list[memoryview]) -> memoryview:
+def _joined(pieces: Sequence[memoryview]) -> memoryview:
     whole = bytearray(sum(piece.nbytes for piece in pieces))
     position = 0
     for piece in pieces:

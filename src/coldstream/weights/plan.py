@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, repeat
 
 from coldstream.weights.header import TensorInfo
 
@@ -20,6 +20,9 @@ WHOLE_PARTS = 2
 # The last share of the bytes is read in smaller parts, so that no connection is left alone with a large one.
 TAIL_SHARE = 0.12
 TAIL_CUT = 4
+# The first reads are of growing size: begun together and alike, they would end together, and wait for their first bytes
+# together, again and again.
+RAMP = 16
 # Below this, the time to the first byte costs more than the bytes.
 SMALLEST_PART = 2 * MIB
 
@@ -110,7 +113,10 @@ def plan(tensors: Iterable[TensorInfo], *, part_size: int = PART_SIZE, max_read:
     filled = [info for info in ordered if info.nbytes]
     head, tail = _split_tail(filled, TAIL_SHARE * sum(info.nbytes for info in filled))
     small = max(part_size // TAIL_CUT, min(part_size, SMALLEST_PART))
-    reads = (*_reads(head, part_size, part_size * WHOLE_PARTS, max_read), *_reads(tail, small, small, max_read))
+    reads = (
+        *_reads(head, _sizes(part_size), part_size, part_size * WHOLE_PARTS, max_read),
+        *_reads(tail, repeat(small), small, small, max_read),
+    )
     return ReadPlan(reads, tuple(info for info in ordered if not info.nbytes), part_size)
 
 
@@ -124,38 +130,52 @@ def _split_tail(tensors: list[TensorInfo], tail_bytes: float) -> tuple[list[Tens
     return tensors[:count], tensors[count:]
 
 
-def _reads(tensors: list[TensorInfo], part_size: int, whole: int, max_read: int | None) -> Iterator[Read]:
-    """Runs of neighbours up to `part_size`; single tensors uncut up to `whole`; nothing larger than `max_read`."""
+def _reads(
+    tensors: list[TensorInfo], sizes: Iterator[int], part_size: int, whole: int, max_read: int | None
+) -> Iterator[Read]:
+    """Runs of neighbours up to the next of `sizes`, at most `part_size`; single tensors uncut up to `whole`; nothing
+    larger than `max_read`.
+    """
     whole = min(whole, max_read or whole)
     part_size = min(part_size, whole)
-    for run in _runs(tensors, part_size):
-        yield from _cut(run, part_size, whole)
+    wanted = (min(size, part_size) for size in sizes)
+    for run, size in _runs(tensors, wanted):
+        yield from _cut(run, size, wanted, whole)
 
 
-def _runs(tensors: list[TensorInfo], part_size: int) -> Iterator[list[TensorInfo]]:
-    """Neighbours in a file, together no larger than a part."""
+def _sizes(part_size: int) -> Iterator[int]:
+    smallest = min(part_size, SMALLEST_PART)
+    return chain((max(part_size * step // RAMP, smallest) for step in range(1, RAMP)), repeat(part_size))
+
+
+def _runs(tensors: list[TensorInfo], sizes: Iterator[int]) -> Iterator[tuple[list[TensorInfo], int]]:
+    """Neighbours in a file, together no larger than the size that goes with them."""
     run: list[TensorInfo] = []
+    size = 0
     for info in tensors:
-        fits = run and run[-1].file == info.file and run[-1].end == info.start and info.end - run[0].start <= part_size
+        fits = run and run[-1].file == info.file and run[-1].end == info.start and info.end - run[0].start <= size
         if run and not fits:
-            yield run
+            yield run, size
             run = []
+        if not run:
+            size = next(sizes)
         run.append(info)
     if run:
-        yield run
+        yield run, size
 
 
-def _cut(run: list[TensorInfo], part_size: int, limit: int) -> Iterator[Read]:
+def _cut(run: list[TensorInfo], size: int, sizes: Iterator[int], limit: int) -> Iterator[Read]:
     first, last = run[0], run[-1]
-    size = last.end - first.start
-    if size <= limit:
+    if last.end - first.start <= limit:
         yield Read(first.file, first.start, last.end, tuple(run))
         return
-    # Equal cuts, so that no connection is left with a sliver.
-    parts = -(-size // part_size)
-    edges = [first.start + size * index // parts for index in range(parts + 1)]
-    for start, end in pairwise(edges):
-        yield Read(first.file, start, end, tuple(run))
+    position = first.start
+    while position < last.end:
+        # Equal cuts of what is left, so that no connection gets a sliver.
+        left = last.end - position
+        end = position + -(-left // -(-left // size))
+        yield Read(first.file, position, end, tuple(run))
+        position, size = end, next(sizes)
 
 
 def part_size_for(total_bytes: int, *, connections: int) -> int:
