@@ -272,26 +272,26 @@ def levels(features: int) -> int:
 
 def is_built() -> bool:
     """Whether a variant lies here that this CPU can run."""
-    return _choose() is not None
+    return _choose(SOURCE.parent) is not None
 
 
-def load() -> Kernels:
+def load(folder: Path = SOURCE.parent) -> Kernels:
     """The best variant for this CPU.
 
     Raises UnsupportedConfig when none was built.
     """
-    path = _choose()
+    path = _choose(folder)
     if path is None:
         raise UnsupportedConfig(
-            f"coldstream's kernels were not built ({SOURCE.parent} has no {ANY}); reinstall coldstream where there is "
+            f"coldstream's kernels were not built ({folder} has no {ANY}); reinstall coldstream where there is "
             "a C compiler, or use --precision float32"
         )
     return Kernels(path)
 
 
-def _choose() -> Path | None:
+def _choose(folder: Path) -> Path | None:
     names = (AVX2, ANY) if CpuFeatures.of_this_machine().avx2 else (ANY,)
-    return next((path for path in map(SOURCE.with_name, names) if path.exists()), None)
+    return next((path for path in (folder / name for name in names) if path.exists()), None)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
