@@ -12,6 +12,7 @@ RunPrecision = Literal["float32", "bfloat16", "int8"]
 
 _X86_64_V3 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe"})
 """Of the x86-64 psABI, as Linux names them; `abm` has lzcnt."""
+_VNNI = _X86_64_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -19,10 +20,12 @@ _CPUINFO = Path("/proc/cpuinfo")
 class CpuFeatures:
     """What decides: our int8 kernels want AVX2, and bfloat16 is only fast where the CPU multiplies it.
 
-    `avx2` stands for all that came with it (x86-64-v3), which is what the kernels are compiled for.
+    `avx2` stands for all that came with it (x86-64-v3), `avx512_vnni` for x86-64-v4 and VNNI: what the kernels are
+    compiled for.
     """
 
     avx2: bool
+    avx512_vnni: bool
     bfloat16: bool
 
     @classmethod
@@ -30,6 +33,7 @@ class CpuFeatures:
         """Read the flags as Linux names them in /proc/cpuinfo."""
         return cls(
             avx2=flags >= _X86_64_V3,
+            avx512_vnni=flags >= _VNNI,
             bfloat16=bool(flags & {"amx_bf16", "avx512_bf16"}),
         )
 

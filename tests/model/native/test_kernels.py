@@ -24,13 +24,14 @@ from coldstream.model.native.library import (
     levels,
     load,
     rotation_order,
+    runnable,
 )
 from coldstream.model.precision import CpuFeatures
 
-AVX2 = compiling.AVX2 if CpuFeatures.of_this_machine().avx2 else compiling.ANY
+RUNNABLE = runnable(CpuFeatures.of_this_machine())
 
 
-@pytest.fixture(scope="module", params=sorted({AVX2, compiling.ANY}))
+@pytest.fixture(scope="module", params=RUNNABLE)
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     return Kernels(compiling.SOURCE.with_name(request.param))
 
@@ -52,7 +53,7 @@ def same(a: Tensor, b: Tensor) -> float:
 
 def test_the_best_variant_for_this_cpu_is_what_loads() -> None:
     assert is_built()
-    assert load().path.name == AVX2
+    assert load().path.name == RUNNABLE[0]
 
 
 def test_without_a_compiled_variant_the_error_says_what_to_do(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_without_a_compiled_variant_the_error_says_what_to_do(tmp_path: Path) ->
 
 def test_variants_are_those_of_the_machine() -> None:
     assert set(compiling.variants("aarch64")) == {compiling.ANY}
-    assert set(compiling.variants("x86_64")) == {compiling.ANY, compiling.AVX2}
+    assert set(compiling.variants("x86_64")) == {compiling.ANY, compiling.AVX2, compiling.VNNI}
     assert all(compiling.SOURCE.with_name(name).exists() for name in compiling.variants(platform.machine()))
 
 
@@ -133,9 +134,16 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(kernels: Kernels, count:
 
 
 def test_variants_agree() -> None:
-    first, second = (Kernels(compiling.SOURCE.with_name(name)) for name in (AVX2, compiling.ANY))
     weight, x = randn(100, 320), randn(7, 320)
-    assert same(first.multiply(packed(first, weight), x), second.multiply(packed(second, weight), x)) < 1e-5
+    each = [Kernels(compiling.SOURCE.with_name(name)) for name in RUNNABLE]
+    first, *others = [one.multiply(packed(one, weight), x) for one in each]
+    assert all(same(other, first) < 1e-5 for other in others)
+
+
+def test_a_cpu_runs_what_it_has_instructions_for_the_best_first() -> None:
+    every = CpuFeatures(avx2=True, avx512_vnni=True, bfloat16=False)
+    assert runnable(every) == (compiling.VNNI, compiling.AVX2, compiling.ANY)
+    assert runnable(CpuFeatures(avx2=False, avx512_vnni=False, bfloat16=False)) == (compiling.ANY,)
 
 
 # -- half layers -------------------------------------------------------------------------------------------------------

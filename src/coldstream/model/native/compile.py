@@ -1,4 +1,4 @@
-"""Compile kernels.c: for AVX2, and for any CPU. Only the standard library; images and the wheel are built with it.
+"""Compile kernels.c for several CPUs. Only the standard library; images and the wheel are built with it.
 
 python compile.py [FOLDER]      # beside the source, where library.py looks, or elsewhere
 """
@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.c")
-AVX2, ANY = "kernels-avx2.so", "kernels-any.so"
+VNNI, AVX2, ANY = "kernels-vnni.so", "kernels-avx2.so", "kernels-any.so"
+_V4 = ("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=256")
 # -fopenmp links libgomp.so.1, of which torch brings its own: that one is loaded already, and its threads are shared.
 _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden", "-Wno-psabi")
 _LINKED = ("-lm",)
@@ -23,7 +24,8 @@ _LINKED = ("-lm",)
 
 def variants(machine: str) -> Mapping[str, tuple[str, ...]]:
     """The files to make on such a machine (`platform.machine()`), with the flags that are their own."""
-    return {AVX2: ("-march=x86-64-v3",), ANY: ()} if machine in {"x86_64", "AMD64"} else {ANY: ()}
+    x86 = {VNNI: _V4, AVX2: ("-march=x86-64-v3",)} if machine in {"x86_64", "AMD64"} else {}
+    return x86 | {ANY: ()}
 
 
 def compile_kernels(folder: Path, *, extra: tuple[str, ...] = ()) -> tuple[Path, ...]:

@@ -1,8 +1,8 @@
 /* The decoder's arithmetic on a CPU: 8-bit weights packed as they land, the products with them, and attention over
  * blocks of keys.
  *
- * One source for every CPU, compiled once for AVX2 and once for anything (compile.py); where a line is written twice it
- * says so with __AVX2__. Called through ctypes (library.py), so without the interpreter's lock. Threads are OpenMP's,
+ * One source for every CPU, compiled for AVX512-VNNI, for AVX2 and for anything (compile.py); where a line is written
+ * twice it says so with #ifdef. Called through ctypes (library.py), so without the interpreter's lock. Threads are OpenMP's,
  * the same libgomp and the same team as torch's own.
  *
  * Integers. A row of weights is int8 times a scale; a row of activations is int16 times a scale, with as many levels as
@@ -314,6 +314,11 @@ INLINE void tile(const int rows, const Matrix *m, int64_t output, const int16_t 
     const int8_t *w = packed_at(m, output);
     const int64_t pairs = pairs_of(m->k);
 #ifdef __AVX2__
+#ifdef __AVX512VNNI__ /* one instruction for both, with the same result */
+#define ADD_PRODUCTS(sums, x, w) _mm256_dpwssd_epi32(sums, x, w)
+#else
+#define ADD_PRODUCTS(sums, x, w) _mm256_add_epi32(sums, _mm256_madd_epi16(x, w))
+#endif
     __m256i low[ROWS], high[ROWS];
 /* variables, not elements: gcc keeps arrays in memory here */
 #define EACH_ROW(one) one(0) one(1) one(2) one(3) one(4) one(5)
@@ -323,8 +328,8 @@ INLINE void tile(const int rows, const Matrix *m, int64_t output, const int16_t 
         int32_t pair;                                                                                                  \
         memcpy(&pair, units + r * stride + 2 * p, 4);                                                                  \
         const __m256i x = _mm256_set1_epi32(pair);                                                                     \
-        low##r = _mm256_add_epi32(low##r, _mm256_madd_epi16(x, a));                                                    \
-        high##r = _mm256_add_epi32(high##r, _mm256_madd_epi16(x, b));                                                  \
+        low##r = ADD_PRODUCTS(low##r, x, a);                                                                           \
+        high##r = ADD_PRODUCTS(high##r, x, b);                                                                         \
         __asm__("" : "+x"(low##r), "+x"(high##r)); /* row by row, or the sums do not fit in the registers */           \
     }
 #define END(r) low[r] = low##r, high[r] = high##r;

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from coldstream.errors import UnsupportedConfig
 from coldstream.model.config import Activation
-from coldstream.model.native.compile import ANY, AVX2, SOURCE
+from coldstream.model.native.compile import ANY, AVX2, SOURCE, VNNI
 from coldstream.model.precision import CpuFeatures
 
 ATTENTION_MULTIPLE = 16
@@ -289,9 +289,14 @@ def load(folder: Path = SOURCE.parent) -> Kernels:
     return Kernels(path)
 
 
+def runnable(cpu: CpuFeatures) -> tuple[str, ...]:
+    """The variants that a CPU can run, by file name, the best first."""
+    return (VNNI,) * cpu.avx512_vnni + (AVX2,) * cpu.avx2 + (ANY,)
+
+
 def _choose(folder: Path) -> Path | None:
-    names = (AVX2, ANY) if CpuFeatures.of_this_machine().avx2 else (ANY,)
-    return next((path for path in (folder / name for name in names) if path.exists()), None)
+    paths = (folder / name for name in runnable(CpuFeatures.of_this_machine()))
+    return next((path for path in paths if path.exists()), None)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
