@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from coldstream.deploy.access import NEEDS, Check, Grant, Make, Principal
 from coldstream.deploy.doctor import Report
 from coldstream.deploy.fix import Fixed
 from coldstream.errors import HeaderError, ResourceConflict
-from tests.deploy.conftest import ADMIN, ME, MODEL, Opened, Site, prepare
+from coldstream.settings import ImageSettings
+from tests.deploy.conftest import ADMIN, ME, MODEL, Opened, Site, one_model, prepare
 from tests.fakecloud import Bucket
 from tests.fakecloud.iam import roles
 
@@ -146,6 +148,17 @@ def test_a_fix_that_never_acts_ends_after_fifteen_minutes(owned: Site) -> None:
     fixed = mend(owned)
     assert fixed.report.exit_code == 1
     assert owned.world.clock.now() < fix.PATIENCE + 120
+
+
+def test_the_bucket_that_requests_may_name_photos_in_is_opened_to_the_runtime_account_alone(owned: Site) -> None:
+    """[images] buckets: objects.get for who serves, on that bucket; nobody else gains anything there."""
+    owned.world.add_bucket("photos", Bucket("EU"))
+    job = owned.job(chosen=replace(one_model(), images=ImageSettings(buckets=("photos",))))
+    fixed = fix.apply(job.session.google, job.examine, job.examine(), clock=owned.world.clock, tell=lambda _: None)
+    there = [item for item in fixed.added if item.resource.name == "photos"]
+    runtime = f"serviceAccount:{job.target.runtime_account}"
+    assert [(item.role, item.member) for item in there] == [("roles/storage.objectViewer", runtime)]
+    assert fixed.report.exit_code == 0
 
 
 def test_a_second_fix_finds_nothing_to_do(owned: Site) -> None:

@@ -53,6 +53,7 @@ class Place(StrEnum):
     PROJECT = "project"
     SOURCE_BUCKET = "source bucket"
     MODEL_BUCKET = "model bucket"
+    PHOTO_BUCKET = "photo bucket"
     REPOSITORY = "repository"
     BUILD_ACCOUNT = "build account"
     RUNTIME_ACCOUNT = "runtime account"
@@ -107,6 +108,7 @@ NEEDS = (
     Need("read the model", _C, "storage.objects.list", Place.MODEL_BUCKET, "roles/storage.objectViewer"),
     Need("read the model", _R, "storage.objects.get", Place.MODEL_BUCKET, "roles/storage.objectViewer"),
     Need("read the model", _R, "storage.objects.list", Place.MODEL_BUCKET, "roles/storage.objectViewer"),
+    Need("read photos", _R, "storage.objects.get", Place.PHOTO_BUCKET, "roles/storage.objectViewer"),
     Need(
         "invoke",
         _C,
@@ -183,9 +185,10 @@ def principal_member(principal: Principal, target: Target, caller: str) -> str:
 
 
 def resources(place: Place, target: Target) -> tuple[Resource, ...]:
-    """The resources that a place means; a target may read from several model buckets."""
-    if place is Place.MODEL_BUCKET:
-        return tuple(target.resource(Kind.BUCKET, name) for name in target.model_buckets)
+    """The resources that a place means; a target may read from several buckets, or from none."""
+    buckets = {Place.MODEL_BUCKET: target.model_buckets, Place.PHOTO_BUCKET: target.photo_buckets}
+    if place in buckets:
+        return tuple(target.resource(Kind.BUCKET, name) for name in buckets[place])
     single = {
         Place.PROJECT: (Kind.PROJECT, None),
         Place.SOURCE_BUCKET: (Kind.BUCKET, target.source_bucket),
@@ -221,7 +224,8 @@ def asked_of_caller(target: Target) -> dict[Resource, tuple[str, ...]]:
         if need.principal is Principal.CALLER:
             asked.setdefault(resource, []).append(need.permission)
     project = target.resource(Kind.PROJECT)
-    for resource in (*asked, *made_resources(target), target.resource(Kind.SERVICE)):
+    granted_on = (*made_resources(target), *resources(Place.PHOTO_BUCKET, target), target.resource(Kind.SERVICE))
+    for resource in (*asked, *granted_on):
         asked.setdefault(resource, []).append(GRANTING[resource.kind])
     # What a resource that does not exist yet would inherit is asked of the project.
     inherited = [permission for resource in list(asked) for permission in asked[resource]]

@@ -192,9 +192,10 @@ def _resources(plan: Plan) -> list[str]:
 
 def _terraform_grants(plan: Plan) -> list[str]:
     lines: list[str] = []
-    for index, bucket in enumerate(plan.target.model_buckets):
+    target = plan.target
+    for index, bucket in enumerate(dict.fromkeys((*target.model_buckets, *target.photo_buckets))):
         lines += _block(
-            f'resource "google_storage_bucket_iam_member" "model_{index}"',
+            f'resource "google_storage_bucket_iam_member" "read_{index}"',
             [
                 f"bucket = {_hcl(bucket)}",
                 'role = "roles/storage.objectViewer"',

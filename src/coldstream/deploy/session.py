@@ -50,7 +50,7 @@ class Job:
         if wanted.build_account == "default":
             place = f"projects/{wanted.project}/locations/{wanted.region}"
             wanted = wanted.overridden(build_account=google.default_build_account(place))
-        return target(wanted, tuple(model.uri for model in self.settings.models.values()))
+        return target(wanted, tuple(model.uri for model in self.settings.models.values()), self.settings.images.buckets)
 
     def examine(self) -> Report:
         """`coldstream doctor`."""

@@ -54,7 +54,10 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a deployment goes. Accounts are e-mail addresses; `model_buckets` are the gs:// buckets it reads."""
+    """Where a deployment goes. Accounts are e-mail addresses.
+
+    `model_buckets` are the gs:// buckets that it starts from, `photo_buckets` those that requests may name photos in.
+    """
 
     project: str
     region: str
@@ -66,6 +69,7 @@ class Target:
     invoker_account: str
     model_buckets: tuple[str, ...]
     public: bool = False
+    photo_buckets: tuple[str, ...] = ()
 
     @property
     def location(self) -> str:
@@ -101,8 +105,8 @@ class Target:
         return Resource(kind, name or default[kind], self.project)
 
 
-def target(settings: DeploySettings, models: tuple[str, ...]) -> Target:
-    """Every name, from the settings and the models' URIs.
+def target(settings: DeploySettings, models: tuple[str, ...], photos: tuple[str, ...] = ()) -> Target:
+    """Every name, from the settings, the models' URIs and the buckets that photos are read from.
 
     Raises:
         SettingsError: no project, an impossible name, or a model that does not lie in a bucket.
@@ -126,6 +130,7 @@ def target(settings: DeploySettings, models: tuple[str, ...]) -> Target:
         invoker_account=settings.invoker_account or emails["invoker"],
         model_buckets=tuple(dict.fromkeys(bucket_of(uri) for uri in models)),
         public=settings.public,
+        photo_buckets=photos,
     )
 
 
