@@ -29,6 +29,7 @@
 #define OUTPUTS 16 /* outputs that lie side by side in a packed matrix */
 #define ROWS 6     /* rows of activations that a tile multiplies with them: 12 sums in 16 registers */
 #define BLOCK 48   /* tokens that go through a layer together; their activations stay in the second-level cache */
+#define PAIRS 320 /* pairs of columns of a product that are gone through together: 10 KB of weights, 8 KB a tile */
 #define KEYS 64    /* keys of a tile of attention; tiles begin at multiples of it */
 #define SCORES (KEYS + 8) /* a pair of keys may end one beyond the tile */
 #define QUERIES 16 /* rows (token and head) of a tile of attention */
@@ -38,6 +39,7 @@ typedef int32_t v8i __attribute__((vector_size(32)));
 typedef int8_t v8b __attribute__((vector_size(8)));
 typedef int16_t v8s __attribute__((vector_size(16)));
 typedef float v8f_any __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t v8i_any __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int16_t v8s_any __attribute__((vector_size(16), aligned(2), may_alias));
 
 /* int8 [n padded to OUTPUTS][k padded to 2], in the order that `product` reads; see `packed_at`. */
@@ -308,18 +310,15 @@ EXPORT void coldstream_rows(const Matrix *m, const int64_t *rows, int64_t count,
 
 /* ------------------------------------------------------------------------------------------------- products */
 
-/* `rows` rows of activations times OUTPUTS rows of weights. `rows` is a constant wherever this is inlined. */
-INLINE void tile(const int rows, const Matrix *m, int64_t output, const int16_t *units, int64_t stride,
-                 const float *largest, float *y, int64_t y_stride) {
-    const int8_t *w = packed_at(m, output);
-    const int64_t pairs = pairs_of(m->k);
+/* sums[rows][OUTPUTS] += rows of activations times OUTPUTS rows of weights, over so many pairs of columns. `rows` is a
+ * constant wherever this is inlined. */
+INLINE void tile(const int rows, const int8_t *w, const int16_t *units, int64_t stride, int64_t pairs, int32_t *sums) {
 #ifdef __AVX2__
 #ifdef __AVX512VNNI__ /* one instruction for both, with the same result */
 #define ADD_PRODUCTS(sums, x, w) _mm256_dpwssd_epi32(sums, x, w)
 #else
 #define ADD_PRODUCTS(sums, x, w) _mm256_add_epi32(sums, _mm256_madd_epi16(x, w))
 #endif
-    __m256i low[ROWS], high[ROWS];
 /* variables, not elements: gcc keeps arrays in memory here */
 #define EACH_ROW(one) one(0) one(1) one(2) one(3) one(4) one(5)
 #define BEGIN(r) __m256i low##r = _mm256_setzero_si256(), high##r = low##r;
@@ -332,7 +331,12 @@ INLINE void tile(const int rows, const Matrix *m, int64_t output, const int16_t 
         high##r = ADD_PRODUCTS(high##r, x, b);                                                                         \
         __asm__("" : "+x"(low##r), "+x"(high##r)); /* row by row, or the sums do not fit in the registers */           \
     }
-#define END(r) low[r] = low##r, high[r] = high##r;
+#define END(r)                                                                                                         \
+    if (r < rows) {                                                                                                    \
+        v8i_any *to = (v8i_any *)(sums + r * OUTPUTS);                                                                 \
+        to[0] += (v8i)low##r;                                                                                          \
+        to[1] += (v8i)high##r;                                                                                         \
+    }
     EACH_ROW(BEGIN)
     for (int64_t p = 0; p < pairs; p++) {
         const __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + p * 32)));
@@ -341,49 +345,54 @@ INLINE void tile(const int rows, const Matrix *m, int64_t output, const int16_t 
     }
     EACH_ROW(END)
 #else
-    int32_t sums[ROWS][OUTPUTS];
-    memset(sums, 0, sizeof sums);
     for (int64_t p = 0; p < pairs; p++)
         for (int r = 0; r < rows; r++) {
             int32_t x0 = units[r * stride + 2 * p], x1 = units[r * stride + 2 * p + 1];
-            for (int o = 0; o < OUTPUTS; o++) sums[r][o] += x0 * w[p * 32 + 2 * o] + x1 * w[p * 32 + 2 * o + 1];
+            for (int o = 0; o < OUTPUTS; o++)
+                sums[r * OUTPUTS + o] += x0 * w[p * 32 + 2 * o] + x1 * w[p * 32 + 2 * o + 1];
         }
 #endif
-    const float *scales = m->scales + output;
-    const int64_t left = m->n - output;
-    for (int r = 0; r < rows; r++) {
-#ifdef __AVX2__
-        v8f u = (v8f)_mm256_cvtepi32_ps(low[r]), v = (v8f)_mm256_cvtepi32_ps(high[r]);
-#else
-        v8f u, v;
-        for (int o = 0; o < 8; o++) u[o] = (float)sums[r][o], v[o] = (float)sums[r][8 + o];
-#endif
-        u = u * load(scales) * all(largest[r]);
-        v = v * load(scales + 8) * all(largest[r]);
-        float *to = y + r * y_stride + output, some[OUTPUTS];
-        float *into = left >= OUTPUTS ? to : some;
-        store(into, u);
-        store(into + 8, v);
-        if (m->bias)
-            for (int o = 0; o < OUTPUTS && o < left; o++) into[o] += m->bias[output + o];
-        if (into == some) memcpy(to, some, (size_t)left * sizeof(float));
+}
+
+static void some_rows(int64_t rows, const int8_t *w, const int16_t *units, int64_t stride, int64_t pairs, int32_t *sums) {
+    switch (rows) {
+    case 1: tile(1, w, units, stride, pairs, sums); break;
+    case 2: tile(2, w, units, stride, pairs, sums); break;
+    case 3: tile(3, w, units, stride, pairs, sums); break;
+    case 4: tile(4, w, units, stride, pairs, sums); break;
+    case 5: tile(5, w, units, stride, pairs, sums); break;
+    default: tile(ROWS, w, units, stride, pairs, sums); break;
     }
 }
 
-static void tiles(const Matrix *m, int64_t output, int64_t rows, const int16_t *units, int64_t stride,
-                  const float *largest, float *y, int64_t y_stride) {
-    int64_t r = 0;
-    for (; r + ROWS <= rows; r += ROWS)
-        tile(ROWS, m, output, units + r * stride, stride, largest + r, y + r * y_stride, y_stride);
-    units += r * stride, largest += r, y += r * y_stride;
-    switch (rows - r) {
-    case 1: tile(1, m, output, units, stride, largest, y, y_stride); break;
-    case 2: tile(2, m, output, units, stride, largest, y, y_stride); break;
-    case 3: tile(3, m, output, units, stride, largest, y, y_stride); break;
-    case 4: tile(4, m, output, units, stride, largest, y, y_stride); break;
-    case 5: tile(5, m, output, units, stride, largest, y, y_stride); break;
-    default: break;
-    }
+/* A row of sums -> y: scaled, plus the bias. */
+INLINE void scaled(const Matrix *m, int64_t output, const int32_t *sums, float largest, float *y) {
+    const v8i_any *from = (const v8i_any *)sums;
+    const int64_t left = m->n - output;
+    v8f u = __builtin_convertvector((v8i)from[0], v8f) * load(m->scales + output) * all(largest);
+    v8f v = __builtin_convertvector((v8i)from[1], v8f) * load(m->scales + output + 8) * all(largest);
+    float some[OUTPUTS], *into = left >= OUTPUTS ? y + output : some;
+    store(into, u);
+    store(into + 8, v);
+    if (m->bias)
+        for (int o = 0; o < OUTPUTS && o < left; o++) into[o] += m->bias[output + o];
+    if (into == some) memcpy(y + output, some, (size_t)left * sizeof(float));
+}
+
+/* OUTPUTS columns of a product, for up to BLOCK rows. Several tiles go through a part of the columns of the weights, and
+ * of their own rows, that fits in the first-level cache. */
+static void columns(const Matrix *m, int64_t output, int64_t rows, const int16_t *units, int64_t stride,
+                    const float *largest, float *y) {
+    int32_t sums[BLOCK * OUTPUTS];
+    memset(sums, 0, (size_t)(rows * OUTPUTS) * sizeof(int32_t));
+    const int8_t *w = packed_at(m, output);
+    const int64_t pairs = pairs_of(m->k), parts = rows > ROWS ? (pairs + PAIRS - 1) / PAIRS : 1;
+    const int64_t part = (pairs + parts - 1) / parts;
+    for (int64_t p = 0; p < pairs; p += part)
+        for (int64_t r = 0; r < rows; r += ROWS)
+            some_rows(rows - r, w + p * 2 * OUTPUTS, units + r * stride + 2 * p, stride, pairs - p < part ? pairs - p : part,
+                      sums + r * OUTPUTS);
+    for (int64_t r = 0; r < rows; r++) scaled(m, output, sums + r * OUTPUTS, largest[r], y + r * m->n);
 }
 
 static int64_t padded(int64_t k) { return (k + 15) / 16 * 16; }
@@ -401,7 +410,7 @@ static void product(const Matrix *m, int64_t rows, const int16_t *units, const f
     const int64_t blocks = (m->n + OUTPUTS - 1) / OUTPUTS, share = blocks / (8 * threads());
     const int64_t chunk = share > 0 ? share : 1;
 #pragma omp for schedule(dynamic, chunk)
-    for (int64_t b = 0; b < blocks; b++) tiles(m, b * OUTPUTS, rows, units, padded(m->k), largest, y, m->n);
+    for (int64_t b = 0; b < blocks; b++) columns(m, b * OUTPUTS, rows, units, padded(m->k), largest, y);
 }
 
 INLINE void unit_row(const Matrix *m, float *row, int64_t r, const Workspace *w) {
