@@ -1,8 +1,9 @@
-"""One model from its URI to a running engine, in three strands that meet where they must.
+"""One model from its URI to a running engine, in strands that meet where they must.
 
     stream (event loop)    open -> small files -> tensors into the landing
-    tokenizer (thread)     tokenizer.json -> tokenizer process -> with the decoder: the engine, which takes requests
+    tokenizer (thread)     tokenizer.json -> tokenizer process
     model (thread)         import torch -> decoder -> take tensors from the landing -> verified: tokens may leave
+    engine (thread)        tokenizer and decoder -> the engine, which takes requests
 
 A request may be submitted as soon as the engine stands; its prefill waits layer by layer for the bytes, and none of its
 tokens leaves before all bytes are verified.
@@ -23,6 +24,7 @@ from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
 from coldstream.serve.firsts import FirstForward, WatchedEngine
 from coldstream.serve.landing import Landing
 from coldstream.serve.making import RunPlan, TorchImport, plan_run, stand_up, threads_for
+from coldstream.serve.priority import loader_name, rename_thread
 from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Span, Timeline
 
@@ -71,6 +73,7 @@ class ModelStart:
         timeline: Timeline,
         *,
         torch: TorchImport,
+        number: int,
         on_change: Callable[[], None],
     ) -> None:
         self.name, self.uri = model.name, model.uri
@@ -80,6 +83,7 @@ class ModelStart:
         self.error: ColdstreamError | None = None
         self.is_wanted = False
         self._model, self._settings, self._timeline, self._on_change = model, settings, timeline, on_change
+        self.loader = loader_name(number)
         self._torch = torch
         self._landing = Landing()
         self._all_landed = False
@@ -91,18 +95,20 @@ class ModelStart:
         self._verified = threading.Event()
         self._process: TokenizerProcess | None = None
         self._tokenizer: Tokenizer | None = None
+        self._tokenizer_built: Future[Tokenizer] = Future()
         self._engine: Engine | None = None
         self._images: ImagePrompt | None = None
         self._watched: WatchedEngine | None = None
         self._assembly: Assembly | FallbackAssembly | None = None
-        self.threads = tuple(
-            threading.Thread(target=self._guarded, args=(work,), name=f"{kind} {self.name}", daemon=True)
-            for kind, work in (("tokenizer", self._build_tokenizer), ("model", self._build_model))
+        strands = {"tokenizer": self._build_tokenizer, "model": self._build_model, "engine": self._start_engine}
+        self._threads = tuple(
+            threading.Thread(target=self._guarded, args=(kind, work), name=f"{kind} {self.name}", daemon=True)
+            for kind, work in strands.items()
         )
 
     def begin(self) -> None:
         """Start the strands that need no event loop."""
-        for thread in self.threads:
+        for thread in self._threads:
             thread.start()
 
     def end(self) -> None:
@@ -111,7 +117,7 @@ class ModelStart:
             self._engine.stop()
         failed = self.error is not None
         self._fail(ModelError(f"{self.uri}: the server is shutting down"))
-        for thread in self.threads:
+        for thread in self._threads:
             # A model that failed has nothing to save, and its thread may have seconds of `import torch` before it.
             thread.join(0 if failed else _LONGEST_JOIN)
         if self._process is not None:
@@ -291,9 +297,10 @@ class ModelStart:
 
         with self._timeline.span("tokenizer", model=self.name):
             self._tokenizer = Tokenizer.load(files, source=self.uri, build=self._process.build)
-        self._start_engine(self._decoder.result(), self._tokenizer)
+        _settle(self._tokenizer_built, self._tokenizer)
 
-    def _start_engine(self, decoder: Decoder | FallbackDecoder, tokenizer: Tokenizer) -> None:
+    def _start_engine(self) -> None:
+        tokenizer, decoder = self._tokenizer_built.result(), self._decoder.result()
         from coldstream.engine.engine import Engine
 
         sees = self._sight(decoder, tokenizer)
@@ -366,7 +373,9 @@ class ModelStart:
 
     # -- when something goes wrong --
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, kind: str, work: Callable[[], None]) -> None:
+        if kind != "engine":  # its thread starts those that compute answers, which inherit its name and its niceness
+            rename_thread(self.loader)
         try:
             work()
         except BaseException as exc:  # whatever it is, /readyz and the waiting requests must hear of it
@@ -382,7 +391,7 @@ class ModelStart:
             self._assembly.fail(self.error)
         if self._engine is not None:
             self._engine.fail(self.error)
-        for future in (self._opened, self._files, self._decoder, self._accepting):
+        for future in (self._opened, self._files, self._tokenizer_built, self._decoder, self._accepting):
             with contextlib.suppress(InvalidStateError):
                 future.set_exception(self.error)
         self._on_change()

@@ -23,11 +23,13 @@ from typing import Any
 from coldstream.errors import ColdstreamError
 from coldstream.serve.making import TorchImport
 from coldstream.serve.model_start import ModelStart
-from coldstream.serve.priority import give_way
+from coldstream.serve.priority import give_way, rename_thread
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 1.0, 120.0
+_STREAM = "stream"
+"""The kernel name of the stream's thread, and of those that check its bytes."""
 
 
 class Startup:
@@ -40,8 +42,8 @@ class Startup:
         self.timeline = timeline
         torch = TorchImport(settings.engine.threads, timeline)
         self.models: Mapping[str, ModelStart] = {
-            name: ModelStart(model, settings, timeline, torch=torch, on_change=self._changed)
-            for name, model in settings.models.items()
+            name: ModelStart(model, settings, timeline, torch=torch, number=number, on_change=self._changed)
+            for number, (name, model) in enumerate(settings.models.items())
         }
         self._on_change = on_change
         self._change = threading.Event()
@@ -75,7 +77,7 @@ class Startup:
     def _changed(self) -> None:
         loading = [model for model in self.models.values() if model.phase not in ("ready", "failed")]
         if loading and len(loading) < len(self.models):
-            give_way((self._stream, *(thread for model in loading for thread in model.threads)))
+            give_way((_STREAM, *(model.loader for model in loading)))
         self._change.set()
         self._on_change()
 
@@ -119,6 +121,7 @@ class Startup:
         return [asdict(span) for span in self.timeline.spans()]
 
     def _run_streams(self) -> None:
+        rename_thread(_STREAM)
         try:
             with asyncio.Runner() as runner:
                 runner.run(self._streams())
