@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.bench.beside import Beside, run_beside
 from coldstream.bench.coldstart import (
     FLOOR,
     Bench,
@@ -111,6 +112,18 @@ def test_a_precision_that_does_not_exist_is_refused() -> None:
 def test_the_last_percent_of_the_polls_is_named() -> None:
     watch = Watch.of(0.2, [0.5] + [0.001] * 199)
     assert (watch.polls, watch.first_answer, watch.longest, watch.p99) == (200, 0.2, 0.5, 0.001)
+
+
+def test_the_tokens_of_the_first_model_are_counted_by_what_the_second_one_did_meanwhile() -> None:
+    arrivals = [1.0 + 0.1 * number for number in range(20)] + [3.0 + 0.05 * number for number in range(40)]
+    beside = Beside.of(arrivals, begin=1.0, ready=3.0, end=5.0)
+    assert (beside.seconds, beside.during, beside.alone) == (2.0, 10.0, 20.0)
+    assert beside.as_json()["slower"] == 0.5
+
+
+def test_a_second_model_that_loads_too_soon_is_nothing_to_measure() -> None:
+    with pytest.raises(ColdstreamError, match="--shape"):
+        run_beside(str(files("coldstream.demo") / "sql_model"))
 
 
 def test_a_checkpoint_that_is_not_there_is_the_stores_error() -> None:

@@ -170,7 +170,7 @@ def run_coldstart_bench(
         rivals, skipped = _peers(folder / "copy", gguf, ollama_model, vllm_command) if peers else ([], [])
         copies = any(rival.reads == "local copy" for rival in rivals)
         size = asyncio.run(_copy(uri, folder / "copy", weights=copies))
-        proxy = stack.enter_context(_shaped(shape)) if shape is not None else None
+        proxy = stack.enter_context(shaped(shape)) if shape is not None else None
         place = {"STORAGE_EMULATOR_HOST": proxy.url} if proxy else {}
         ours = [coldstream(uri, environment=place, precision=precision) for precision in known or [None]]
         bench = Bench(folder, page_cache, proxy, told)
@@ -202,7 +202,12 @@ def _machine() -> dict[str, Any]:
     return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "load_before": os.getloadavg()[0]}
 
 
-def _shaped(shape: Shape) -> ShapedProxy:
+def shaped(shape: Shape) -> ShapedProxy:
+    """A slower bucket before the local one; enter it.
+
+    Raises:
+        SettingsError: there is no local bucket.
+    """
     emulator = urlsplit(os.environ.get("STORAGE_EMULATOR_HOST", ""))
     if emulator.scheme != "http" or not emulator.hostname:
         raise SettingsError("--shape puts a proxy before a local bucket: set STORAGE_EMULATOR_HOST=http://HOST:PORT")
@@ -306,7 +311,7 @@ def time_start(contender: Contender, *, log: Path, proxy: ShapedProxy | None = N
     Raises:
         ColdstreamError: it ended, refused the request for good, or gave no token within ten minutes.
     """
-    with _running(contender, log) as server:
+    with running(contender, log) as server:
         server.wait_for_port()
         opened = time.monotonic() - server.started
         server.wait_for_token()
@@ -321,7 +326,7 @@ def watch_start(contender: Contender, *, log: Path) -> Watch:
     Raises:
         ColdstreamError: as `time_start`; also where /readyz does not answer at all.
     """
-    with _running(contender, log) as server:
+    with running(contender, log) as server:
         with ThreadPoolExecutor(max_workers=1) as pool:
             token = pool.submit(server.wait_for_token)
             polls = list(server.polls(until=token.done))
@@ -332,23 +337,23 @@ def watch_start(contender: Contender, *, log: Path) -> Watch:
 
 
 @contextlib.contextmanager
-def _running(contender: Contender, log: Path) -> Iterator[_Server]:
-    server = _Server(contender, log)
+def running(contender: Contender, log: Path) -> Iterator[Server]:
+    server = Server(contender, log)
     try:
         yield server
     finally:
         server.end()
 
 
-class _Server:
+class Server:
     """A contender's process, its clock started."""
 
     def __init__(self, contender: Contender, log: Path) -> None:
         self._contender = contender
         self._log = log
-        self._port = child.free_port()
-        environment = {k: v.replace("{port}", str(self._port)) for k, v in contender.environment.items()}
-        command = [part.replace("{port}", str(self._port)) for part in contender.command]
+        self.port = child.free_port()
+        environment = {k: v.replace("{port}", str(self.port)) for k, v in contender.environment.items()}
+        command = [part.replace("{port}", str(self.port)) for part in contender.command]
         with log.open("wb") as output:
             self.started = time.monotonic()
             self._process = subprocess.Popen(
@@ -369,7 +374,7 @@ class _Server:
     def wait_for_port(self) -> None:
         while True:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             self._check()
             time.sleep(_CONNECT_PAUSE)
@@ -382,7 +387,7 @@ class _Server:
             time.sleep(_RETRY_PAUSE)
 
     def _token(self, body: bytes) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_DEADLINE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_DEADLINE)
         try:
             connection.request("POST", self._contender.path, body, {"content-type": "application/json"})
             reply = connection.getresponse()
@@ -407,7 +412,7 @@ class _Server:
             over = until()  # once more after the end, so that a quick start has an answer, too
             asked = time.monotonic()
             with contextlib.suppress(OSError):
-                _get_readyz(self._port)
+                _get_readyz(self.port)
                 answered = time.monotonic()
                 yield answered - self.started, answered - asked
             time.sleep(max(0.0, asked + _WATCH_PERIOD - time.monotonic()))

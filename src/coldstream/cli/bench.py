@@ -9,11 +9,14 @@ import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from coldstream.errors import SettingsError
+
+if TYPE_CHECKING:
+    from coldstream.bench.shape import Shape
 
 Uri = Annotated[str, typer.Argument(help="The checkpoint's folder: gs://, s3://, az://, https:// or a path.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines: everything that was measured.")]
@@ -108,6 +111,9 @@ def coldstart(
     gguf: Annotated[Path | None, typer.Option(help="The same model as GGUF, for llama.cpp.")] = None,
     ollama_model: Annotated[str | None, typer.Option(help="The same model's name in Ollama.")] = None,
     vllm: Annotated[Path | None, typer.Option(help="vLLM's command, where it is not on PATH.")] = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Instead: how much a second model's load slows the first one's tokens.")
+    ] = False,
     as_json: AsJson = False,
     chart: Chart = None,
 ) -> None:
@@ -115,13 +121,17 @@ def coldstart(
     from coldstream.bench.coldstart import run_coldstart_bench
     from coldstream.bench.shape import Shape
 
+    precisions = [name for item in precision or () for name in item.split(",")]
+    if beside:
+        _beside(uri, precisions, Shape.parse(shape) if shape else None, runs=runs, as_json=as_json)
+        return
     report = run_coldstart_bench(
         uri,
         runs=runs,
         shape=Shape.parse(shape) if shape else None,
         peers=not alone,
         page_cache="cold" if cold else "warm",
-        precisions=[name for item in precision or () for name in item.split(",")],
+        precisions=precisions,
         gguf=gguf,
         ollama_model=ollama_model,
         vllm_command=vllm,
@@ -138,6 +148,37 @@ def coldstart(
     _table(title, heads, [_row(item) for item in data["results"]])
     for skipped in report.skipped:
         _say(f"left out: {skipped.name}, {skipped.why}")
+
+
+def _beside(uri: str, precisions: Sequence[str], shape: Shape | None, *, runs: int, as_json: bool) -> None:
+    from coldstream.bench.beside import run_beside
+    from coldstream.settings import check_precision
+
+    known: list[str | None] = [check_precision(name) for name in precisions]
+    found = []
+    for precision in known or [None]:
+        for _ in range(runs):
+            result = run_beside(uri, precision=precision, shape=shape)
+            found.append({"precision": precision or "auto"} | result.as_json())
+            _say(
+                f"{precision or 'auto'}: {result.during:.1f} tokens/s beside a load of {result.seconds:.1f} s, "
+                f"{result.alone:.1f} alone: {result.slower:.0%} slower"
+            )
+    if as_json:
+        _print_json({"uri": uri, "runs": found})
+        return
+    rows = [
+        (
+            run["precision"],
+            f"{run['seconds']:.2f}",
+            f"{run['during']:.1f}",
+            f"{run['alone']:.1f}",
+            f"{run['slower']:.0%}",
+        )
+        for run in found
+    ]
+    heads = ("", "load of the second, s", "tokens/s meanwhile", "tokens/s alone", "slower")
+    _table(f"{uri} twice in one server: the first one's tokens while the second one loads", heads, rows)
 
 
 def _row(result: dict[str, Any]) -> tuple[str, ...]:

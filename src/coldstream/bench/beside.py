@@ -1,0 +1,141 @@
+"""What the load of a second model costs the first one: A generates without an end while B, the same checkpoint, loads.
+
+Both are in one server, A first. Requests to A run one after the other from the moment it is ready until some seconds
+after B is; its tokens of both spans are counted by the times at which they arrived.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from coldstream.bench.coldstart import running, shaped
+from coldstream.bench.contenders import Contender
+from coldstream.bench.shape import Shape
+from coldstream.errors import ColdstreamError
+
+_ALONE_SECONDS = 4.0
+_TOKENS = 256
+_SHORTEST = 0.2
+"""Seconds; over a shorter load there is nothing to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Tokens a second of A while B loaded, for `seconds`, and afterwards, when it was alone."""
+
+    seconds: float
+    during: float
+    alone: float
+
+    @property
+    def slower(self) -> float:
+        """By which part of its pace A was slower while B loaded; 0.2 is the bound."""
+        return 1.0 - self.during / self.alone
+
+    @classmethod
+    def of(cls, arrivals: list[float], *, begin: float, ready: float, end: float) -> Beside:
+        """From the times of A's tokens: it answered from `begin`, B was ready at `ready`, A was watched until `end`."""
+        during = sum(begin <= at < ready for at in arrivals)
+        alone = sum(ready <= at < end for at in arrivals)
+        return cls(ready - begin, during / (ready - begin), alone / (end - ready))
+
+    def as_json(self) -> dict[str, Any]:
+        """With `slower`."""
+        return {**asdict(self), "slower": self.slower}
+
+
+def run_beside(uri: str, *, precision: str | None = None, shape: Shape | None = None) -> Beside:
+    """Start a server with the checkpoint as A and as B and count A's tokens; `shape` makes the load last longer.
+
+    Raises:
+        SettingsError: `shape` without an emulator.
+        ColdstreamError: the server ended or refused, or B was ready before A had answered.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="coldstream-bench-"))
+        slow = {"STORAGE_EMULATOR_HOST": stack.enter_context(shaped(shape)).url} if shape is not None else {}
+        config = Path(folder, "coldstream.toml")
+        wanted = f"precision = {json.dumps(precision)}\n" if precision else ""
+        text = "".join(f"[models.{name}]\nuri = {json.dumps(uri)}\n{wanted}" for name in ("a", "b"))
+        config.write_text(text, encoding="utf-8")
+        command = (sys.executable, "-m", "coldstream", "serve", "--config", str(config))
+        place = ("--host", "127.0.0.1", "--port", "{port}", "--quiet")
+        body = {"model": "a", "prompt": "Once upon a time", "stream": True, "max_tokens": _TOKENS}
+        body |= {"ignore_eos": True, "temperature": 0.0}
+        path = "/v1/completions"
+        a = Contender("a", command + place, path, body, _has_text, uri, slow, watched=True)
+        with running(a, Path(folder, "log")) as server:
+            server.wait_for_port()
+            return _measure(a, server.port, server.started)
+
+
+def _measure(a: Contender, port: int, started: float) -> Beside:
+    arrivals: list[float] = []
+    over = threading.Event()
+    failed: list[BaseException] = []
+
+    def generate() -> None:
+        try:
+            while not over.is_set():
+                arrivals.extend(_arrivals(a, port, over))
+        except (OSError, http.client.HTTPException, ColdstreamError) as exc:
+            failed.append(exc)
+
+    asking = threading.Thread(target=generate, name="a", daemon=True)
+    asking.start()
+    ready = _ready_at(port, "b", asking) + started
+    time.sleep(_ALONE_SECONDS)
+    end = time.monotonic()
+    over.set()
+    asking.join()
+    if failed or not arrivals:
+        raise ColdstreamError(f"the first model gave no tokens to count: {failed[0] if failed else 'none came'}")
+    if ready - arrivals[0] < _SHORTEST:
+        raise ColdstreamError("the second model was ready when the first one began; slow its load with --shape")
+    return Beside.of(arrivals, begin=arrivals[0], ready=ready, end=end)
+
+
+def _arrivals(a: Contender, port: int, over: threading.Event) -> list[float]:
+    times: list[float] = []
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=600)) as connection:
+        connection.request("POST", a.path, json.dumps(dict(a.body)), {"content-type": "application/json"})
+        reply = connection.getresponse()
+        if reply.status != 200:
+            raise ColdstreamError(f"{a.path} answered {reply.status}: {reply.read()[:300].decode('utf-8', 'replace')}")
+        for line in reply:
+            if a.token(line.decode("utf-8", "replace")):
+                times.append(time.monotonic())
+            if over.is_set():
+                break
+    return times
+
+
+def _ready_at(port: int, model: str, asking: threading.Thread) -> float:
+    """When the model was ready, in seconds since exec."""
+    while asking.is_alive():
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=600)) as connection:
+            connection.request("GET", "/readyz")
+            state = json.loads(connection.getresponse().read())
+            if state["status"] != "loading":
+                connection.request("GET", "/startup")
+                spans = json.loads(connection.getresponse().read())["timeline"]
+                found = [span["end"] for span in spans if span["name"] == f"{model} ready"]
+                if not found:
+                    raise ColdstreamError(f"the second model did not load: {state['models'][model].get('error')}")
+                return float(found[0])
+        time.sleep(0.1)
+    return 0.0
+
+
+def _has_text(line: str) -> bool:
+    data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+    return data.startswith("{") and bool(json.loads(data).get("choices"))
