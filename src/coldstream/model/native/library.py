@@ -20,6 +20,7 @@ from torch import Tensor
 from coldstream.errors import UnsupportedConfig
 from coldstream.model.config import Activation
 from coldstream.model.native.compile import ANY, AVX2, SOURCE, VNNI
+from coldstream.model.pages import in_large_pages
 from coldstream.model.precision import CpuFeatures
 
 ATTENTION_MULTIPLE = 16
@@ -80,7 +81,7 @@ class PackedMatrix:
     def __init__(self, k: int, n: int, *, bias: Tensor | None = None) -> None:
         self.k, self.n = k, n
         rows = -(-n // _OUTPUTS) * _OUTPUTS
-        self._packed = torch.empty(rows * -(-k // 2) * 2, dtype=torch.int8)
+        self._packed = in_large_pages(torch.empty(rows * -(-k // 2) * 2, dtype=torch.int8))
         self._scales = torch.empty(rows)
         self._bias = bias
         self.struct = _Matrix(
