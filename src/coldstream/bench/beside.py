@@ -23,6 +23,8 @@ from coldstream.bench.shape import Shape
 from coldstream.errors import ColdstreamError
 
 _ALONE_SECONDS = 4.0
+_ALONE_TOKENS = 16
+_PAUSE = 0.1
 _TOKENS = 256
 _SHORTEST = 0.2
 """Seconds; over a shorter load there is nothing to say."""
@@ -86,14 +88,15 @@ def _measure(a: Contender, port: int, started: float) -> Beside:
     def generate() -> None:
         try:
             while not over.is_set():
-                arrivals.extend(_arrivals(a, port, over))
+                _count(a, port, arrivals, over)
         except (OSError, http.client.HTTPException, ColdstreamError) as exc:
             failed.append(exc)
 
     asking = threading.Thread(target=generate, name="a", daemon=True)
     asking.start()
     ready = _ready_at(port, "b", asking) + started
-    time.sleep(_ALONE_SECONDS)
+    while asking.is_alive() and not _is_enough(arrivals, ready):
+        time.sleep(_PAUSE)
     end = time.monotonic()
     over.set()
     asking.join()
@@ -104,8 +107,12 @@ def _measure(a: Contender, port: int, started: float) -> Beside:
     return Beside.of(arrivals, begin=arrivals[0], ready=ready, end=end)
 
 
-def _arrivals(a: Contender, port: int, over: threading.Event) -> list[float]:
-    times: list[float] = []
+def _is_enough(arrivals: list[float], ready: float) -> bool:
+    """Whether A was alone for long enough to know its pace."""
+    return time.monotonic() - ready > _ALONE_SECONDS and sum(at >= ready for at in arrivals) >= _ALONE_TOKENS
+
+
+def _count(a: Contender, port: int, arrivals: list[float], over: threading.Event) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=600)) as connection:
         connection.request("POST", a.path, json.dumps(dict(a.body)), {"content-type": "application/json"})
         reply = connection.getresponse()
@@ -113,10 +120,9 @@ def _arrivals(a: Contender, port: int, over: threading.Event) -> list[float]:
             raise ColdstreamError(f"{a.path} answered {reply.status}: {reply.read()[:300].decode('utf-8', 'replace')}")
         for line in reply:
             if a.token(line.decode("utf-8", "replace")):
-                times.append(time.monotonic())
+                arrivals.append(time.monotonic())
             if over.is_set():
-                break
-    return times
+                return
 
 
 def _ready_at(port: int, model: str, asking: threading.Thread) -> float:
@@ -132,7 +138,7 @@ def _ready_at(port: int, model: str, asking: threading.Thread) -> float:
                 if not found:
                     raise ColdstreamError(f"the second model did not load: {state['models'][model].get('error')}")
                 return float(found[0])
-        time.sleep(0.1)
+        time.sleep(_PAUSE)
     return 0.0
 
 
