@@ -103,7 +103,7 @@ class Pace:
             return None
         factor = max(EARLY_FACTOR, SPREAD_FACTOR * self._fitted()[2])
         if self._is_behind(read):
-            factor = 1.0
+            factor = max(1.0, SPREAD_FACTOR * self._fitted()[2])
         elif not is_tail:
             factor = max(factor, HEDGE_FACTOR)
         return read.began + max(TAIL_FLOOR if is_tail else HEDGE_FLOOR, usual * factor)
