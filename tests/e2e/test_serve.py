@@ -75,6 +75,12 @@ def get(url: str, *, timeout: float = 30.0) -> httpx2.Response:
             time.sleep(0.02)
 
 
+def states_of_children(pid: int) -> list[str]:
+    """One letter each, as ps(1) has them."""
+    listed = subprocess.run(["ps", "--ppid", str(pid), "-o", "state="], capture_output=True, text=True, check=False)
+    return listed.stdout.split()
+
+
 def states(url: str) -> list[dict[str, Any]]:
     """Every state of the start, from the first that can be had to the last."""
     get(f"{url}/healthz")
@@ -107,6 +113,7 @@ def test_a_request_sent_at_once_is_answered_exactly_and_the_start_can_be_seen(
         }
         assert expected <= names
         assert b"import torch" in httpx2.get(f"{url}/startup.svg").content
+        assert "Z" not in states_of_children(process.pid), "a process that ended is still listed"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     assert {"first token", "import torch"} <= {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}

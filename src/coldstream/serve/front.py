@@ -67,6 +67,7 @@ class Front:
             _live(listener, theirs, self.control, keys, state)
         theirs.close()
         self.control.setblocking(False)
+        self._is_closed = False
 
     def tell(self, state: Mapping[str, Any], *, retry_after: int) -> None:
         """What /readyz and /startup say from now on."""
@@ -98,7 +99,10 @@ class Front:
             return
 
     def close(self) -> None:
-        """End it at once, if it lives, and wait for it."""
+        """End it at once, if it lives, and wait for it; any number of times."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)  # an event loop may keep it from being closed
         self.control.close()

@@ -107,6 +107,7 @@ class Process:
                 await server.adopt(connection)
         finally:
             self._loop.remove_reader(self._front.control)
+        self._front.close()  # it has ended, but somebody must ask for its exit status
         await server.listen(listener)
 
     def _tell_front(self) -> None:
