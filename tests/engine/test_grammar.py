@@ -16,7 +16,7 @@ from tests.engine.parts import EOS, VOCAB, make_tokenizer
 
 @pytest.fixture(scope="module")
 def grammars() -> Iterator[Grammars]:
-    made = Grammars(make_tokenizer().to_json, vocab_size=len(VOCAB) + 3, stop_ids=frozenset({EOS}))
+    made = Grammars(make_tokenizer(), vocab_size=len(VOCAB) + 3, stop_ids=frozenset({EOS}))
     yield made
     made.close()
 
@@ -96,3 +96,10 @@ def test_a_grammar_that_cannot_be_followed_is_refused_by_its_field(grammars: Gra
         grammars.matcher(grammar)
     assert caught.value.field == grammar.field
     assert grammar.field in str(caught.value)
+
+
+def test_a_tokenizer_may_know_more_ids_than_the_model_has_rows() -> None:
+    """Gemma 3's text models have 262,144 rows, and their tokenizer an image token beyond them."""
+    made = Grammars(make_tokenizer(), vocab_size=len(VOCAB) - 1, stop_ids=frozenset({EOS}))
+    assert made.matcher(Grammar("regex", "[a-z]+")).allowed.shape == (len(VOCAB) - 1,)
+    made.close()

@@ -99,7 +99,7 @@ class Engine:
         kernels = native.load() if native.is_built() else None
         cache = KvCache(config, groups, size=BLOCK_SIZE, dtype=decoder.attention_dtype, device=device, kernels=kernels)
         self._runner = Runner(decoder, cache, self.blocks)
-        self._grammars = Grammars(tokenizer.to_json, vocab_size=config.vocab_size, stop_ids=self._stop_ids)
+        self._grammars = Grammars(tokenizer, vocab_size=config.vocab_size, stop_ids=self._stop_ids)
         self._sees = sees
         threads = settings.threads or cpu_limit()
         self._encoder = ImageEncoder(sees, threads=threads, name=name) if sees is not None else None

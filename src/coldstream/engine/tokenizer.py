@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from coldstream.engine.template import ChatTemplate
 from coldstream.engine.tokenizer_files import TOKENIZER_FILES as TOKENIZER_FILES
+from coldstream.engine.vocabulary import Vocabulary, vocabulary
 from coldstream.errors import InvalidRequest, TokenizerError
 
 
@@ -31,7 +32,7 @@ class Backend(Protocol):
     def token_to_id(self, token: str) -> int | None: ...
     def id_to_token(self, id: int) -> str | None: ...
     def get_vocab_size(self, *, with_added_tokens: bool = True) -> int: ...
-    def to_str(self) -> str: ...
+    def vocabulary(self) -> Vocabulary: ...
 
 
 def build_backend(tokenizer_json: bytes, *, source: str) -> Backend:
@@ -48,8 +49,23 @@ def build_backend(tokenizer_json: bytes, *, source: str) -> Backend:
         raise TokenizerError(f"{source}/tokenizer.json cannot be read by tokenizers: {exc}") from exc
     backend.no_truncation()
     backend.no_padding()
-    built: Backend = backend
-    return built
+    return _Here(backend, source)
+
+
+class _Here:
+    """A `tokenizers.Tokenizer` with its vocabulary."""
+
+    def __init__(self, backend: Any, source: str) -> None:
+        self._backend, self._source = backend, source
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def vocabulary(self) -> Vocabulary:
+        try:
+            return vocabulary(self._backend)
+        except ValueError as exc:
+            raise TokenizerError(f"{self._source}/tokenizer.json: {exc}") from exc
 
 
 class Tokenizer:
@@ -145,9 +161,13 @@ class Tokenizer:
         """Whether the chat template looks at `tools` at all."""
         return self._template is not None and "tools" in self._template.variables
 
-    def to_json(self) -> str:
-        """The text of tokenizer.json."""
-        return self.backend.to_str()
+    def vocabulary(self) -> Vocabulary:
+        """The bytes of all tokens. Slow: not for an event loop.
+
+        Raises:
+            TokenizerError: tokens of this kind of tokenizer have no bytes of their own.
+        """
+        return self.backend.vocabulary()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of the text. A chat template writes its own <bos>: encode its result without special tokens."""

@@ -24,10 +24,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from coldstream.engine.vocabulary import Vocabulary, vocabulary
 from coldstream.errors import EngineError, TokenizerError
 
 _LENGTH = struct.Struct("<I")
-_METHODS = frozenset({"encode", "names", "token_to_id", "get_vocab_size", "to_str"})
+_METHODS = frozenset({"encode", "names", "token_to_id", "get_vocab_size", "vocabulary"})
 # A tokenizer with nothing in it but a decoder: the part of the library that turns names of tokens into text.
 _ONLY_A_DECODER = """{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
 "pre_tokenizer": null, "post_processor": null, "decoder": %s,
@@ -102,10 +103,14 @@ class TokenizerProcess:
         size: int = self._call("get_vocab_size", with_added_tokens)
         return size
 
-    def to_str(self) -> str:
-        """The tokenizer as JSON again."""
-        text: str = self._call("to_str")
-        return text
+    def vocabulary(self) -> Vocabulary:
+        """The bytes of all tokens.
+
+        Raises:
+            TokenizerError: tokens of this kind of tokenizer have no bytes of their own.
+        """
+        found = self._call("vocabulary")
+        return Vocabulary(tuple(token.encode("latin-1") for token in found["tokens"]), tuple(found["special"]))
 
     @property
     def pid(self) -> int:
@@ -206,9 +211,16 @@ def _answer(backend: Any, message: list[Any]) -> dict[str, Any]:
             return {"value": backend.encode(args[0], add_special_tokens=args[1]).ids}
         if method == "names":
             return {"value": [backend.id_to_token(number) for number in args[0]]}
+        if method == "vocabulary":
+            return {"value": _written(vocabulary(backend))}
         return {"value": getattr(backend, method)(*args)}
     except Exception as exc:  # likewise: whatever it is, the parent must hear of it
         return {"error": f"{method}: {exc}"}
+
+
+def _written(found: Vocabulary) -> dict[str, Any]:
+    """As JSON can carry it: a character for each byte."""
+    return {"tokens": [token.decode("latin-1") for token in found.tokens], "special": found.special}
 
 
 def _send(connection: socket.socket, message: Any) -> None:
