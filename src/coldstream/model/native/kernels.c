@@ -32,6 +32,7 @@
 #define PAIRS 320 /* pairs of columns of a product that are gone through together: 10 KB of weights, 8 KB a tile */
 #define KEYS 64    /* keys of a tile of attention; tiles begin at multiples of it */
 #define SCORES (KEYS + 8) /* a pair of keys may end one beyond the tile */
+#define SMALL (1 << 18) /* products below so many multiplications are not worth waking a second thread for */
 #define QUERIES 16 /* rows (token and head) of a tile of attention */
 
 typedef float v8f __attribute__((vector_size(32)));
@@ -299,7 +300,7 @@ EXPORT void coldstream_pack(const Matrix *m, const void *weight, int64_t dtype, 
 
 /* Rows of a packed matrix as they were: float [count][k]. */
 EXPORT void coldstream_rows(const Matrix *m, const int64_t *rows, int64_t count, float *out) {
-#pragma omp parallel for schedule(static) if (count > 8)
+#pragma omp parallel for schedule(static) if (count * m->k > SMALL / 16)
     for (int64_t r = 0; r < count; r++) {
         const int8_t *from = packed_at(m, rows[r]);
         float *to = out + r * m->k, by = m->scales[rows[r]];
@@ -420,7 +421,7 @@ INLINE void unit_row(const Matrix *m, float *row, int64_t r, const Workspace *w)
 
 /* y [tokens][n] = x [tokens][k] times a matrix, plus its bias. */
 EXPORT void coldstream_multiply(const Matrix *m, int64_t tokens, const float *x, float *y, const Workspace *w) {
-#pragma omp parallel
+#pragma omp parallel if (tokens * m->k * m->n > SMALL)
     for (int64_t t = 0; t < tokens; t += BLOCK) {
         const int64_t rows = tokens - t < BLOCK ? tokens - t : BLOCK;
 #pragma omp for schedule(static)
@@ -451,7 +452,7 @@ static void turn(float *head, const float *norm, double eps, int64_t n, const fl
 EXPORT void coldstream_before_attention(const Layer *l, int64_t tokens, const float *x, const float *cos, const float *sin,
                                         float *qkv, const Workspace *w) {
     const int64_t hidden = l->qkv.k, d = l->head_dim, turned = l->heads + l->kv_heads;
-#pragma omp parallel
+#pragma omp parallel if (tokens * hidden * l->qkv.n > SMALL)
     for (int64_t t = 0; t < tokens; t += BLOCK) {
         const int64_t rows = tokens - t < BLOCK ? tokens - t : BLOCK;
         float *out = qkv + t * l->qkv.n;
@@ -481,7 +482,7 @@ INLINE void residual(float *x, float *y, const float *norm, double eps, int64_t 
 EXPORT void coldstream_after_attention(const Layer *l, int64_t tokens, const float *attended, float *x,
                                        const Workspace *w) {
     const int64_t hidden = l->output.n, heads = l->output.k, inner = l->down.k;
-#pragma omp parallel
+#pragma omp parallel if (tokens * hidden * (heads + 3 * inner) > SMALL)
     for (int64_t t = 0; t < tokens; t += BLOCK) {
         const int64_t rows = tokens - t < BLOCK ? tokens - t : BLOCK;
         float *block = x + t * hidden;
@@ -667,7 +668,12 @@ EXPORT void coldstream_attention(const Shape *h, const Step *s, const float *q, 
                                  float *keys, float *values, float *out) {
     const int64_t group = h->heads / h->kv_heads;
     const Tensors t = {q, keys, values, out};
-#pragma omp parallel
+    int64_t seen = 0;
+    for (int64_t span = 0; span < s->spans; span++) {
+        const int64_t end = s->start[span] + s->count[span];
+        seen += s->count[span] * (s->window && s->window < end ? s->window : end);
+    }
+#pragma omp parallel if (2 * seen * h->heads * h->d > SMALL)
     {
         for (int64_t span = 0; span < s->spans; span++) {
 #pragma omp for schedule(static) nowait
