@@ -273,7 +273,7 @@ class _Run:
     async def _dispatch(self) -> None:
         """Start reads in the plan's order, as budget and concurrency allow."""
         while True:
-            while not self._pending or self._running >= self._limit:
+            while not self._pending or self._running >= self._concurrency.limit:
                 self._changed.clear()
                 await self._changed.wait()
             await self.budget.reserve(self._pending[0].nbytes)
@@ -281,12 +281,6 @@ class _Run:
             task = asyncio.create_task(self._one(read, self._idle.pop(0)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-
-    @property
-    def _limit(self) -> int:
-        """Reads at once; twice as many for the last ones, so that those that wait for a first byte are made up for."""
-        limit = self._concurrency.limit
-        return limit if len(self._pending) > limit else min(2 * limit, self.options.bounds.high)
 
     @property
     def _running(self) -> int:
