@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from coldstream.bench.quality import TEXTS, Quality, TextQuality, read_texts, run_quality
 from coldstream.errors import TokenizerError
-from coldstream.model.int8 import is_available
 from tests.model import tiny
 
 
@@ -39,10 +38,9 @@ def test_a_model_is_as_good_as_itself(folder: Path) -> None:
     assert result.is_good
 
 
-@pytest.mark.skipif(not is_available(), reason="torch has no FBGEMM on this CPU")
 def test_int8_differs_a_little(folder: Path) -> None:
     result = run_quality(str(folder), precision="int8", tokens=70, texts={"one": "SELECT a FROM b WHERE c " * 4})
-    assert 0 < result.mean_kl < 0.1
+    assert 0 < result.mean_kl < 0.05
     assert result.texts[0].tokens == 69
 
 
