@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream import settings as configuration
-from coldstream.deploy import service, settings
+from coldstream.deploy import plan, service, settings
 from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.target import target
 from coldstream.errors import SettingsError
@@ -27,6 +27,7 @@ from coldstream.settings import (
     Settings,
     TaskSettings,
 )
+from tests.deploy.conftest import MODEL, one_model, small_context
 
 
 def test_a_table_becomes_settings() -> None:
@@ -152,3 +153,11 @@ def test_host_and_port_are_cloud_runs_to_choose() -> None:
     text = service.config_text(wanted)
     assert "host" not in text
     assert "port" not in text
+
+
+@pytest.mark.parametrize("name", ["api_keys_env", "api_keys_file"])
+def test_api_keys_that_would_not_be_there_are_refused_before_anything_is_built(name: str) -> None:
+    wanted = replace(one_model(), server=ServerSettings(**{name: "x"}))  # type: ignore[arg-type]
+    deploy = DeploySettings(project="demo-project")
+    with pytest.raises(SettingsError, match=f"server.{name}: .*roles/run.invoker"):
+        plan.make_plan(wanted, deploy, target(deploy, (MODEL,)), (), limits={}, deployed=None, context=small_context)

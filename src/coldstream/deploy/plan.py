@@ -119,8 +119,9 @@ def make_plan(
 
     Raises:
         DeployError: the models do not fit in any instance, or the region's quota does not hold even one.
-        SettingsError: the configuration is larger than a service can carry.
+        SettingsError: the configuration is larger than a service can carry, or names API keys, which are not carried.
     """
+    _refuse_keys(settings)
     size = choose_size(settings, wanted, models)
     fit = quota.fit(size, limits, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy)
     scaling = Scaling(min(wanted.min_instances, max(1, fit.instances)), max(1, fit.instances), wanted.request_timeout)
@@ -144,6 +145,16 @@ def make_plan(
     changes = service.diff(deployed, service.service(target, template, scaling, []))
     proposals = tuple(_proposals(settings, wanted, models, fit, limits))
     return Plan(target, models, size, fit, scaling, built, name, template, deployed, changes, proposals)
+
+
+def _refuse_keys(settings: Settings) -> None:
+    """A service whose keys are not there would not start, after a build that took minutes."""
+    for name in ("api_keys_env", "api_keys_file"):
+        if getattr(settings.server, name) is not None:
+            raise SettingsError(
+                f"server.{name}: deploy carries no secrets to Cloud Run, where callers are let in by IAM; take it out of "
+                "the coldstream.toml that is deployed, and give people roles/run.invoker"
+            )
 
 
 def choose_size(settings: Settings, wanted: DeploySettings, models: tuple[Model, ...]) -> Size:
