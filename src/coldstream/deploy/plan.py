@@ -152,8 +152,8 @@ def _refuse_keys(settings: Settings) -> None:
     for name in ("api_keys_env", "api_keys_file"):
         if getattr(settings.server, name) is not None:
             raise SettingsError(
-                f"server.{name}: deploy carries no secrets to Cloud Run, where callers are let in by IAM; take it out of "
-                "the coldstream.toml that is deployed, and give people roles/run.invoker"
+                f"server.{name}: deploy carries no secrets to Cloud Run, where callers are let in by IAM; take it out "
+                "of the coldstream.toml that is deployed, and give people roles/run.invoker"
             )
 
 
