@@ -79,7 +79,9 @@ def _transformers(model: str, plan: Plan) -> Server:
 
 def _vllm(model: str, plan: Plan) -> Server:
     script = shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
-    limits = ("--max-model-len", str(plan.context), "--max-num-seqs", str(plan.sequences))
+    # On a CPU vLLM calls the system's memory the GPU's, and wants nine tenths of it.
+    memory = ("--gpu-memory-utilization", "0.5")
+    limits = (*memory, "--max-model-len", str(plan.context), "--max-num-seqs", str(plan.sequences))
     command = (script or "vllm", "serve", model, "--host", "127.0.0.1", "--port", "{port}", *limits)
     return Server("vllm", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=None if script else "vllm")
 
