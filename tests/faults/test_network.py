@@ -223,9 +223,8 @@ SCRIPTS: dict[str, str] = {
     "closed": "it = load(); next(it); it.close(); assert list(it) == []",
     "exhausted": "assert len(list(load())) == 12; coldstream.verify(uri)\n"
     "assert [t.name for t in threading.enumerate()] == ['MainThread'], threading.enumerate()",
-    "interrupted": "list(load())\n"
-    "timer = threading.Timer(0.1, lambda: signal.raise_signal(signal.SIGINT))\n"
-    "try:\n    timer.start()\n    while True: list(load())\nexcept KeyboardInterrupt:\n    timer.join()\n"
+    "interrupted": "it = load()\nnext(it)\n"
+    "try:\n    signal.raise_signal(signal.SIGINT)\n    list(it)\nexcept KeyboardInterrupt:\n    it.close()\n"
     "assert [t.name for t in threading.enumerate()] == ['MainThread'], threading.enumerate()",
     "with torch": "it = coldstream.iter_tensors(uri); next(it)",
 }

@@ -19,9 +19,11 @@ class BackgroundIterator(Generic[_T]):
     def __init__(self, generator: AsyncGenerator[_T, None], *, name: str) -> None:
         self._generator = generator
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        ended = threading.Event()
+        self._thread = threading.Thread(target=_run, args=(self._loop, ended), name=name, daemon=True)
+        # Before the thread begins: Ctrl-C may come at any line, and would else leave it behind.
+        self._finalizer = weakref.finalize(self, _close, self._loop, self._thread, ended, generator)
         self._thread.start()
-        self._finalizer = weakref.finalize(self, _close, self._loop, self._thread, generator)
 
     def __iter__(self) -> BackgroundIterator[_T]:
         return self
@@ -49,11 +51,36 @@ async def _next(generator: AsyncGenerator[_T, None]) -> _T:
     return await anext(generator)
 
 
-def _close(loop: asyncio.AbstractEventLoop, thread: threading.Thread, generator: AsyncGenerator[_T, None]) -> None:
-    asyncio.run_coroutine_threadsafe(_end(generator), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
+def _run(loop: asyncio.AbstractEventLoop, ended: threading.Event) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        ended.set()
+
+
+def _close(
+    loop: asyncio.AbstractEventLoop,
+    thread: threading.Thread,
+    ended: threading.Event,
+    generator: AsyncGenerator[_T, None],
+) -> None:
+    """End the thread, whatever interrupts us meanwhile: that is raised afterwards."""
+    if thread.ident is None:  # interrupted before it began
+        loop.close()
+        return
+    ending = asyncio.run_coroutine_threadsafe(_end(generator), loop)
+    ending.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+    interrupt: KeyboardInterrupt | None = None
+    while not ended.is_set():
+        try:
+            ended.wait()
+        except KeyboardInterrupt as exc:
+            interrupt = exc
     thread.join()
     loop.close()
+    if interrupt is not None:
+        raise interrupt
+    ending.result()
 
 
 async def _end(generator: AsyncGenerator[_T, None]) -> None:
