@@ -80,9 +80,9 @@ model = "sql"
 help = "Goes on until it is stopped."
 prompt = "{prompt}"
 [tasks.long.sampling]
-max_tokens = 1000
-temperature = 5.0
-seed = 7
+max_tokens = 1900
+temperature = 0.0
+frequency_penalty = -2.0  # what was said becomes likelier each time: it never comes to an end by itself
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import signal
 import socket
@@ -73,9 +74,10 @@ def run(*, cache: Path, port: int | None, check: bool, audience: Audience, timel
             _fill(bucket, package, cache, audience, timeline)
             with Server(("--config", str(config)), port=chosen, environment=bucket.environment) as server:
                 report = _ask_all(server, audience, timeline)
-                audience.finished(report, serving=not check)
-                if not check:
-                    _serve_on(server)
+                with contextlib.suppress(KeyboardInterrupt):  # from here on, Ctrl-C is how the demo ends
+                    audience.finished(report, serving=not check)
+                    if not check:
+                        server.wait()
                 return report.ok
 
 
@@ -120,10 +122,3 @@ def _ask_all(server: Server, audience: Audience, timeline: Timeline) -> Report:
             faults.append(f"{question.text}: {wrong}")
         audience.answered(question, answer, wrong, server.url)
     return Report(server.url, seconds, tuple(faults))
-
-
-def _serve_on(server: Server) -> None:
-    try:
-        server.wait()
-    except KeyboardInterrupt:
-        return
