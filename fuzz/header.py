@@ -17,11 +17,12 @@ def one(data: bytes) -> None:
         AssertionError: a header was accepted whose tensors do not fill the file.
     """
     text = data[1:]
-    _parse(data, len(data))
-    _parse(len(text).to_bytes(8, "little") + text, 8 + len(text) + sum(data[:1]))
+    parse(data, len(data))
+    parse(len(text).to_bytes(8, "little") + text, 8 + len(text) + sum(data[:1]))
 
 
-def _parse(raw: bytes, size: int) -> None:
+def parse(raw: bytes, size: int) -> None:
+    """Any bytes: an error of ours, or a header whose tensors fill the file without a gap."""
     # Imported here, because atheris instruments what is imported after it was.
     from coldstream.errors import HeaderError
     from coldstream.weights.header import DTYPE_BITS, parse_header

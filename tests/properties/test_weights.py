@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import runpy
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coldstream.errors import HeaderError, LocationError
+from coldstream.errors import LocationError
 from coldstream.weights.checkpoint import open_checkpoint_async
 from coldstream.weights.checksum import Fold, combine, crc32c
 from coldstream.weights.concurrency import Bounds, Concurrency
@@ -22,6 +24,8 @@ from coldstream.weights.stream import StreamOptions, stream
 from coldstream.weights.uri import Location
 from tests.faults.stores import MemoryStore
 from tests.weights import files
+
+FUZZED = runpy.run_path(str(Path(__file__).parents[2] / "fuzz/header.py"))
 
 NAMES = st.sampled_from(
     ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "vision_tower.encoder.layers.3.w", "x"]
@@ -131,16 +135,7 @@ def test_any_json_is_a_header_or_an_error_of_ours(table: dict[str, Any], data: i
 
 
 def _parse(raw: bytes) -> None:
-    try:
-        header = parse_header(raw, file="f", size=len(raw), uri="gs://b/f")
-    except HeaderError:
-        return
-    position = header.data_start
-    for info in header.tensors:
-        assert info.start == position
-        assert info.nbytes * 8 == info.numel * DTYPE_BITS[info.dtype]
-        position = info.end
-    assert position == len(raw)
+    FUZZED["parse"](raw, len(raw))
 
 
 @given(st.text(max_size=40))

@@ -100,11 +100,10 @@ class Int8Layer:
         """float32 `[tokens, hidden]` -> the same, or `[len(keep), hidden]`."""
         if self._built is None:
             self._built = self._weights()
-            self._struct = self._built.struct()
         layer = self._built
-        qkv = self._kernels.before_attention(self._struct, layer.widest, x, *turn).view(len(x), -1, layer.head_dim)
+        qkv = self._kernels.before_attention(layer, x, *turn).view(len(x), -1, layer.head_dim)
         attended = attend(self._index, *qkv.split_with_sizes((layer.heads, layer.kv_heads, layer.kv_heads), 1))
         if keep is not None:
             x, attended = x[keep], attended[keep]
-        self._kernels.after_attention(self._struct, layer.widest, attended, x)
+        self._kernels.after_attention(layer, attended, x)
         return x

@@ -181,13 +181,12 @@ def test_half_layers_are_what_torch_makes_of_the_same_weights(
     kernels: Kernels, activation: str, sandwich: bool, tokens: int
 ) -> None:
     weights, (qkv, output, gate_up, down) = layer(kernels, activation, sandwich=sandwich, qk_norm=sandwich)
-    struct = weights.struct()
     before, q_norm, k_norm, after, before_mlp, after_mlp = weights.norms
     x = 3 * randn(tokens, HIDDEN, seed=5)
     angles = randn(tokens, 1, DIM // 2, seed=6)
     cos, sin = angles.cos().repeat(1, 1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
 
-    got = kernels.before_attention(struct, weights.widest, x, cos, sin)
+    got = kernels.before_attention(weights, x, cos, sin)
     q, k, v = (norm(x, before) @ qkv.T).view(tokens, -1, DIM).split((HEADS, KV_HEADS, KV_HEADS), 1)
     turned = [part * cos + torch.cat(part.chunk(2, -1)[::-1], -1) * sin for part in (norm(q, q_norm), norm(k, k_norm))]
     assert same(got, torch.cat([*turned, v], 1).reshape(tokens, -1)) < 1e-3
@@ -199,7 +198,7 @@ def test_half_layers_are_what_torch_makes_of_the_same_weights(
         activation, lambda y: F.gelu(y, approximate="tanh")
     )
     want = want + norm((nonlinear(gate) * up) @ down.T, after_mlp)
-    kernels.after_attention(struct, weights.widest, attended, x)
+    kernels.after_attention(weights, attended, x)
     assert same(x, want) < 1e-3
 
 

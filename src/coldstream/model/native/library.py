@@ -88,14 +88,13 @@ class PackedMatrix:
             k, n, rotation_order(k), levels(k), self._packed.data_ptr(), self._scales.data_ptr(), _pointer(bias)
         )
 
-    @property
-    def nbytes(self) -> int:
-        return self._packed.nbytes + self._scales.nbytes
-
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """What a layer consists of; `norms` are float32 in the order of the fields of `Layer` in kernels.c."""
+    """What a layer consists of; `norms` are float32 in the order of the fields of `Layer` in kernels.c.
+
+    `struct` is what C sees: it points into the tensors, which must stay where they are.
+    """
 
     heads: int
     kv_heads: int
@@ -108,18 +107,12 @@ class LayerWeights:
     gate_up: PackedMatrix
     down: PackedMatrix
 
-    def struct(self) -> _Layer:
-        """As C sees it; points into the tensors, which must outlive it and stay where they are."""
+    struct: _Layer = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
         matrices = (self.qkv.struct, self.output.struct, self.gate_up.struct, self.down.struct)
-        return _Layer(
-            self.heads,
-            self.kv_heads,
-            self.head_dim,
-            _ACTIVATIONS[self.activation],
-            self.eps,
-            *map(_pointer, self.norms),
-            *matrices,
-        )
+        sizes = (self.heads, self.kv_heads, self.head_dim, _ACTIVATIONS[self.activation], self.eps)
+        object.__setattr__(self, "struct", _Layer(*sizes, *map(_pointer, self.norms), *matrices))
 
     @property
     def widest(self) -> tuple[int, int]:
@@ -201,12 +194,12 @@ class Kernels:
         self._multiply(byref(matrix.struct), len(x), x.data_ptr(), out.data_ptr(), byref(workspace))
         return out
 
-    def before_attention(self, layer: _Layer, widest: tuple[int, int], x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def before_attention(self, layer: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`[tokens, hidden]` -> q, k and v side by side, `[tokens, (heads + 2 * kv_heads) * head_dim]`."""
         out = torch.empty(len(x), layer.qkv.n)
-        workspace = self._local.workspace(*widest)
+        workspace = self._local.workspace(*layer.widest)
         self._before(
-            byref(layer),
+            byref(layer.struct),
             len(x),
             x.data_ptr(),
             cos.data_ptr(),
@@ -216,10 +209,10 @@ class Kernels:
         )
         return out
 
-    def after_attention(self, layer: _Layer, widest: tuple[int, int], attended: Tensor, x: Tensor) -> None:
+    def after_attention(self, layer: LayerWeights, attended: Tensor, x: Tensor) -> None:
         """Add to `x [tokens, hidden]`, in place, what follows from `attended [tokens, heads * head_dim]`."""
-        workspace = self._local.workspace(*widest)
-        self._after(byref(layer), len(x), attended.data_ptr(), x.data_ptr(), byref(workspace))
+        workspace = self._local.workspace(*layer.widest)
+        self._after(byref(layer.struct), len(x), attended.data_ptr(), x.data_ptr(), byref(workspace))
 
     def attention(
         self, visible: Visible, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, *, scale: float
