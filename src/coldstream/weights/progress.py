@@ -29,7 +29,11 @@ class Counters:
 class Progress:
     """Bytes that landed of the bytes to read. Written by the stream only, each field in one assignment.
 
-    `on_change`, when given, is called with this object after each range, on the stream's thread; it must be quick.
+    `verified` and `unverified_files` are names, of files that arrived whole: their checksum was right, or nobody has
+    published one. A name is added once all of its file's tensors have been handed to the stream's consumer.
+
+    `on_change`, when given, is called with this object after each range and each file, on the stream's thread; it must
+    be quick.
     """
 
     total_bytes: int = 0
@@ -38,9 +42,19 @@ class Progress:
     started: float | None = None
     finished: float | None = None
     counters: Counters = field(default_factory=Counters)
-    verified_files: int = 0
+    verified: tuple[str, ...] = ()
     unverified_files: tuple[str, ...] = ()
     on_change: Callable[[Progress], None] | None = None
+
+    @property
+    def verified_files(self) -> int:
+        """How many files were verified."""
+        return len(self.verified)
+
+    @property
+    def settled(self) -> frozenset[str]:
+        """The files of which nothing more will come."""
+        return frozenset(self.verified + self.unverified_files)
 
     @property
     def seconds(self) -> float:

@@ -209,7 +209,7 @@ class _Run:
         self._fetcher = self._new_fetcher()
         self._pending = deque(self.plan.reads)
         self._open_reads = len(self.plan.reads)
-        self._ready: asyncio.Queue[LandedRange | Exception | None] = asyncio.Queue()
+        self._ready: asyncio.Queue[LandedRange | _File | Exception | None] = asyncio.Queue()
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = list(range(self.options.bounds.high))
@@ -226,7 +226,10 @@ class _Run:
             while (item := await self._ready.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                yield item
+                if isinstance(item, _File):
+                    self._settle(item)
+                else:
+                    yield item
             self._finish()
         except (GeneratorExit, asyncio.CancelledError):
             self.progress.enter("cancelled")
@@ -311,7 +314,7 @@ class _Run:
 
     async def _check(self, read: Read, data: memoryview) -> None:
         file = self._files[read.file]
-        if self.options.verify and file.verifiable:
+        if self._is_checked(file):
             start = self.timeline.now()
             crc = await asyncio.get_running_loop().run_in_executor(self._workers, crc32c, data)
             file.fold.add(read.start, read.end, crc)
@@ -319,17 +322,27 @@ class _Run:
 
     async def _landed(self, file: _File) -> None:
         file.left -= 1
-        if not file.left and self.options.verify and file.verifiable:
-            await self._verify(file)
+        if not file.left and (not self._is_checked(file) or await self._verify(file)):
+            self._ready.put_nowait(file)  # behind the last of its bytes
         self._open_reads -= 1
         if not self._open_reads:
             self._ready.put_nowait(None)
 
-    async def _verify(self, file: _File) -> None:
+    def _is_checked(self, file: _File) -> bool:
+        return self.options.verify and file.verifiable
+
+    def _settle(self, file: _File) -> None:
+        if self._is_checked(file):
+            self.progress.verified += (file.shard.name,)
+        else:
+            self.progress.unverified_files += (file.shard.name,)
+        self.progress.notify()
+
+    async def _verify(self, file: _File) -> bool:
+        """Whether the file's bytes are the object's; when they are not, they are fetched again, once."""
         pin = file.shard.pin
         if file.fold.value == pin.crc32c:
-            self.progress.verified_files += 1
-            return
+            return True
         uri = self.checkpoint.location.child(pin.name)
         if file.refetched:
             raise ChecksumMismatch(
@@ -340,6 +353,7 @@ class _Run:
         if header != file.shard.header_bytes:
             raise ChecksumMismatch(f"{uri}: its header arrived damaged, so every tensor is in doubt; start again")
         self._refetch(file)
+        return False
 
     def _refetch(self, file: _File) -> None:
         size = sum(read.nbytes for read in file.reads)
@@ -354,7 +368,7 @@ class _Run:
 
     def _finish(self) -> None:
         files = self._files.values()
-        checked = {file.shard.name for file in files if self.options.verify and file.verifiable}
+        checked = {file.shard.name for file in files if self._is_checked(file)}
         self.progress.unverified_files = tuple(name for name in self._files if name not in checked)
         self.progress.enter("done")
 
