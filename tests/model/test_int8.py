@@ -53,7 +53,7 @@ def step(decoder: Decoder, prompts: list[list[int]]) -> Tensor:
     attend = DenseAttention(decoder.config)
     positions = attend.begin([(DenseSequence(), len(prompt)) for prompt in prompts])
     ids = torch.tensor([token for prompt in prompts for token in prompt])
-    return decoder.forward(ids, positions, attend, torch.arange(len(ids)))
+    return decoder.forward(ids, positions, attend, torch.arange(len(ids))).clone()
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -172,3 +172,17 @@ def test_only_whole_pages_of_the_tensor_itself_are_given_back() -> None:
     assert memory[:50].all()
     assert memory[-50:].all()
     assert not memory.all()
+
+
+def test_logits_take_the_place_of_those_before_and_more_rows_than_that_holds_are_right_too(kernels: Kernels) -> None:
+    rows = torch.randn(96, 64, generator=torch.Generator().manual_seed(4))
+    table = Int8Table(64, 1024, kernels=kernels)
+    table.use(looked_up=False, multiplied=True)
+    for piece in table.parameter("lm_head.weight", "head").work(torch.randn(1024, 64), consume=False):
+        piece()
+    many = table.logits(rows)
+    first = table.logits(rows[:8])
+    assert torch.equal(first, many[:8])
+    second = table.logits(rows[8:24])
+    assert torch.equal(second, many[8:24])
+    assert second.data_ptr() == first.data_ptr()

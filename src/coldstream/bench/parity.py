@@ -67,7 +67,7 @@ def greedy(decoder: Decoder, prompt: Sequence[int], steps: int) -> tuple[list[in
     ids, chosen, logits = torch.tensor(prompt), list[int](), list[Tensor]()
     for _ in range(steps):
         positions = attend.begin([(sequence, len(ids))])
-        logits.append(decoder.forward(ids, positions, attend, torch.arange(len(ids))))
+        logits.append(decoder.forward(ids, positions, attend, torch.arange(len(ids))).clone())
         chosen.append(int(logits[-1][-1].argmax()))
         ids = torch.tensor(chosen[-1:])
     return chosen, torch.cat(logits)

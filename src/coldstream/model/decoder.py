@@ -240,6 +240,8 @@ class Decoder:
     ) -> Tensor:
         """Logits, float32 `[len(rows), vocab]`, of the tokens at `rows` (int64, indices into the step).
 
+        They are the caller's until the next call, which may write its own in their place.
+
         `ids`, `positions` int64 `[tokens]`: all sequences of the step one behind the other, no padding. Waits for
         units whose bytes have not landed; raises what the load failed with.
         """
@@ -262,7 +264,7 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 `[rows, hidden]` from `hidden_states` -> float32 `[rows, vocab]`."""
+        """float32 `[rows, hidden]` from `hidden_states` -> float32 `[rows, vocab]`, until the next call."""
         self.head_gate.wait()
         logits = self._head.logits(hidden.to(self.dtype))
         cap = self.config.logit_softcap

@@ -64,7 +64,7 @@ class Table(Protocol):
         ...
 
     def logits(self, x: Tensor) -> Tensor:
-        """`[rows, hidden]` -> float32 `[rows, vocab]`."""
+        """`[rows, hidden]` -> float32 `[rows, vocab]`; the next call may overwrite it."""
         ...
 
 

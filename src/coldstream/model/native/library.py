@@ -186,10 +186,10 @@ class Kernels:
         self._rows(byref(matrix.struct), ids.data_ptr(), len(ids), out.data_ptr())
         return out
 
-    def multiply(self, matrix: PackedMatrix, x: Tensor) -> Tensor:
-        """`[tokens, k]` -> `[tokens, n]`: times the matrix, plus its bias."""
+    def multiply(self, matrix: PackedMatrix, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """`[tokens, k]` -> `[tokens, n]`: times the matrix, plus its bias; into `out` where there is one."""
         x = x.contiguous()
-        out = torch.empty(len(x), matrix.n)
+        out = torch.empty(len(x), matrix.n) if out is None else out
         workspace = self._local.workspace(matrix.k, 0)
         self._multiply(byref(matrix.struct), len(x), x.data_ptr(), out.data_ptr(), byref(workspace))
         return out
