@@ -318,10 +318,8 @@ def test_a_waiting_image_request_can_be_cancelled(tiny: Tiny, ask: Callable[...,
     assert asked.ended("next").finish_reason == "length"
 
 
-def test_after_new_weights_images_are_looked_at_again(tiny: Tiny, tokenizer: Tokenizer) -> None:
-    """What was answered with the first delivery and not seen by anybody is answered again."""
-    decoder, assembly = made(tiny)
-    hold = threading.Event()
+def held(decoder: Decoder, tokenizer: Tokenizer, **holds: threading.Event) -> Asked:
+    """An engine that lets nothing go before its holds are set."""
     asked = Asked(decoder, tokenizer)
     asked.engine.stop()
     assert decoder.vision is not None
@@ -331,10 +329,36 @@ def test_after_new_weights_images_are_looked_at_again(tiny: Tiny, tokenizer: Tok
         decoder.config,
         EngineSettings(kv_bytes=4_000_000),
         stop_ids=frozenset(),
-        hold=hold,
         sees=Sight(decoder.vision, PROCESSOR),
+        **holds,
     )
     asked.engine.start()
+    return asked
+
+
+def test_text_leaves_when_its_weights_are_verified_and_an_image_when_all_are(tiny: Tiny, tokenizer: Tokenizer) -> None:
+    asked = held(made(tiny)[0], tokenizer, hold=threading.Event(), hold_images=threading.Event())
+    try:
+        asked.submit(asked.request("image", f"<bos>{B}what?", photos([1])))
+        asked.submit(asked.request("text", "<bos>hello"))
+        while asked.engine.stats().completion_tokens < 16:  # both are complete
+            threading.Event().wait(0.01)
+        assert asked.events == {"image": [], "text": []}
+        asked.engine.release_text()
+        assert asked.ended("text").finish_reason == "length"
+        asked.submit(asked.request("later", "<bos>hello"))
+        assert asked.tokens("later") == asked.tokens("text")
+        assert asked.events["image"] == []
+        asked.engine.release()
+        assert asked.ended("image").finish_reason == "length"
+    finally:
+        asked.engine.stop()
+
+
+def test_after_new_weights_images_are_looked_at_again(tiny: Tiny, tokenizer: Tokenizer) -> None:
+    """What was answered with the first delivery and not seen by anybody is answered again."""
+    decoder, assembly = made(tiny)
+    asked = held(decoder, tokenizer, hold=threading.Event())
     try:
         name = "model.multi_modal_projector.mm_input_projection_weight"
         assembly.assign(name, tiny.tensors[name] * 0)

@@ -64,7 +64,8 @@ class Engine:
     """Generates for one model.
 
     `hold`: no token leaves before it is set (weights still landing or unverified); computing goes on meanwhile, as far
-    as the model's own gates let it. `stop_ids` None takes the tokenizer's. `max_context`, in tokens, can only lower the
+    as the model's own gates let it. `hold_images` is the same for requests with images, whose tower lands later; None:
+    what holds text holds them. `stop_ids` None takes the tokenizer's. `max_context`, in tokens, can only lower the
     model's own limit; what the memory for keys and values allows may lower it further. `sees` is the vision tower of a
     model that takes images.
     """
@@ -79,6 +80,7 @@ class Engine:
         stop_ids: frozenset[int] | None = None,
         max_context: int | None = None,
         hold: threading.Event | None = None,
+        hold_images: threading.Event | None = None,
         sees: Sees | None = None,
         device: torch.device | str = "cpu",
         name: str = "engine",
@@ -87,7 +89,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.config = config
         self._settings = settings
-        self._hold = hold
+        self._hold, self._hold_images = hold, hold_images or hold
         self._stop_ids = tokenizer.stop_ids if stop_ids is None else stop_ids
         wanted = min(config.max_positions, max_context or config.max_positions)
         # An image is computed in one piece.
@@ -208,7 +210,14 @@ class Engine:
             self._post(self._restart)
 
     def release(self) -> None:
-        """The weights are verified: set `hold`, and let go of what was held back."""
+        """The weights are verified: set `hold` and `hold_images`, and let go of what was held back."""
+        self.release_text()
+        with self._changed:
+            if self._hold_images is not None:
+                self._post(self._hold_images.set)
+
+    def release_text(self) -> None:
+        """The text model's weights are verified: set `hold`; requests with images wait on."""
         with self._changed:
             if self._hold is not None:
                 # Behind `recompute_all`, if that was called: a token of the old weights may be on its way.
@@ -290,7 +299,7 @@ class Engine:
         until = [item.request.deadline for item in self._open.values() if item.request.deadline is not None]
         if self._drain_until is not None:
             until.append(self._drain_until)
-        if self._active and not self._may_leave():
+        if not all(map(self._may_leave, self._active.values())):
             until.append(now + _HOLD_POLL_SECONDS)
         return max(0.0, min(until) - now) if until else None
 
@@ -383,18 +392,19 @@ class Engine:
 
     # -- events --------------------------------------------------------------------------------------------------------
 
-    def _may_leave(self) -> bool:
-        return self._hold is None or self._hold.is_set()
+    def _may_leave(self, generation: Generation) -> bool:
+        hold = self._hold_images if generation.request.images else self._hold
+        return hold is None or hold.is_set()
 
     def _can_release(self) -> bool:
-        return self._may_leave() and any(generation.held for generation in self._active.values())
+        return any(generation.held and self._may_leave(generation) for generation in self._active.values())
 
     def _late(self, now: float) -> list[Generation]:
         late = [item for item in self._active.values() if item.request.deadline is not None]
         return [item for item in late if item.request.deadline is not None and item.request.deadline <= now]
 
     def _send(self, generation: Generation, event: TokenEvent) -> None:
-        if not self._may_leave():
+        if not self._may_leave(generation):
             generation.held.append(event)
         else:
             self._hand_over(generation, event)
@@ -441,7 +451,7 @@ class Engine:
     def _end(self, generation: Generation, finish: Finish) -> None:
         """The terminal event; an answer that is complete but held back waits for `hold` with its end."""
         self._scheduler.remove(generation.sequence)
-        if finish.reason in ("stop", "length") and not self._may_leave():
+        if finish.reason in ("stop", "length") and not self._may_leave(generation):
             generation.held.append(generation.last_event(finish))
             return
         self._close(generation, generation.last_event(finish))
@@ -465,7 +475,7 @@ class Engine:
             self._hand_over(generation, generation.last_event(finish))
 
     def _release_held(self) -> None:
-        for generation in list(self._active.values()):
+        for generation in filter(self._may_leave, list(self._active.values())):
             held, generation.held = generation.held, []
             for event in held:
                 if event.finish_reason is None:
