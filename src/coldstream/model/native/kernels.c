@@ -340,6 +340,7 @@ INLINE void tile(const int rows, const int8_t *w, const int16_t *units, int64_t 
     }
     EACH_ROW(BEGIN)
     for (int64_t p = 0; p < pairs; p++) {
+        __builtin_prefetch(w + (pairs + p) * 2 * OUTPUTS); /* what lies behind comes next, from memory */
         const __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + p * 32)));
         const __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + p * 32 + 16)));
         EACH_ROW(STEP)
@@ -645,14 +646,16 @@ static void attend(const Shape *h, const Step *s, int64_t span, int64_t kv, int6
             const int64_t at = (kv * h->slots + slot(s, span, base + j)) * d;
             keys[j] = t->keys + at, values[j] = t->values + at;
         }
-        keys[to] = keys[to - 1];
-        for (int64_t r = 0; r < count; r += 4)
-            for (int64_t j = from; j < to; j += 2)
+        keys[to] = keys[to - 1], values[to] = values[to - 1];
+        for (int64_t j = from; j < to; j += 2) {
+            for (int64_t c = 0; c < d; c += 16) __builtin_prefetch(values[j] + c), __builtin_prefetch(values[j + 1] + c);
+            for (int64_t r = 0; r < count; r += 4)
                 BY_ROWS(count - r, scores_of(N, q + r * d, keys[j], keys[j + 1], d, scores + r * SCORES + j))
+        }
         for (int64_t r = 0; r < count; r++)
             fade[r] = soften(scores + r * SCORES, low[r] - base, high[r] - base, top + r, total + r);
-        for (int64_t r = 0; r < count; r += 4)
-            for (int64_t c = 0; c < d; c += 16)
+        for (int64_t c = 0; c < d; c += 16)
+            for (int64_t r = 0; r < count; r += 4)
                 BY_ROWS(count - r, weigh(N, scores + r * SCORES, values, from, to, c, fade + r, d, out + r * d))
     }
     for (int64_t r = 0; r < count; r++) {
