@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from coldstream.errors import AccessDenied
 from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.object_store import open_store
+from coldstream.weights.open_store import open_store
 from coldstream.weights.retry import RetryPolicy
 from coldstream.weights.uri import Location
 from tests.contract.servers import GoogleServer

@@ -16,8 +16,9 @@ import trustme
 from coldstream.demo.bucket import LocalBucket
 from coldstream.errors import AccessDenied, BadResponse, LocationError, ObjectNotFound, StoreError
 from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.object_store import open_store
+from coldstream.weights.open_store import open_store
 from coldstream.weights.retry import RetryPolicy
+from coldstream.weights.store import read
 from coldstream.weights.uri import Location
 from tests.contract.servers import BlobServer, RangeServer, free_port, program, spawn, stop
 from tests.contract.store_contract import Shelf, StoreContract, store_at
@@ -93,7 +94,7 @@ class TestFile(StoreContract):
         store = store_at(uri)
         pin = (await store.list())["config.json"]
         with pytest.raises(AccessDenied):
-            await store.read(pin, 0, 2)
+            await read(store, pin, 0, 2)
 
 
 class WebShelf(Shelf):
@@ -255,7 +256,7 @@ class TestRclone:
         store = open_store(Location.parse(folder))
         pin = (await store.list())["model.safetensors"]
         with pytest.raises(BadResponse, match=r"s3://models/gemma/model\.safetensors.*range"):
-            await store.read(pin, 5, 1000)
+            await read(store, pin, 5, 1000)
 
 
 async def test_an_unknown_scheme_is_refused() -> None:

@@ -17,7 +17,7 @@ from statistics import median
 from coldstream.weights.checkpoint import Checkpoint, Shard
 from coldstream.weights.header import Header, TensorInfo
 from coldstream.weights.progress import Counters, Progress
-from coldstream.weights.store import Buffer, Pin
+from coldstream.weights.store import Pin
 from coldstream.weights.stream import StreamOptions, stream_ranges
 from coldstream.weights.uri import Location
 
@@ -38,7 +38,6 @@ class ShapedStore:
 
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(seed)
-        self._zeros = memoryview(bytes(max(SIZES) * 2))
         self._running = [0, 0]  # usual ones, slow ones
         self.slow = 0
 
@@ -48,11 +47,11 @@ class ShapedStore:
     async def pin(self, name: str) -> Pin | None:
         return None
 
-    async def read(self, pin: Pin, start: int, end: int, *, piecewise: bool = False) -> Buffer:
+    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
         slow = self._draw.random() < SLOW_SHARE
         self.slow += slow
         await asyncio.sleep(FIRST_BYTE * self._draw.uniform(0.8, 1.2))
-        left = float(end - start)
+        left = float(target.nbytes)
         self._running[slow] += 1
         try:
             while left > 0:
@@ -60,7 +59,9 @@ class ShapedStore:
                 left -= STEP * self._rate(slow)
         finally:
             self._running[slow] -= 1
-        return self._zeros[: end - start]
+
+    def close_idle(self) -> None:
+        pass
 
     def _rate(self, slow: bool) -> float:
         if slow:

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from coldstream.errors import AccessDenied, ObjectChanged
+from coldstream.errors import AccessDenied, BadResponse, ObjectChanged
 from coldstream.weights.checksum import crc32c
-from coldstream.weights.store import Buffer, Interrupted, Pin
+from coldstream.weights.store import Interrupted, Pin
 from coldstream.weights.uri import Location
 
 
@@ -46,17 +46,20 @@ class MemoryStore:
     async def pin(self, name: str) -> Pin | None:
         return self._pin(name) if name in self.files else None
 
-    async def read(self, pin: Pin, start: int, end: int, *, piecewise: bool = False) -> Buffer:
-        self.requests.append(Request(pin.name, start, end))
+    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+        self.requests.append(Request(pin.name, start, start + target.nbytes))
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
             await asyncio.sleep(0)
             if pin.generation != str(self.generations[pin.name]):
                 raise ObjectChanged(f"{pin.name} was replaced")
-            return memoryview(self.files[pin.name])[start:end]
+            target[:] = memoryview(self.files[pin.name])[start : start + target.nbytes]
         finally:
             self.running -= 1
+
+    def close_idle(self) -> None:
+        """There are no connections."""
 
     def _pin(self, name: str) -> Pin:
         data = self.files[name]
@@ -111,16 +114,19 @@ class FaultStore:
     async def pin(self, name: str) -> Pin | None:
         return await self.inner.pin(name)
 
-    async def read(self, pin: Pin, start: int, end: int, *, piecewise: bool = False) -> Buffer:
-        request = Request(pin.name, start, end)
+    def close_idle(self) -> None:
+        self.inner.close_idle()
+
+    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+        request = Request(pin.name, start, start + target.nbytes)
         fault = self.choose(request)
         if fault is None:
-            return await self.inner.read(pin, start, end)
+            return await self.inner.read_into(pin, start, target)
         self.met.append((request, fault))
         self.hit.set()
-        return await self._meet(fault, pin, start, end)
+        await self._meet(fault, pin, start, target)
 
-    async def _meet(self, fault: Fault, pin: Pin, start: int, end: int) -> Buffer:
+    async def _meet(self, fault: Fault, pin: Pin, start: int, target: memoryview) -> None:
         if fault.kind == "denied":
             raise AccessDenied(f"{pin.name}: access denied (HTTP 403)")
         if fault.kind == "throttled":
@@ -133,25 +139,27 @@ class FaultStore:
             self.inner.replace(pin.name, self.inner.files[pin.name][::-1])
         if fault.kind in ("slow", "stall"):
             await asyncio.sleep(fault.seconds)
-        good = await self.inner.read(pin, start, end)
-        return _mangled(fault, bytes(good))
+        good = bytearray(target.nbytes)
+        await self.inner.read_into(pin, start, memoryview(good))
+        if fault.kind == "long":
+            where = self.location.child(pin.name)
+            raise BadResponse(f"{where}: asked for {len(good)} bytes, {len(good) + 1} are sent; use another server")
+        target[:] = _mangled(fault, bytes(good), target)
 
 
-def _mangled(fault: Fault, good: bytes) -> Buffer:
+def _mangled(fault: Fault, good: bytes, target: memoryview) -> bytes:
     at = min(fault.at, len(good) - 1)
-    if fault.kind in ("reset", "lost", "stall"):
-        raise Interrupted(
-            f"{fault.kind} at byte {at}", partial=memoryview(good[:at]) if fault.kind == "reset" else None
-        )
-    if fault.kind == "short":
-        return memoryview(good[:at])
-    if fault.kind == "long":
-        return memoryview(good + good[:1])
+    if fault.kind in ("reset", "short"):
+        target[:at] = good[:at]
+        raise Interrupted(f"{fault.kind} at byte {at}", landed=at)
+    if fault.kind in ("lost", "stall"):
+        target[:at] = good[:at][::-1]  # nobody may rely on them
+        raise Interrupted(f"{fault.kind} at byte {at}")
     if fault.kind == "repeated":  # a piece comes twice, and pushes the rest out
-        return memoryview((good[:at] + good[max(0, at - 3) :])[: len(good)])
+        return (good[:at] + good[max(0, at - 3) :])[: len(good)]
     if fault.kind == "wrong":
-        return memoryview(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
-    return memoryview(good)
+        return good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :]
+    return good
 
 
 def once(kind: str, *, after: int = 0, at: int = 0, seconds: float = 0.0, name: str = ".safetensors") -> Choose:

@@ -79,7 +79,7 @@ async def test_a_short_body_is_resumed() -> None:
 
 
 async def test_too_many_bytes_are_refused() -> None:
-    with pytest.raises(BadResponse, match=r"gs://memory/model/model-0000.*got 257"):
+    with pytest.raises(BadResponse, match=r"gs://memory/model/model-0000.*257 are sent"):
         await load_with(times(99, "long", after=2))
 
 

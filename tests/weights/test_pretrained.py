@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 import coldstream
 from coldstream.weights.checkpoint import open_checkpoint_async
 from coldstream.weights.checksum import pinned
-from coldstream.weights.object_store import open_store
-from coldstream.weights.store import Buffer, Pin
+from coldstream.weights.open_store import open_store
+from coldstream.weights.store import Pin
 from coldstream.weights.stream import StreamOptions
 from coldstream.weights.uri import Location
 
@@ -38,7 +38,7 @@ class LandingStore:
     def __init__(self, folder: Path) -> None:
         self._inner = open_store(Location.parse(str(folder)))
         self.location = self._inner.location
-        self._kept: list[Buffer] = []
+        self._kept: list[memoryview] = []
         self._landed: list[tuple[int, int]] = []
 
     async def list(self) -> Mapping[str, Pin]:
@@ -47,12 +47,14 @@ class LandingStore:
     async def pin(self, name: str) -> Pin | None:
         return await self._inner.pin(name)
 
-    async def read(self, pin: Pin, start: int, end: int, *, piecewise: bool = False) -> Buffer:
-        data = await self._inner.read(pin, start, end, piecewise=piecewise)
-        with pinned(data) as array:
-            self._landed.append((ctypes.addressof(array), data.nbytes))
-        self._kept.append(data)
-        return data
+    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+        await self._inner.read_into(pin, start, target)
+        with pinned(target) as array:
+            self._landed.append((ctypes.addressof(array), target.nbytes))
+        self._kept.append(target)
+
+    def close_idle(self) -> None:
+        self._inner.close_idle()
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether every byte of the tensor is where it landed."""

@@ -179,8 +179,9 @@ class Fetcher:
         return bucket, path.strip("/")
 
     async def _object(self, url: str, field: str) -> bytes:
-        from coldstream.weights.object_store import open_store
+        from coldstream.weights.open_store import open_store
         from coldstream.weights.retry import RetryPolicy, with_retries
+        from coldstream.weights.store import read
         from coldstream.weights.uri import Location
 
         bucket, path = self._check_bucket(url, field)
@@ -193,7 +194,7 @@ class Fetcher:
                 raise InvalidRequest(f"{field}: there is no object {url[:200]}", field=field)
             if pin.size > self._settings.max_bytes:
                 raise self._too_large(field)
-            return bytes(await with_retries(lambda: store.read(pin, 0, pin.size), policy, where=url))
+            return bytes(await with_retries(lambda: read(store, pin, 0, pin.size), policy, where=url))
         except ObjectNotFound as exc:
             raise InvalidRequest(f"{field}: there is no object {url[:200]}", field=field) from exc
         except AccessDenied as exc:

@@ -26,10 +26,10 @@ from coldstream.errors import (
 )
 from coldstream.timeline import Timeline
 from coldstream.weights.header import Header, TensorInfo, header_end, marks, parse_header, quoted
-from coldstream.weights.object_store import open_store
+from coldstream.weights.open_store import open_store
 from coldstream.weights.progress import Progress
 from coldstream.weights.retry import RetryPolicy, with_retries
-from coldstream.weights.store import Pin, Store
+from coldstream.weights.store import Pin, Store, read
 from coldstream.weights.uri import Location
 
 CONFIG = "config.json"
@@ -337,7 +337,7 @@ async def _read_bytes(store: Store, pin: Pin, start: int, end: int, retry: Retry
     if start == end:
         return b""
     where = f"{store.location.child(pin.name)}, bytes {start}-{end}"
-    return bytes(await with_retries(lambda: store.read(pin, start, end), retry, where=where))
+    return bytes(await with_retries(lambda: read(store, pin, start, end), retry, where=where))
 
 
 _T = TypeVar("_T")

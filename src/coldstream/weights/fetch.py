@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from coldstream.errors import BadResponse
+from coldstream.weights.memory import Slabs
 from coldstream.weights.progress import Counters
 from coldstream.weights.retry import Attempts, RetryPolicy, now
 from coldstream.weights.store import Interrupted, Pin, Store
@@ -150,6 +150,7 @@ class Fetcher:
         release: Callable[[int], None],
         throttled: Callable[[], None],
         is_tail: Callable[[], bool],
+        slabs: Slabs,
     ) -> None:
         self._store = store
         self._policy = policy
@@ -160,42 +161,35 @@ class Fetcher:
         self._release = release
         self._throttled = throttled
         self._is_tail = is_tail
+        self._slabs = slabs
         self._pace = Pace()
         self._open_at = 0.0
-        # After the first broken body, reads keep what has landed, at the price of a copy.
-        self._piecewise = False
 
-    async def read(self, pin: Pin, start: int, end: int) -> memoryview:
-        """Bytes `start` to `end` (exclusive).
+    async def read(self, pin: Pin, start: int, target: memoryview) -> None:
+        """Fill `target` with the bytes from `start` on. When it ends, nobody writes to `target` any more.
 
         Raises:
             StoreError: retrying cannot mend it, or the attempts or the deadline are spent.
         """
         uri = self._store.location.child(pin.name)
+        end = start + target.nbytes
         attempts = Attempts(self._policy, where=f"{uri}, bytes {start}-{end}", deadline=self._deadline)
-        landed: list[memoryview] = []
-        position = start
-        while True:
+        landed = 0
+        while landed < target.nbytes:
             try:
                 await self._wait_until_open(attempts)
-                data = await self._hedged(pin, position, end, attempts)
+                await self._hedged(pin, start + landed, target[landed:], attempts)
+                return
             except Interrupted as failure:
-                if failure.partial is not None and failure.partial.nbytes:
-                    position += _keep(failure.partial, end - position, landed, uri)
+                if failure.landed:
+                    landed += failure.landed
                     attempts.progressed()
                     self._counters.resumes += 1
-                if position < end:
+                if landed < target.nbytes:
                     await self._back_off(failure, attempts)
-            else:
-                position += _keep(data, end - position, landed, uri)
-                if position < end:
-                    await self._back_off(Interrupted(f"only {data.nbytes} bytes came"), attempts)
-            if position == end:
-                return landed[0] if len(landed) == 1 else _joined(landed)
 
     async def _back_off(self, failure: Interrupted, attempts: Attempts) -> None:
         self._counters.retries += 1
-        self._piecewise = self._piecewise or not (failure.throttled or failure.refused)
         delay = attempts.next_delay(failure)
         if failure.throttled:
             self._counters.throttles += 1
@@ -210,22 +204,25 @@ class Fetcher:
             await asyncio.sleep(max(0.0, min(wait, attempts.remaining)))
             attempts.check_deadline()
 
-    async def _hedged(self, pin: Pin, start: int, end: int, attempts: Attempts) -> memoryview:
-        """The first of one or two reads to end well."""
-        nbytes = end - start
-        running = self._pace.begin(nbytes, now=now())
-        racers = {asyncio.create_task(self._timed(pin, start, end, attempts, running))}
+    async def _hedged(self, pin: Pin, start: int, target: memoryview, attempts: Attempts) -> None:
+        """Until one of one or two reads has ended well."""
+        running = self._pace.begin(target.nbytes, now=now())
+        racers = [asyncio.create_task(self._timed(pin, start, target, attempts, running))]
         try:
-            if await self._is_late(running, *racers) and self._may_hedge(nbytes):
-                racers.add(asyncio.create_task(self._second(pin, start, end, attempts)))
-            return await self._winner(racers, nbytes)
+            if not await self._is_late(running, racers[0]) or not self._may_hedge(target.nbytes):
+                return await racers[0]
+            # Into memory of its own: the first one may still write to the target.
+            spare = self._slabs.take(target.nbytes)
+            racers.append(asyncio.create_task(self._second(pin, start, spare, attempts)))
+            winner = await self._winner(racers)
         finally:
             self._pace.forget(running)
-            for racer in racers:
-                racer.cancel()
-            await asyncio.gather(*racers, return_exceptions=True)
+            await _ended(racers)
+        if winner is racers[1]:
+            target[:] = spare
+        return winner.result()
 
-    async def _is_late(self, running: Running, read: asyncio.Task[memoryview]) -> bool:
+    async def _is_late(self, running: Running, read: asyncio.Task[None]) -> bool:
         """Wait until it has ended (False) or is late (True)."""
         while not read.done():
             is_tail = self._is_tail()
@@ -235,17 +232,15 @@ class Fetcher:
             await asyncio.wait({read}, timeout=TAIL_POLL if is_tail else HEDGE_POLL)
         return False
 
-    async def _winner(self, racers: set[asyncio.Task[memoryview]], nbytes: int) -> memoryview:
+    async def _winner(self, racers: Sequence[asyncio.Task[None]]) -> asyncio.Task[None]:
+        """The first to end well; when none does the first racer, because only what it has landed lies in the target."""
         pending = set(racers)
-        while True:
+        while pending:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            good = [racer for racer in done if racer.exception() is None]
-            if good:
-                if len(racers) > 1:
-                    self._counters.wasted_bytes += nbytes
-                return good[0].result()
-            if not pending:
-                return done.pop().result()
+            for racer in done:
+                if racer.exception() is None:
+                    return racer
+        return racers[0]
 
     def _may_hedge(self, nbytes: int) -> bool:
         # The second read holds memory as well, so it needs room in the budget of bytes in flight.
@@ -256,51 +251,41 @@ class Fetcher:
             return False
         return True
 
-    async def _second(self, pin: Pin, start: int, end: int, attempts: Attempts) -> memoryview:
+    async def _second(self, pin: Pin, start: int, target: memoryview, attempts: Attempts) -> None:
         self._counters.hedges += 1
-        self._counters.hedged_bytes += end - start
+        self._counters.hedged_bytes += target.nbytes
+        self._counters.wasted_bytes += target.nbytes  # by one of the two
         try:
-            return await self._in_pieces(pin, start, end, attempts)
+            await self._in_pieces(pin, start, target, attempts)
         finally:
-            self._release(end - start)
+            self._release(target.nbytes)
 
-    async def _in_pieces(self, pin: Pin, start: int, end: int, attempts: Attempts) -> memoryview:
-        count = -(-(end - start) // HEDGE_PIECE)
-        edges = [start + (end - start) * index // count for index in range(count + 1)]
-        tasks = [asyncio.create_task(self._hedged(pin, *span, attempts)) for span in pairwise(edges)]
+    async def _in_pieces(self, pin: Pin, start: int, target: memoryview, attempts: Attempts) -> None:
+        count = -(-target.nbytes // HEDGE_PIECE)
+        edges = [target.nbytes * index // count for index in range(count + 1)]
+        tasks = [
+            asyncio.create_task(self._hedged(pin, start + low, target[low:high], attempts))
+            for low, high in pairwise(edges)
+        ]
         try:
-            pieces = await asyncio.gather(*tasks)
+            await asyncio.gather(*tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return pieces[0] if count == 1 else _joined(pieces)
+            await _ended(tasks)
 
-    async def _timed(self, pin: Pin, start: int, end: int, attempts: Attempts, running: Running) -> memoryview:
+    async def _timed(self, pin: Pin, start: int, target: memoryview, attempts: Attempts, running: Running) -> None:
         self._counters.requests += 1
-        limit = min(attempts.remaining, ATTEMPT_FLOOR + (end - start) / SLOWEST)
+        limit = min(attempts.remaining, ATTEMPT_FLOOR + target.nbytes / SLOWEST)
         try:
             async with asyncio.timeout(max(0.0, limit)):
-                data = await self._store.read(pin, start, end, piecewise=self._piecewise)
+                await self._store.read_into(pin, start, target)
         except TimeoutError as exc:
             self._counters.stalls += 1
             raise Interruption(f"no end after {limit:.0f} s") from exc
         self._pace.completed(running, now=now())
-        return data
 
 
-def _keep(data: memoryview, most: int, landed: list[memoryview], uri: object) -> int:
-    """Add what arrived; how many bytes it was. A short body is resumed like a broken one."""
-    if data.nbytes > most:
-        raise BadResponse(f"{uri}: asked for {most} bytes, got {data.nbytes}; the server ignores ranges, use another")
-    landed.append(data)
-    return data.nbytes
-
-
-def _joined(pieces: Sequence[memoryview]) -> memoryview:
-    whole = bytearray(sum(piece.nbytes for piece in pieces))
-    position = 0
-    for piece in pieces:
-        whole[position : position + piece.nbytes] = piece
-        position += piece.nbytes
-    return memoryview(whole).toreadonly()
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel those that still run, and wait until all are gone."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
@@ -85,13 +85,25 @@ async def _exchange(url: str, method: str, headers: dict[str, str], body: bytes)
 
 
 async def _response(reader: asyncio.StreamReader, method: str) -> Response:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    version, status, *_ = head[0].split(" ", 2)
-    if not version.startswith("HTTP/1."):
-        raise ValueError(f"not an HTTP answer: {head[0][:80]!r}")
-    fields = (line.partition(":") for line in head[1:] if line)
+    head = parse_head(await reader.readuntil(b"\r\n\r\n"))
+    return replace(head, body=b"" if method == "HEAD" else await _body(reader, head.headers))
+
+
+def parse_head(data: bytes) -> Response:
+    """Status line and headers (RFC 9112, sections 4 and 5); the body is empty.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    first, *lines = data.decode("latin-1").split("\r\n")
+    version, _, rest = first.partition(" ")
+    if not version.startswith("HTTP/1.") or not rest[:3].isdecimal():
+        raise ValueError(f"not an HTTP answer: {first[:80]!r}")
+    fields = (line.partition(":") for line in lines if line)
     headers = {name.strip().lower(): value.strip() for name, _, value in fields}
-    return Response(int(status), headers, b"" if method == "HEAD" else await _body(reader, headers))
+    if version == "HTTP/1.0":
+        headers.setdefault("connection", "close")
+    return Response(int(rest[:3]), headers, b"")
 
 
 async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> bytes:

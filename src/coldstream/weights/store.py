@@ -1,7 +1,7 @@
-"""The seam to object storage: a small Protocol, the obstore adapter, foreign errors mapped once.
+"""The seam to object storage: a small Protocol. Bytes land where the caller wants them, without a copy in between.
 
 A store lists a folder and reads ranges of pinned objects. It does not retry: a read that failed raises `Interrupted`,
-and the executor (stream.py) decides what to do about it.
+and the executor (fetch.py) decides what to do about it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coldstream.weights.uri import Location
-
-Buffer = memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class Pin:
 
 
 class Interrupted(Exception):
-    """A read ended before its last byte. `partial` holds the good bytes that had landed.
+    """A read ended before its last byte. The first `landed` bytes of its target are good.
 
     `throttled`: the server asked for less, `retry_after` (seconds) says when. `refused`: nobody listened.
     Never seen by users: the executor turns it into a retry or an error of errors.py.
@@ -42,13 +40,13 @@ class Interrupted(Exception):
         self,
         message: str,
         *,
-        partial: Buffer | None = None,
+        landed: int = 0,
         throttled: bool = False,
         refused: bool = False,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.partial = partial
+        self.landed = landed
         self.throttled = throttled
         self.refused = refused
         self.retry_after = retry_after
@@ -80,13 +78,28 @@ class Store(Protocol):
         """
         ...
 
-    async def read(self, pin: Pin, start: int, end: int, *, piecewise: bool = False) -> Buffer:
-        """Bytes `start` to `end` (exclusive) of exactly this version; never fewer, never more.
+    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+        """Fill `target` (writable bytes) with those of exactly this version from `start` on.
 
-        `piecewise` costs a copy, and keeps what has landed for `Interrupted.partial` when the read breaks off.
+        When it ends, in whatever way, nobody writes to `target` any more.
 
         Raises:
             Interrupted: it may work when asked again. Also when no byte came for some seconds.
             ObjectNotFound, AccessDenied, ObjectChanged, BadResponse: it will not.
         """
         ...
+
+    def close_idle(self) -> None:
+        """Let go of connections that are kept for the next read; it may still come, and makes its own."""
+        ...
+
+
+async def read(store: Store, pin: Pin, start: int, end: int) -> bytearray:
+    """Bytes `start` to `end` (exclusive), for what is small.
+
+    Raises:
+        As `Store.read_into`.
+    """
+    data = bytearray(end - start)
+    await store.read_into(pin, start, memoryview(data))
+    return data

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import mmap
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +13,11 @@ from coldstream.errors import ChecksumMismatch
 from coldstream.timeline import Span, Timeline
 from coldstream.weights.budget import ByteBudget
 from coldstream.weights.checkpoint import Checkpoint, Shard
-from coldstream.weights.checksum import Fold, crc32c, pinned
+from coldstream.weights.checksum import Fold, crc32c
 from coldstream.weights.concurrency import Bounds, Concurrency
 from coldstream.weights.fetch import Fetcher, HedgeBudget
 from coldstream.weights.header import TensorInfo
+from coldstream.weights.memory import Slabs
 from coldstream.weights.plan import Read, ReadPlan, part_size_for, plan
 from coldstream.weights.progress import Progress
 from coldstream.weights.retry import RetryPolicy, now
@@ -59,6 +58,8 @@ class LandedRange:
 
     read: Read
     data: memoryview
+    # The tensor that is larger than a read, when these were the last of its bytes.
+    tensor: memoryview | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,9 @@ async def stream(
     Raises:
         StoreError: see `coldstream.errors`; then nothing that was yielded may be used.
     """
-    run = _Run(checkpoint, select, options, progress, timeline)
+    run = _Run(checkpoint, select, options, progress, timeline, assembly=_Assembly())
     for info in run.plan.empty:
         yield Landed(info, memoryview(b""))
-    assembly = _Assembly()
     async with contextlib.aclosing(run.ranges()) as ranges:
         async for landed in ranges:
             if landed.read.whole:
@@ -97,11 +97,9 @@ async def stream(
                     yield piece
                     del piece
             else:
-                tensor = await run.in_worker(assembly.add, landed)
                 run.budget.release(landed.read.nbytes)
-                if tensor is not None:
-                    yield tensor
-                del tensor
+                if landed.tensor is not None:
+                    yield Landed(landed.read.tensors[0], landed.tensor)
             del landed  # a name that outlives its use here would keep a whole tensor's bytes in memory
 
 
@@ -139,27 +137,25 @@ def _views(landed: LandedRange) -> Iterator[Landed]:
 
 
 class _Assembly:
-    """Tensors that are larger than a read. Anonymous memory: unlike a bytearray's it is not written before its use."""
+    """Tensors that are larger than a read: each cut lands in its place."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, mmap.mmap] = {}
+        self._buffers: dict[str, memoryview] = {}
         self._missing: dict[str, int] = {}
 
-    def add(self, landed: LandedRange) -> Landed | None:
-        """Put a cut in its place; the tensor, when that was the last one."""
-        info, read = landed.read.tensors[0], landed.read
+    def place(self, read: Read, slabs: Slabs) -> memoryview:
+        """Where a cut belongs."""
+        info = read.tensors[0]
         if info.name not in self._buffers:
-            self._buffers[info.name] = mmap.mmap(-1, info.nbytes)
+            self._buffers[info.name] = slabs.take(info.nbytes)
             self._missing[info.name] = info.nbytes
-        buffer = self._buffers[info.name]
-        with pinned(memoryview(buffer)) as target, pinned(landed.data) as source:
-            # memmove through ctypes runs without the GIL.
-            ctypes.memmove(ctypes.byref(target, read.start - info.start), source, read.nbytes)
-        self._missing[info.name] -= read.nbytes
-        if self._missing[info.name]:
-            return None
-        del self._buffers[info.name]
-        return Landed(info, memoryview(buffer))
+        return self._buffers[info.name][read.start - info.start : read.end - info.start]
+
+    def landed(self, read: Read) -> memoryview | None:
+        """The tensor, when this was the last of its cuts."""
+        name = read.tensors[0].name
+        self._missing[name] -= read.nbytes
+        return None if self._missing[name] else self._buffers.pop(name).toreadonly()
 
 
 @dataclass(slots=True)
@@ -195,7 +191,11 @@ class _Run:
         options: StreamOptions | None,
         progress: Progress | None,
         timeline: Timeline | None,
+        *,
+        assembly: _Assembly | None = None,
     ) -> None:
+        self._assembly = assembly
+        self._slabs = Slabs()
         self.checkpoint = checkpoint
         self.options = options or StreamOptions()
         self.progress = progress or Progress()
@@ -240,10 +240,6 @@ class _Run:
         finally:
             await self._close(dispatcher)
 
-    async def in_worker(self, call: Callable[[LandedRange], Landed | None], landed: LandedRange) -> Landed | None:
-        """Run it off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, call, landed)
-
     def _part_size(self, tensors: list[TensorInfo]) -> int:
         total = sum(info.nbytes for info in tensors)
         return self.options.part_size or part_size_for(total, connections=self.options.bounds.start)
@@ -271,6 +267,7 @@ class _Run:
             release=self.budget.release,
             throttled=lambda: self._concurrency.throttled(now=now()),
             is_tail=lambda: not self._pending,
+            slabs=self._slabs,
         )
 
     async def _dispatch(self) -> None:
@@ -294,15 +291,19 @@ class _Run:
             data = await self._on_connection(read, connection)
             await self._check(read, data)
             self.progress.landed(read.nbytes)
-            self._ready.put_nowait(LandedRange(read, data))
+            cut = self._assembly is not None and not read.whole
+            tensor = self._assembly.landed(read) if self._assembly is not None and cut else None
+            self._ready.put_nowait(LandedRange(read, data, tensor))
+            del data, tensor  # the consumer's alone: this task has still to wait for others
             await self._landed(self._files[read.file])
         except Exception as exc:  # handed to the consumer, who raises it
             self._ready.put_nowait(exc)
 
     async def _on_connection(self, read: Read, connection: int) -> memoryview:
         start = self.timeline.now()
+        target = self._place(read)
         try:
-            data = await self._fetcher.read(self._files[read.file].shard.pin, read.start, read.end)
+            await self._fetcher.read(self._files[read.file].shard.pin, read.start, target)
         finally:
             self._idle.append(connection)
             self._changed.set()
@@ -310,7 +311,12 @@ class _Run:
         details: dict[str, str | int | float] = {"file": read.file, "start": read.start, "bytes": read.nbytes}
         self.timeline.record(Span("range", start, end, f"connection {connection}", details))
         self._concurrency.completed(read.nbytes, now=now())
-        return data
+        return target.toreadonly()
+
+    def _place(self, read: Read) -> memoryview:
+        if self._assembly is None or read.whole:
+            return self._slabs.take(read.nbytes)
+        return self._assembly.place(read, self._slabs)
 
     async def _check(self, read: Read, data: memoryview) -> None:
         file = self._files[read.file]
@@ -349,7 +355,8 @@ class _Run:
                 f"{uri}: what arrived, twice, has CRC32C {file.fold.value:08x}, the object's is {pin.crc32c:08x};"
                 " something between here and the store changes bytes"
             )
-        header = await self._fetcher.read(pin, 0, len(file.shard.header_bytes))
+        header = bytearray(len(file.shard.header_bytes))
+        await self._fetcher.read(pin, 0, memoryview(header))
         if header != file.shard.header_bytes:
             raise ChecksumMismatch(f"{uri}: its header arrived damaged, so every tensor is in doubt; start again")
         self._refetch(file)
@@ -378,4 +385,5 @@ class _Run:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        self.checkpoint.store.close_idle()
         self._workers.shutdown(wait=True)

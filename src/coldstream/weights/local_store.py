@@ -1,0 +1,102 @@
+"""A folder on this machine, pinned by inode, time and size."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from coldstream.errors import ObjectNotFound
+from coldstream.weights.answers import changed, denied
+from coldstream.weights.memory import STEP, populate
+from coldstream.weights.store import Interrupted, Pin
+from coldstream.weights.uri import Location
+from coldstream.weights.wire import in_thread
+
+
+class LocalStore:
+    """Regular files; links are followed, as the Hugging Face cache needs it."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+
+    async def list(self) -> Mapping[str, Pin]:
+        """See `Store.list`."""
+        try:
+            with os.scandir(self.location.path) as entries:
+                return {entry.name: _pinned(entry.name, entry.stat()) for entry in entries if entry.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except PermissionError as exc:
+            raise denied(self.location, 403) from exc
+
+    async def pin(self, name: str) -> Pin | None:
+        """See `Store.pin`."""
+        try:
+            status = os.stat(self._path(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except PermissionError as exc:
+            raise denied(self.location.child(name), 403) from exc
+        return _pinned(name, status) if stat.S_ISREG(status.st_mode) else None
+
+    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+        """See `Store.read_into`."""
+        reading = _Reading(self.location.child(pin.name), pin, start, target)
+        await in_thread(reading.run, reading.abort)
+
+    def close_idle(self) -> None:
+        """See `Store.close_idle`; there are none."""
+
+    def _path(self, name: str) -> Path:
+        return Path(self.location.path) / name
+
+
+class _Reading:
+    def __init__(self, where: Location, pin: Pin, start: int, target: memoryview) -> None:
+        self._where, self._pin, self._start, self._target = where, pin, start, target
+        self._aborted = False
+
+    def abort(self) -> None:
+        """From another thread: end after the step that is being read."""
+        self._aborted = True
+
+    def run(self) -> None:
+        try:
+            file = os.open(self._where.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as exc:
+            raise ObjectNotFound(f"{self._where}: no such file; check the path") from exc
+        except PermissionError as exc:
+            raise denied(self._where, 403) from exc
+        try:
+            self._check_version(file)
+            self._read(file)
+            self._check_version(file)
+        finally:
+            os.close(file)
+
+    def _check_version(self, file: int) -> None:
+        if self._pin.etag not in (None, _etag(os.fstat(file))):
+            raise changed(self._where)
+
+    def _read(self, file: int) -> None:
+        position = 0
+        while position < self._target.nbytes and not self._aborted:
+            step = self._target[position : position + STEP]
+            populate(step)
+            try:
+                count = os.preadv(file, [step], self._start + position)
+            except OSError as exc:
+                raise Interrupted(f"{exc.strerror}", landed=position) from exc
+            if not count:
+                raise changed(self._where)
+            position += count
+
+
+def _pinned(name: str, status: os.stat_result) -> Pin:
+    return Pin(name, status.st_size, etag=_etag(status))
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"

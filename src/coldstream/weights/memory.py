@@ -1,0 +1,86 @@
+"""Memory for what lands: from the kernel, given back to it or used again, and never written before it is filled.
+
+What a page costs is most of what a byte costs: see docs/streaming.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import time
+import weakref
+from collections import deque
+
+HUGE_PAGE = 2 * 1024 * 1024
+# Memory is made ready, then filled, in steps that stay in the processor's cache between the two.
+STEP = 2 * 1024 * 1024
+# Linux 5.14, madvise(2); not in Python's mmap module before 3.13.
+_POPULATE_WRITE = 23
+# Making ready less than this is not worth a system call.
+_WORTH = 64 * 1024
+# A huge page that takes longer (CPU seconds) is not lying ready: the host has to find its parts one by one, or the
+# kernel to move others out of the way. Zeroing one takes a quarter of this.
+_READY = 0.001
+# Bytes that are kept for the next reads.
+KEPT = 128 * 1024 * 1024
+
+_libc = ctypes.CDLL(None)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class Slabs:
+    """Buffers for reads. One whose views are all gone is used again: its pages are there already."""
+
+    def __init__(self, *, keep: int = KEPT) -> None:
+        self._free: deque[mmap.mmap] = deque()
+        self._keep = keep
+
+    def take(self, nbytes: int) -> memoryview:
+        """`nbytes` (at least one) of writable memory, with anything in it."""
+        slab = self._fitting(nbytes) or self._fresh(nbytes)
+        # An array, because a memoryview cannot say when it and all of its slices are gone.
+        array = (ctypes.c_ubyte * len(slab)).from_buffer(slab)
+        weakref.finalize(array, self._back, slab).atexit = False
+        return memoryview(array).cast("B")[:nbytes]
+
+    def _fitting(self, nbytes: int) -> mmap.mmap | None:
+        for _ in range(len(self._free)):
+            try:
+                slab = self._free.popleft()
+            except IndexError:  # another thread took it
+                return None
+            if nbytes <= len(slab) <= max(2 * nbytes, HUGE_PAGE):
+                return slab
+            self._free.append(slab)
+        return None
+
+    def _fresh(self, nbytes: int) -> mmap.mmap:
+        size = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
+        slab = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if nbytes >= 2 * HUGE_PAGE:
+            _try_huge_pages(slab, nbytes)
+        return slab
+
+    def _back(self, slab: mmap.mmap) -> None:
+        if sum(map(len, list(self._free))) + len(slab) <= self._keep:
+            self._free.append(slab)
+
+
+def _try_huge_pages(slab: mmap.mmap, nbytes: int) -> None:
+    """Let it have huge pages where it will be filled, unless the first of them was dear."""
+    slab.madvise(mmap.MADV_HUGEPAGE, 0, nbytes // HUGE_PAGE * HUGE_PAGE)
+    with memoryview(slab) as view, view[:HUGE_PAGE] as first:
+        began = time.thread_time()
+        populate(first)
+        dear = time.thread_time() - began > _READY
+    if dear:
+        slab.madvise(mmap.MADV_NOHUGEPAGE)
+
+
+def populate(target: memoryview) -> None:
+    """Have the kernel find the pages in one call, instead of one page fault for each. Only a matter of speed."""
+    if target.nbytes < _WORTH:
+        return
+    address = ctypes.addressof(ctypes.c_ubyte.from_buffer(target))
+    begin = address & ~(mmap.PAGESIZE - 1)
+    _libc.madvise(begin, address + target.nbytes - begin, _POPULATE_WRITE)

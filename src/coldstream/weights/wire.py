@@ -1,0 +1,396 @@
+"""Ranges over HTTP/1.1, from the socket straight into the caller's memory: one copy, by the kernel, without the GIL.
+
+A range is a few system calls (MSG_WAITALL) on a thread that lives as long as its read. A general client reads a quarter
+of a megabyte at a time, and copies it once or twice more; what that costs is in docs/streaming.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from coldstream.errors import BadResponse
+from coldstream.weights.http import Response, parse_head
+from coldstream.weights.memory import STEP, populate
+from coldstream.weights.store import Interrupted
+
+CONNECT_SECONDS = 10.0
+MAX_HEAD = 64 * 1024
+MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+_T = TypeVar("_T")
+# A family, and what sock_connect wants.
+_Address = tuple[int, tuple[Any, ...]]
+# Looks at an answer's head before its body is read; raises what is wrong with it.
+Accept = Callable[[Response], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a connection leads to."""
+
+    host: str
+    port: int
+    secure: bool
+
+
+class Wire:
+    """Connections to the origins of one store, kept between reads. May be used by several event loops in turn.
+
+    Args:
+        stall: seconds without a byte after which a read is cut.
+        authorities: a file of certificates that are trusted as well as the system's.
+        follow: whether a redirect is obeyed; credentials must not be sent along.
+    """
+
+    def __init__(self, *, stall: float, authorities: str | None = None, follow: bool = False) -> None:
+        self._stall = stall
+        self._authorities = authorities
+        self._follow = follow
+        self._idle: list[_Connection] = []
+        self._resolved: dict[Origin, list[_Address]] = {}
+        self._context: ssl.SSLContext | None = None
+        self._finalizer = weakref.finalize(self, _close_all, self._idle)
+
+    async def get(self, url: str, headers: Mapping[str, str], target: memoryview, accept: Accept) -> None:
+        """Fill `target` with the body of the answer.
+
+        Raises:
+            Interrupted: there was no answer, or less of it; `landed` bytes of `target` are good.
+            BadResponse: it is not HTTP, or has another length. Whatever `accept` raises.
+        """
+        for _ in range(MAX_REDIRECTS + 1):
+            where = await self._one(url, headers, target, accept)
+            if where is None:
+                return
+            url = _redirected(url, where)
+        raise BadResponse(f"{url}: more than {MAX_REDIRECTS} redirects; use the address where they end")
+
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses now."""
+        _close_all(self._idle)
+
+    async def _one(self, url: str, headers: Mapping[str, str], target: memoryview, accept: Accept) -> str | None:
+        """One exchange; where it is redirected to."""
+        origin, request = _request(url, headers)
+        call = _Call(request, target, accept, self._follow)
+        kept = self._take(origin)
+        if kept is not None:
+            with contextlib.suppress(_Stale):
+                return await self._on(kept, call)
+        return await self._on(await self._connect(origin), call)
+
+    async def _on(self, connection: _Connection, call: _Call) -> str | None:
+        try:
+            redirect = await in_thread(lambda: connection.exchange(call), connection.abort)
+        except BaseException:
+            connection.close()
+            raise
+        if connection.reusable:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return redirect
+
+    def _take(self, origin: Origin) -> _Connection | None:
+        for index in range(len(self._idle) - 1, -1, -1):
+            if self._idle[index].origin == origin:
+                return self._idle.pop(index)
+        return None
+
+    async def _connect(self, origin: Origin) -> _Connection:
+        try:
+            raw = await self._open(origin)
+        except ConnectionRefusedError as exc:
+            raise Interrupted(f"{origin.host}:{origin.port}: connection refused", refused=True) from exc
+        except OSError as exc:
+            self._resolved.pop(origin, None)
+            raise Interrupted(f"{origin.host}:{origin.port}: {exc.strerror or exc or 'no connection'}") from exc
+        try:
+            return _Connection(origin, raw, self._stall, self._tls() if origin.secure else None)
+        except BaseException:
+            raw.close()
+            raise
+
+    async def _open(self, origin: Origin) -> socket.socket:
+        """A connected socket, to any of the host's addresses; the next one begins with the next."""
+        addresses = self._resolved.get(origin) or await _resolve(origin)
+        self._resolved[origin] = [*addresses[1:], addresses[0]]
+        failure: OSError | None = None
+        for family, address in addresses:
+            raw = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await asyncio.get_running_loop().sock_connect(raw, address)
+            except OSError as exc:  # TimeoutError is one
+                raw.close()
+                failure = exc
+            except BaseException:
+                raw.close()
+                raise
+            else:
+                return raw
+        raise failure or OSError("no address")
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = ssl.create_default_context()
+            self._context.set_alpn_protocols(["http/1.1"])
+            if self._authorities:
+                self._context.load_verify_locations(self._authorities)
+        return self._context
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    request: bytes
+    target: memoryview
+    accept: Accept
+    follow: bool
+
+
+class _Stale(Exception):
+    """A connection that was kept was closed by the other side meanwhile."""
+
+
+class _Receive(Protocol):
+    def __call__(self, target: memoryview) -> int:
+        """Some bytes or, where the system can, all of them; none at the end."""
+        ...
+
+
+class _Connection:
+    """One socket. All but `abort` runs on the thread that has it for a call."""
+
+    def __init__(self, origin: Origin, raw: socket.socket, stall: float, tls: ssl.SSLContext | None) -> None:
+        self.origin = origin
+        self.reusable = False
+        self._raw = raw
+        self._socket: socket.socket | ssl.SSLSocket = raw
+        self._stall = stall
+        self._tls = tls
+        self._used = False
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is None:
+            # The kernel's own timeout: Python's would poll before each read, and could not wait for all of it.
+            raw.setblocking(True)
+            limit = struct.pack("ll", int(stall), int(stall % 1 * 1e6))
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        else:
+            raw.settimeout(stall)
+
+    def abort(self) -> None:
+        """From any thread: whoever waits for the socket wakes up."""
+        with contextlib.suppress(OSError):
+            # Python's TLS socket would forget its session, under the reader's hands.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """No call is under way."""
+        self._socket.close()
+
+    def exchange(self, call: _Call) -> str | None:
+        """Ask, and fill the target; where the answer redirects to instead."""
+        self.reusable = False
+        try:
+            head, rest = self._ask(call.request)
+        except (OSError, EOFError, Interrupted) as exc:
+            if self._used and not isinstance(exc, TimeoutError | BlockingIOError):
+                raise _Stale from exc
+            raise self._interrupted(exc, 0) from exc
+        if call.follow and head.status in _REDIRECTS and "location" in head.headers:
+            return head.headers["location"]
+        call.accept(head)
+        self._body(head, rest, call.target)
+        self._used = True
+        self.reusable = head.headers.get("connection", "").lower() != "close"
+        return None
+
+    def _ask(self, request: bytes) -> tuple[Response, bytes]:
+        if self._tls is not None and not isinstance(self._socket, ssl.SSLSocket):
+            self._secure(self._tls)
+        self._socket.sendall(request)
+        data = b""
+        while True:
+            while (end := data.find(b"\r\n\r\n")) < 0:
+                if len(data) > MAX_HEAD:
+                    raise BadResponse(f"{self.origin.host}: an answer's head is longer than {MAX_HEAD} bytes")
+                more = self._socket.recv(8192)
+                if not more:
+                    raise EOFError("the connection was closed before an answer")
+                data += more
+            try:
+                head = parse_head(data[:end])
+            except ValueError as exc:
+                raise BadResponse(f"{self.origin.host}:{self.origin.port}: {exc}; is it a storage server?") from exc
+            data = data[end + 4 :]
+            if head.status >= 200:
+                return head, data
+
+    def _secure(self, context: ssl.SSLContext) -> None:
+        try:
+            self._socket = context.wrap_socket(self._raw, server_hostname=self.origin.host, suppress_ragged_eofs=False)
+        except ssl.SSLCertVerificationError as exc:
+            raise BadResponse(
+                f"{self.origin.host}: its certificate is not trusted ({exc.verify_message});"
+                " name its authority's file in SSL_CERT_FILE"
+            ) from exc
+
+    def _body(self, head: Response, rest: bytes, target: memoryview) -> None:
+        source = _Source(self._receive, rest)
+        try:
+            if head.headers.get("transfer-encoding", "").lower() == "chunked":
+                _unchunk(source, target)
+            else:
+                _check_length(head, target.nbytes)
+                source.fill(target)
+        except (OSError, EOFError) as exc:
+            raise self._interrupted(exc, min(source.landed, target.nbytes)) from exc
+        except ValueError as exc:
+            raise BadResponse(f"{self.origin.host}:{self.origin.port}: {exc}; is it a storage server?") from exc
+
+    def _receive(self, target: memoryview) -> int:
+        if isinstance(self._socket, ssl.SSLSocket):
+            return self._socket.recv_into(target)
+        return self._socket.recv_into(target, 0, socket.MSG_WAITALL)
+
+    def _interrupted(self, failure: Exception, landed: int) -> Interrupted:
+        if isinstance(failure, TimeoutError | BlockingIOError):
+            return Interrupted(f"no byte for {self._stall:g} s", landed=landed)
+        return Interrupted(str(failure) or type(failure).__name__, landed=landed)
+
+
+@dataclass(slots=True)
+class _Source:
+    """The body: what came along with the head, then the socket. `landed` counts what went into targets."""
+
+    receive: _Receive
+    rest: bytes
+    landed: int = 0
+    line: bytearray = field(default_factory=bytearray)
+
+    def fill(self, target: memoryview) -> None:
+        """All of `target`."""
+        position = min(len(self.rest), target.nbytes)
+        target[:position] = self.rest[:position]
+        self.rest = self.rest[position:]
+        self.landed += position
+        while position < target.nbytes:
+            step = target[position : position + STEP]
+            populate(step)
+            position += self._fill_step(step)
+
+    def _fill_step(self, step: memoryview) -> int:
+        filled = 0
+        while filled < step.nbytes:
+            count = self.receive(step[filled:])
+            if not count:
+                raise EOFError("the connection was closed in the middle of the body")
+            filled += count
+            self.landed += count
+        return filled
+
+    def read_line(self) -> bytes:
+        """Up to the next end of line, without it."""
+        while b"\n" not in self.rest:
+            if len(self.rest) > MAX_HEAD:
+                raise ValueError("a chunk's size is longer than a line")
+            more = bytearray(1)
+            if not self.receive(memoryview(more)):
+                raise EOFError("the connection was closed in the middle of the body")
+            self.rest += more
+        line, _, self.rest = self.rest.partition(b"\n")
+        return line.rstrip(b"\r")
+
+
+def _unchunk(source: _Source, target: memoryview) -> None:
+    """RFC 9112, section 7.1."""
+    position = 0
+    while size := int(source.read_line().partition(b";")[0], 16):
+        if size < 0 or position + size > target.nbytes:
+            raise ValueError(f"sent more than the {target.nbytes} bytes that were asked for")
+        source.fill(target[position : position + size])
+        position += size
+        source.read_line()
+    if position < target.nbytes:
+        raise EOFError(f"only {position} bytes came")
+    while source.read_line():  # trailers
+        pass
+
+
+def _check_length(head: Response, wanted: int) -> None:
+    """A length that is too long was refused with the head."""
+    length = head.headers.get("content-length", "")
+    if not length.isdecimal():
+        raise ValueError("an answer without a length")
+    if int(length) < wanted:
+        raise EOFError(f"only {length} bytes of {wanted} are sent")
+
+
+def _request(url: str, headers: Mapping[str, str]) -> tuple[Origin, bytes]:
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    origin = Origin(parts.hostname or "", parts.port or (443 if secure else 80), secure)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    lines = [f"GET {target} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}", "Accept-Encoding: identity"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return origin, "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def _redirected(url: str, where: str) -> str:
+    target = urljoin(url, where)
+    schemes = urlsplit(url).scheme, urlsplit(target).scheme
+    if schemes[1] not in ("http", "https") or schemes == ("https", "http"):
+        raise BadResponse(f"{url}: redirects to {schemes[1]}, which is not safe; use another address")
+    return target
+
+
+async def _resolve(origin: Origin) -> list[_Address]:
+    found = await in_thread(lambda: socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM), lambda: None)
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def _close_all(connections: list[_Connection]) -> None:
+    while connections:
+        connections.pop().close()
+
+
+async def in_thread(work: Callable[[], _T], abort: Callable[[], None]) -> _T:
+    """Run it on a thread of its own. When cancelled: `abort`, which must make it end soon; then wait until it has."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[_T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as exc:
+            loop.call_soon_threadsafe(ended.set_exception, exc)
+        else:
+            loop.call_soon_threadsafe(ended.set_result, result)
+
+    threading.Thread(target=run, name="coldstream-read", daemon=True).start()
+    try:
+        return await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        abort()
+        await _end_of(ended)
+        raise
+
+
+async def _end_of(future: asyncio.Future[_T]) -> None:
+    """Wait for it through any number of cancellations."""
+    while not future.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({future})
+    future.exception()  # it is nobody's any more
