@@ -12,14 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from coldstream.errors import AccessDenied
 from coldstream.weights import http
 from coldstream.weights.store import Interrupted
-
-if TYPE_CHECKING:
-    from obstore.store import GCSCredential
 
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 # Renewed this long before it expires.
@@ -56,11 +53,6 @@ class GoogleToken:
     async def value(self) -> str:
         """The bearer token."""
         return (await self._current()).value
-
-    async def credential(self) -> GCSCredential:
-        """What obstore asks for."""
-        token = await self._current()
-        return {"token": token.value, "expires_at": token.expires_at}
 
     async def _current(self) -> Token:
         if self._token is None or self._token.expires_at - MARGIN < datetime.now(UTC):

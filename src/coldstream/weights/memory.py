@@ -35,6 +35,11 @@ class Slabs:
         self._free: deque[mmap.mmap] = deque()
         self._keep = keep
 
+    @property
+    def kept(self) -> int:
+        """Bytes that wait to be used again."""
+        return sum(len(slab) for slab in list(self._free))
+
     def take(self, nbytes: int) -> memoryview:
         """`nbytes` (at least one) of writable memory, with anything in it."""
         slab = self._fitting(nbytes) or self._fresh(nbytes)
@@ -62,7 +67,7 @@ class Slabs:
         return slab
 
     def _back(self, slab: mmap.mmap) -> None:
-        if sum(map(len, list(self._free))) + len(slab) <= self._keep:
+        if self.kept + len(slab) <= self._keep:
             self._free.append(slab)
 
 

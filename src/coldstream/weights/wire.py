@@ -379,13 +379,16 @@ async def in_thread(work: Callable[[], _T], abort: Callable[[], None]) -> _T:
         else:
             loop.call_soon_threadsafe(ended.set_result, result)
 
-    threading.Thread(target=run, name="coldstream-read", daemon=True).start()
+    thread = threading.Thread(target=run, name="coldstream-read", daemon=True)
+    thread.start()
     try:
         return await asyncio.shield(ended)
     except asyncio.CancelledError:
         abort()
         await _end_of(ended)
         raise
+    finally:
+        thread.join()  # it has said its last word
 
 
 async def _end_of(future: asyncio.Future[_T]) -> None:
