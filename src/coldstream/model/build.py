@@ -97,6 +97,10 @@ class Assembly:
             failed=self.fail,
         )
 
+    def settle(self) -> None:
+        """Return when everything that was assigned is in its place; `assign` may leave it to workers."""
+        self._crew.settle()
+
     def finish(self) -> None:
         """Say that nothing more will come. Raises ParameterMismatch, and fails the gates, if anything is unfilled."""
         self._crew.end()

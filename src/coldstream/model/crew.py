@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 class Crew:
     """Runs pieces of work; with no workers, at once and here. Pieces of one subject never overtake an earlier delivery.
 
-    `run`, `end` and `stop` are for one thread, the loader's; `stop` may also be called by a worker.
+    `run`, `settle`, `end` and `stop` are for one thread, the loader's; `stop` may also be called by a worker.
     """
 
     def __init__(self, workers: int) -> None:
@@ -45,6 +45,10 @@ class Crew:
         except RuntimeError:  # the pool's word for "shut down": another piece failed meanwhile
             if not self._stopped:
                 raise
+
+    def settle(self) -> None:
+        """Wait for everything that is under way."""
+        wait([piece for pieces in self._pending.values() for piece in pieces])
 
     def end(self) -> None:
         """Wait for everything that is under way, and let the threads go."""

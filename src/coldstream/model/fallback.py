@@ -150,6 +150,9 @@ class FallbackAssembly:
         with self._lock:
             self._tensors[name] = tensor
 
+    def settle(self) -> None:
+        """As `Assembly.settle`; nothing is left to workers here."""
+
     def finish(self) -> None:
         """Build the model. Raises ParameterMismatch, and fails the decoder's gate, where they do not fit."""
         if self._error is not None:

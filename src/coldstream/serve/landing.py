@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Landing:
 
     def __init__(self, capacity: int | None = None) -> None:
         self.capacity = capacity
-        self._queue: queue.SimpleQueue[Landed | BaseException | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Landed | Callable[[], None] | BaseException | None] = queue.SimpleQueue()
         self._put_bytes = 0
         self._taken_bytes = 0
         self._room: asyncio.Event | None = None
@@ -47,6 +47,10 @@ class Landing:
     def _is_full(self, more: int) -> bool:
         return self.capacity is not None and self.waiting_bytes > 0 and self.waiting_bytes + more > self.capacity
 
+    def then(self, work: Callable[[], None]) -> None:
+        """Do something on the reader's thread, once it has taken all that was put here before."""
+        self._queue.put(work)
+
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more will come: the load is whole and verified, or it failed with `error`."""
         self._queue.put(error)
@@ -59,6 +63,9 @@ class Landing:
                 raise item
             if item is None:
                 return
+            if callable(item):
+                item()
+                continue
             size = len(item.data)
             yield item
             del item

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from coldstream.errors import OutOfMemory
 from coldstream.model.config import is_native
+from coldstream.model.names import Vision, destination
 from coldstream.model.precision import CpuFeatures, RunPrecision, choose_precision
 from coldstream.serve import lean_torch
 from coldstream.settings import ModelSettings
@@ -102,6 +103,18 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
             f"{available / 1e9:.1f} GB of memory can be used here; give the container more{advice}"
         )
     return plan
+
+
+def text_files(checkpoint: Checkpoint) -> frozenset[str]:
+    """The files that text rests on: those that hold anything but the vision tower. Empty where those are all.
+
+    Raises ParameterMismatch for tensors that can be loaded into no model, as `stand_up` would.
+    """
+    if not is_native(checkpoint.config):
+        return frozenset()
+    filled = [info for info in checkpoint.tensors.values() if info.nbytes]
+    of_text = frozenset(info.file for info in filled if not isinstance(destination(info.name), Vision))
+    return of_text if of_text < {info.file for info in filled} else frozenset()
 
 
 def stored_dtype(checkpoint: Checkpoint) -> str | None:

@@ -2,11 +2,11 @@
 
     stream (event loop)    open -> small files -> tensors into the landing
     tokenizer (thread)     tokenizer.json -> tokenizer process
-    model (thread)         import torch -> decoder -> take tensors from the landing -> verified: tokens may leave
+    model (thread)         import torch -> decoder -> take tensors from the landing -> verified: answers may leave
     engine (thread)        tokenizer and decoder -> the engine, which takes requests
 
-A request may be submitted as soon as the engine stands; its prefill waits layer by layer for the bytes, and none of its
-tokens leaves before all bytes are verified.
+A request may be submitted as soon as the engine stands; its prefill waits layer by layer for the bytes. Its tokens
+leave when every file that holds any of the text model is verified; those of a request with images, when all files are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
 from coldstream.serve.firsts import FirstForward, WatchedEngine
 from coldstream.serve.landing import Landing
-from coldstream.serve.making import RunPlan, TorchImport, plan_run, stand_up, threads_for
+from coldstream.serve.making import RunPlan, TorchImport, plan_run, stand_up, text_files, threads_for
 from coldstream.serve.priority import loader_name, rename_thread
 from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Span, Timeline
@@ -92,7 +92,9 @@ class ModelStart:
         self._files: Future[dict[str, bytes]] = Future()
         self._decoder: Future[Decoder | FallbackDecoder] = Future()
         self._accepting: Future[None] = Future()
-        self._verified = threading.Event()
+        self._text_verified, self._verified = threading.Event(), threading.Event()
+        self._text_files: frozenset[str] = frozenset()
+        self._came_twice = False
         self._process: TokenizerProcess | None = None
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_built: Future[Tokenizer] = Future()
@@ -250,10 +252,11 @@ class ModelStart:
             from coldstream.weights.stream import StreamOptions, stream
         load = self._settings.load
         retry = RetryPolicy(deadline=load.deadline)
-        self.progress = Progress()
+        self.progress = Progress(on_change=self._noticed)
         checkpoint = await open_checkpoint_async(self.uri, retry=retry, progress=self.progress, timeline=self._timeline)
         self.plan = plan_run(checkpoint, self._model)
         self._landing.capacity = _CONVERTED_AHEAD if self.plan.converts else None
+        self._text_files = text_files(checkpoint)
         _settle(self._opened, checkpoint)
         files = asyncio.create_task(self._fetch_files(checkpoint))
         try:
@@ -273,6 +276,12 @@ class ModelStart:
             await files
         finally:
             files.cancel()
+
+    def _noticed(self, progress: Progress) -> None:
+        """Once the files that text rests on are here: say so to the model's thread, behind their tensors."""
+        if self._text_files and self._text_files <= progress.settled:
+            self._text_files = frozenset()
+            self._landing.then(self._text_landed)
 
     async def _fetch_files(self, checkpoint: Checkpoint) -> None:
         from coldstream.engine.tokenizer_files import TOKENIZER_FILES
@@ -313,7 +322,8 @@ class ModelStart:
                 decoder.config,
                 replace(wanted, threads=threads_for(self.plan, wanted.threads)),
                 max_context=self._model.max_context,
-                hold=self._verified,
+                hold=self._text_verified,
+                hold_images=self._verified,
                 sees=sees,
                 device=decoder.device,
                 name=self.name,
@@ -346,30 +356,44 @@ class ModelStart:
             assert self.plan is not None
             decoder, self._assembly = stand_up(checkpoint, self.plan)
         _settle(self._decoder, decoder)
-        again = self._take(self._assembly, as_tensor)
+        self._take(self._assembly, as_tensor)
         self._assembly.finish()
         self._accepting.result()
         assert self._engine is not None
-        if again:
+        if self._came_twice:
             self._engine.recompute_all()
         self._is_ready = True
         self._engine.release()
         self._timeline.mark(f"{self.name} ready")
         self._on_change()
 
-    def _take(self, assembly: Assembly | FallbackAssembly, as_tensor: Callable[[Landed], Tensor]) -> bool:
-        """Assign tensors as they land; True when one came twice, so that what was computed with the first is void."""
+    def _text_landed(self) -> None:
+        """The text model's tensors were taken and their files are verified; the tower's may be on the way."""
+        assert self._assembly is not None
+        if self._came_twice:
+            self._assembly.settle()
+        self._accepting.add_done_callback(self._release_text)
+
+    def _release_text(self, accepting: Future[None]) -> None:
+        if accepting.exception() is not None:
+            return
+        assert self._engine is not None
+        if self._came_twice:
+            self._engine.recompute_all()
+        self._engine.release_text()
+        self._timeline.mark(f"{self.name} answers text")
+
+    def _take(self, assembly: Assembly | FallbackAssembly, as_tensor: Callable[[Landed], Tensor]) -> None:
+        """Assign tensors as they land. When one comes twice, what was computed with the first is void."""
         seen: set[str] = set()
-        again = False
         start = self._timeline.now()
         for landed in self._landing:
-            again |= landed.info.name in seen
+            self._came_twice |= landed.info.name in seen
             seen.add(landed.info.name)
             assembly.assign(landed.info.name, as_tensor(landed), consume=True)
         self._timeline.record(
             Span("tensors assigned", start, self._timeline.now(), threading.current_thread().name, {"model": self.name})
         )
-        return again
 
     # -- when something goes wrong --
 

@@ -1,0 +1,274 @@
+"""Text is answered while the vision tower is still on the way, from a real bucket through a network that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from coldstream.demo.bucket import LocalBucket
+from coldstream.engine.stats import Stats
+from coldstream.serve.startup import Startup
+from coldstream.settings import EngineSettings, ModelSettings, Settings, TaskSettings
+from coldstream.timeline import Timeline
+from tests.engine.test_images import TURN, backend
+from tests.faults.proxy import ChaosProxy, Trouble
+from tests.model.tiny import Tiny
+from tests.model.tiny_vision import SIZE, file_names, gemma3_vision
+from tests.serve.test_images_start import expected, png
+
+TEXT_1, TEXT_2, TOWER = (f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
+ASK = {"type": "text", "prompt": "hello", "max_tokens": 6}
+LOOK = {"type": "look", "prompt": "what is it?", "max_tokens": 6, "image": base64.b64encode(png(1)).decode()}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Tiny:
+    return gemma3_vision()
+
+
+def is_tower(name: str) -> bool:
+    return "vision_tower" in name or "multi_modal_projector" in name
+
+
+def write(folder: Path, tiny: Tiny, file_of: Callable[[str], str]) -> None:
+    """As transformers 5.23 would have saved it, in the files that `file_of` names."""
+    tensors = {name: tensor.contiguous() for name, tensor in file_names(tiny.tensors, "5.23").items()}
+    index = {name: file_of(name) for name in tensors}
+    for file in set(index.values()):
+        mine = {name: tensor for name, tensor in tensors.items() if index[name] == file}
+        save_file(mine, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "config.json").write_text(json.dumps(tiny.config))
+    (folder / "tokenizer.json").write_text(backend().to_str())
+    config = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": TURN}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    transformers.Gemma3ImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+
+
+def apart(name: str) -> str:
+    if is_tower(name):
+        return TOWER
+    return TEXT_1 if "embed_tokens" in name or ".layers.0." in name else TEXT_2
+
+
+def mixed(name: str) -> str:
+    """The last layer lies with the tower."""
+    return TOWER if ".layers.6." in name else apart(name)
+
+
+@pytest.fixture(scope="module")
+def bucket(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBucket]:
+    with LocalBucket() as local:
+        for layout in (apart, mixed):
+            folder = tmp_path_factory.mktemp(layout.__name__)
+            write(folder, tiny, layout)
+            local.add("models", layout.__name__, folder)
+        yield local
+
+
+def reads_of(path: str, span: tuple[int, int] | None, *files: str) -> bool:
+    """Whether this is a read of those files' tensors; headers are read from 0 on."""
+    return path.split("?")[0].endswith(files) and span is not None and span[0] > 0
+
+
+class Wait:
+    """What is read of a file, after `passing` reads, waits for `now`, and then passes, or meets `then`."""
+
+    def __init__(self, file: str, *, passing: int = 0, then: Trouble | None = None) -> None:
+        self.now, self.asked, self._file, self._passing, self._then = threading.Event(), 0, file, passing, then
+
+    def __call__(self, path: str, span: tuple[int, int] | None) -> Trouble | None:
+        if not reads_of(path, span, self._file):
+            return None
+        self.asked += 1
+        if self.asked <= self._passing:
+            return None
+        return replace(self._then or Trouble("call"), action=lambda: self.now.wait(60) and None)
+
+
+class Once:
+    """The first read of a file is damaged; what is read a second time waits for `now`."""
+
+    def __init__(self, file: str) -> None:
+        self.now, self._file, self._seen = threading.Event(), file, set[tuple[int, int]]()
+
+    def __call__(self, path: str, span: tuple[int, int] | None) -> Trouble | None:
+        if not reads_of(path, span, self._file) or span is None:
+            return None
+        if span in self._seen:
+            return Trouble("call", action=lambda: self.now.wait(60) and None)
+        self._seen.add(span)
+        return Trouble("corrupt", at=100) if len(self._seen) == 1 else None
+
+
+class Start:
+    """A server over a model that is on its way."""
+
+    def __init__(self, startup: Startup, served: Any) -> None:
+        self.startup, self.client = startup, served.client
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return self.startup.state()["models"]["m"]
+
+    def ask(self, body: dict[str, Any]) -> asyncio.Task[httpx2.Response]:
+        return asyncio.create_task(self.client.post("/generate", json=body, timeout=60))
+
+    @property
+    def stats(self) -> Stats:
+        return self.startup.models["m"].engine.stats()
+
+    async def computed(self, held: int) -> None:
+        """Everything that was asked is answered, and `held` answers are held back."""
+        await self.startup.models["m"].ready()
+        await self.until(lambda: bool(self.stats.completion_tokens) and not self.stats.running)
+        assert self.stats.waiting == held
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():  # noqa: ASYNC110  it is decided on other threads
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def start(bucket: LocalBucket, serve: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def begin(*troubles: Any, layout: str = "apart", precision: str = "float32") -> AsyncIterator[Start]:
+        settings = Settings(
+            {"m": ModelSettings("m", f"gs://models/{layout}", precision=precision)},
+            {"look": TaskSettings("look", "m", images=1), "text": TaskSettings("text", "m")},
+            engine=EngineSettings(kv_bytes=4_000_000, threads=1),
+        )
+
+        def meets(path: str, span: tuple[int, int] | None) -> Trouble | None:
+            return next((met for trouble in troubles if (met := trouble(path, span)) is not None), None)
+
+        with ChaosProxy(bucket.url, meets) as proxy:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+            startup = Startup(settings, Timeline(), on_change=lambda: None)
+            startup.begin()
+            try:
+                yield Start(startup, await serve(startup.models, settings))
+            finally:
+                for one in troubles:
+                    one.now.set()
+                await asyncio.to_thread(startup.end)
+
+    return begin
+
+
+def said(tiny: Tiny, prompt: str, steps: int) -> str:
+    """What transformers answers greedily."""
+    ids = [2, *backend().encode(prompt).ids]
+    made: list[int] = []
+    with torch.inference_mode():
+        while len(made) < steps and (not made or made[-1] != 1):
+            made.append(int(tiny.model(input_ids=torch.tensor([ids + made])).logits[0, -1].argmax()))
+    return backend().decode(made, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+async def test_text_is_answered_while_the_tower_lands_and_an_image_once_it_is_there(
+    start: Any, tiny: Tiny, precision: str
+) -> None:
+    tower = Wait(TOWER)
+    async with start(tower, precision=precision) as begun:
+        image, text = begun.ask(LOOK), begun.ask(ASK)
+        answer = await text
+        assert answer.status_code == 200, answer.text
+        if precision == "float32":
+            assert answer.json() == said(tiny, "hello", 6)
+        assert tower.asked
+        assert not tower.now.is_set()
+        assert begun.model["phase"] == "streaming"
+        assert not image.done()
+        tower.now.set()
+        answer = await image
+        assert answer.status_code == 200, answer.text
+        if precision == "float32":
+            assert answer.json() == backend().decode(expected(tiny, 1, 6), skip_special_tokens=True)
+        await begun.until(lambda: begun.model["phase"] == "ready")
+
+
+async def test_text_waits_for_a_file_that_it_shares_with_the_tower(start: Any, tiny: Tiny) -> None:
+    """All of its tensors are there, but the file's checksum is not known before the tower's bytes are there too."""
+    rest = Wait(TOWER, passing=1)
+    async with start(rest, layout="mixed") as begun:
+        text = begun.ask(ASK)
+        await begun.computed(held=1)
+        assert not text.done()
+        rest.now.set()
+        assert (await text).json() == said(tiny, "hello", 6)
+
+
+async def test_nothing_is_answered_from_a_text_file_that_is_damaged(start: Any) -> None:
+    """Damaged on the way, twice, while the tower is whole: text and image hear of it, with the file's name."""
+    damaged = Wait(TEXT_2, then=Trouble("corrupt", at=100))
+    damaged.now.set()
+    async with start(damaged) as begun:
+        for answer in await asyncio.gather(begun.ask(ASK), begun.ask(LOOK)):
+            assert answer.status_code >= 500
+            assert TEXT_2 in answer.text
+        assert begun.model["phase"] == "failed"
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+async def test_text_of_damaged_bytes_is_computed_again_before_it_leaves(start: Any, tiny: Tiny, precision: str) -> None:
+    once, tower = Once(TEXT_2), Wait(TOWER)
+    async with start(once, tower, precision=precision) as begun:
+        text = begun.ask(ASK)
+        await begun.computed(held=1)
+        first = begun.stats.prompt_tokens
+        once.now.set()
+        answer = await text
+        assert begun.stats.prompt_tokens == 2 * first
+        assert not tower.now.is_set()
+        if precision == "float32":
+            assert answer.json() == said(tiny, "hello", 6)
+        tower.now.set()
+        await begun.until(lambda: begun.model["phase"] == "ready")
+        assert (await begun.ask(ASK)).json() == answer.json()
+
+
+async def test_an_image_that_a_damaged_tower_saw_is_looked_at_again_before_its_answer_leaves(
+    start: Any, tiny: Tiny
+) -> None:
+    once = Once(TOWER)
+    async with start(once) as begun:
+        image = begun.ask(LOOK)
+        await begun.computed(held=1)
+        first = begun.stats.prompt_tokens
+        assert (await begun.ask(ASK)).json() == said(tiny, "hello", 6)
+        once.now.set()
+        assert (await image).json() == backend().decode(expected(tiny, 1, 6), skip_special_tokens=True)
+        assert begun.stats.prompt_tokens > 2 * first
+
+
+async def test_a_damaged_tower_fails_the_model_by_name(start: Any, tiny: Tiny) -> None:
+    """Text that was answered before rests on verified bytes; afterwards nothing is answered, and all hear why."""
+    tower = Wait(TOWER, then=Trouble("corrupt", at=100))
+    async with start(tower) as begun:
+        image = begun.ask(LOOK)
+        assert (await begun.ask(ASK)).json() == said(tiny, "hello", 6)
+        tower.now.set()
+        answer = await image
+        assert answer.status_code >= 500
+        assert TOWER in answer.text
+        await begun.until(lambda: begun.model["phase"] == "failed")
+        assert TOWER in begun.model["error"]["message"]
+        later = await begun.ask(ASK)
+        assert later.status_code >= 500
+        assert TOWER in later.text
