@@ -19,8 +19,11 @@ from coldstream.model.decoder import Decoder
 from coldstream.settings import EngineSettings
 from tests.engine.parts import EOS, GEMMA, LLAMA, VOCAB, Faulty, Inbox, make_decoder, make_engine, request
 
+KERNELS = {**GEMMA, "head_dim": 16}
+"""Heads of a size that our own attention takes."""
 
-@pytest.fixture(scope="module", params=[LLAMA, GEMMA], ids=["llama", "gemma"])
+
+@pytest.fixture(scope="module", params=[LLAMA, GEMMA, KERNELS], ids=["llama", "gemma", "kernels"])
 def decoder(request: pytest.FixtureRequest) -> Decoder:
     return make_decoder(request.param)
 

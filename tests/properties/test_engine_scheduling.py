@@ -26,6 +26,7 @@ class Serving(RuleBasedStateMachine):
         sequences=st.integers(1, 6),
         step_tokens=st.sampled_from([8, 40]),
         share=st.booleans(),
+        together=st.booleans(),
     )
     def begin(
         self,
@@ -35,17 +36,19 @@ class Serving(RuleBasedStateMachine):
         sequences: int,
         step_tokens: int,
         share: bool,
+        together: bool,
     ) -> None:
         groups = [Group(None, full)]
         if window is not None:
             groups.append(Group(window, -(-(window + CHUNK_ALIGNMENT) // SIZE) + 2 + sliding_share))
-        self.blocks = Blocks(groups, SIZE, step=CHUNK_ALIGNMENT, share=share)
+        self.blocks = Blocks(groups, SIZE, step=CHUNK_ALIGNMENT, share=share, together=together)
         self.scheduler = Scheduler(self.blocks, sequences, step_tokens)
         self.written: list[dict[tuple[int, int], tuple[int, ...]]] = [{} for _ in groups]
         self.alive: list[Sequence] = []
         self.ended: set[str] = set()
         self.count = 0
         self.seed = 1
+        self.together = together
 
     @rule(prompt=st.lists(st.integers(0, 1), min_size=1, max_size=44), new=st.integers(1, 20), share=st.booleans())
     def add(self, prompt: list[int], new: int, share: bool) -> None:
@@ -78,6 +81,7 @@ class Serving(RuleBasedStateMachine):
         keys = [piece.sequence.key for piece in step.pieces]
         assert len(keys) == len(set(keys)), "a sequence twice in a step"
         assert step.pieces or not self.scheduler.has_work, "there is work, and nobody gets any"
+        assert self.together or not step.copies, "copied for nobody"
         self.copy(step)
         for piece in step.pieces:
             self.write(piece)

@@ -95,14 +95,16 @@ class Blocks:
     every block is held, cached or empty.
     """
 
-    def __init__(self, groups: Sequence[Group], size: int, *, step: int, share: bool = True) -> None:
+    def __init__(
+        self, groups: Sequence[Group], size: int, *, step: int, share: bool = True, together: bool = False
+    ) -> None:
         self.groups = tuple(groups)
         self.size = size
         self.share = share
         self.step = step
         self.hit_tokens = 0
         self.asked_tokens = 0
-        self._pools = tuple(Pool(group.count) for group in groups)
+        self._pools = tuple(Pool(group.count, together=together) for group in groups)
         self._entries: dict[str, _Entry] = {}
         self._promised: dict[bytes, str] = {}
 
@@ -179,16 +181,6 @@ class Blocks:
         for pool in self._pools:
             pool.extend(key, stop)
         return True
-
-    def compact(self, key: str, expected: int) -> tuple[Copy, ...]:
-        """Put scattered blocks of the sequence together where there is room; the copies that this takes."""
-        copies: list[Copy] = []
-        for index, (group, pool) in enumerate(zip(self.groups, self._pools, strict=True)):
-            table = pool.tables[key]
-            if not table.together:
-                most = self._most(group, table.first, self.needed(expected))
-                copies += (Copy(index, source, target) for source, target in pool.compact(key, most))
-        return tuple(copies)
 
     def computed(self, key: str, tokens: Sequence[int], count: int, chain: Chain) -> None:
         """The first `count` of `tokens` are in the cache: full blocks can be shared, and windows move on."""

@@ -95,11 +95,12 @@ class Engine:
         # An image is computed in one piece.
         step = min(max(settings.step_tokens, sees.tokens_per_image if sees is not None else 0), wanted)
         groups = _groups(config, settings, decoder.attention_dtype, context=wanted, step=step)
-        self.blocks = Blocks(groups, BLOCK_SIZE, step=step, share=settings.prefix_cache)
-        self.max_context = min(wanted, self.blocks.capacity)
-        self._scheduler = Scheduler(self.blocks, settings.max_sequences, settings.step_tokens)
         kernels = native.load() if native.is_built() else None
         cache = KvCache(config, groups, size=BLOCK_SIZE, dtype=decoder.attention_dtype, device=device, kernels=kernels)
+        share, together = settings.prefix_cache, not cache.reads_anywhere
+        self.blocks = Blocks(groups, BLOCK_SIZE, step=step, share=share, together=together)
+        self.max_context = min(wanted, self.blocks.capacity)
+        self._scheduler = Scheduler(self.blocks, settings.max_sequences, settings.step_tokens)
         self._runner = Runner(decoder, cache, self.blocks)
         self._grammars = Grammars(tokenizer, vocab_size=config.vocab_size, stop_ids=self._stop_ids)
         self._sees = sees

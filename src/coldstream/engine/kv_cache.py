@@ -126,6 +126,11 @@ class KvCache:
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
 
+    @property
+    def reads_anywhere(self) -> bool:
+        """Whether attention reads a sequence's blocks wherever they lie, and gains nothing where they lie together."""
+        return self._kernels is not None
+
     def copy(self, copies: Sequence[Copy]) -> None:
         """Copy whole blocks; all are read before any is written."""
         for group in {copy.group for copy in copies}:

@@ -14,14 +14,6 @@ from pathlib import Path
 _NO_LIMIT = 1 << 60
 
 
-def memory_limit(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may use: the smallest limit of its cgroups and the machine; None when nothing tells."""
-    limits = [_number(path) for path in _cgroup_files(root, "memory.max", "memory", "memory.limit_in_bytes")]
-    limits.append(_meminfo(root, "MemTotal"))
-    found = [limit for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
-    return min(found, default=None)
-
-
 def memory_available(root: Path = Path("/")) -> int | None:
     """Bytes that can still be taken: the limit less what the cgroup holds (page cache aside), or MemAvailable."""
     rooms = [_meminfo(root, "MemAvailable")]

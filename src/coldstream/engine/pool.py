@@ -1,8 +1,8 @@
 """The physical blocks of one kind of layer: who holds which, what is known of their content, and where there is room.
 
-A sequence's blocks lie next to each other wherever that can be had, because then its keys are one view of the cache and
-attention copies nothing. So a new sequence is put where it can grow to its expected end, and the blocks behind it are
-softly reserved: others take them only when nothing else is left.
+A sequence's blocks lie next to each other wherever that can be had, because then its keys are read from end to end, and
+are one view of the cache for torch's attention, which copies those that are not. So a new sequence is put where it can
+grow to its expected end, and the blocks behind it are softly reserved: others take them only when nothing else is left.
 """
 
 from __future__ import annotations
@@ -42,10 +42,14 @@ class Table:
 
 
 class Pool:
-    """`count` blocks. A block is held (it has references), cached (content known, no references), or empty."""
+    """`count` blocks. A block is held (it has references), cached (content known, no references), or empty.
 
-    def __init__(self, count: int) -> None:
+    `together`: whoever reads them is so much faster over blocks that lie together that a prefix is rather copied.
+    """
+
+    def __init__(self, count: int, *, together: bool = False) -> None:
         self.count = count
+        self._together = together
         self.available = count
         self.tables: dict[str, Table] = {}
         self._references: NDArray[np.int32] = np.zeros(count, np.int32)
@@ -75,7 +79,7 @@ class Pool:
         """A table of `blocks` blocks from place `first` on, the first of them those known by `digests`.
 
         There must be room (see `price`). `expected` blocks are reserved if they can be had. Returns (from, to) blocks
-        to copy: while most of the pool is free, a prefix that cannot be continued in place is copied, not shared.
+        to copy: with `together`, while most of the pool is free, a prefix that cannot be continued in place.
         """
         self._owners += 1
         table = self.tables[key] = Table(self._owners, first)
@@ -86,7 +90,7 @@ class Pool:
         copies: Copies = ()
         table.blocks = list(known)
         if not known or not self._can_follow(known, blocks - len(known)):
-            start = self._find_run(expected) if not known or self._is_roomy(blocks) else None
+            start = self._find_run(expected) if not known or self._copies(blocks) else None
             if start is not None:
                 table.blocks = self._occupy(start, blocks)
                 copies = tuple(zip(known, table.blocks, strict=False))
@@ -122,23 +126,6 @@ class Pool:
         del table.blocks[:behind]
         table.first += behind
         table.changed()
-
-    def compact(self, key: str, expected: int) -> Copies:
-        """Move a scattered table into one run, if most of the pool is free; (from, to) blocks to copy."""
-        table = self.tables[key]
-        size = len(table.blocks)
-        if table.together or not self._is_roomy(size):
-            return ()
-        start = self._find_run(max(size, expected))
-        if start is None:
-            return ()
-        self._unreserve(table)
-        old, table.blocks = table.blocks, self._occupy(start, size)
-        for block in reversed(old):
-            self._drop(block)
-        table.changed()
-        self._reserve(table, expected - size)
-        return tuple(zip(old, table.blocks, strict=True))
 
     def publish(self, key: str, place: int, digest: bytes) -> None:
         """The table's block at `place` is full and computed: others may share it from now on."""
@@ -179,8 +166,8 @@ class Pool:
         assert set(self._reserved.tolist()) <= {table.owner for table in self.tables.values()} | {_NOBODY}
         assert not (self._reserved[self._references > 0]).any(), "a held block is reserved"
 
-    def _is_roomy(self, blocks: int) -> bool:
-        return self.available - blocks >= self.count // 4
+    def _copies(self, blocks: int) -> bool:
+        return self._together and self.available - blocks >= self.count // 4
 
     def _can_follow(self, known: list[int], fresh: int) -> bool:
         """Whether `fresh` blocks right behind the known ones, which lie together, are there to be taken."""

@@ -161,8 +161,6 @@ class Scheduler:
             self.preemptions += 1
             if youngest is sequence:
                 return False
-        if piece.start % self.blocks.size == 0 and sequence.key not in self._copies:
-            self._copies[sequence.key] = self.blocks.compact(sequence.key, sequence.max_length)
         return True
 
     def _send_back(self, sequence: Sequence) -> None:
