@@ -16,6 +16,7 @@ from coldstream.engine.kv_cache import bytes_per_block
 from coldstream.engine.request import Grammar
 from coldstream.errors import DeadlineExceeded, EngineError, InvalidRequest, OutOfMemory, PromptTooLong
 from coldstream.model.decoder import Decoder
+from coldstream.model.gate import Gate
 from coldstream.settings import EngineSettings
 from tests.engine.parts import EOS, GEMMA, LLAMA, VOCAB, Faulty, Inbox, make_decoder, make_engine, request
 
@@ -217,7 +218,72 @@ def test_a_cancelled_request_gives_its_blocks_back(decoder: Decoder, running: An
     engine.cancel("a")
     engine.cancel("nobody")
     assert inbox.wait("a")[0].finish_reason == "cancelled"
+    assert engine.stats().waiting == 0
+    answers(engine, inbox, [PROMPTS[0]], max_tokens=1)  # the steps go on: whoever was to be forgotten is
     assert engine.stats().blocks_used == 0
+
+
+class Landing:
+    """A decoder whose last layer has not landed; it remembers which layers' attention was computed, step by step."""
+
+    def __init__(self, config: Any) -> None:
+        self.full = make_decoder(config)
+        self.config, self.attention_dtype = self.full.config, self.full.attention_dtype
+        self.last = self.full.layers[-1].gate = Gate("the last layer")
+        self.steps: list[list[int]] = []
+        self.waits = threading.Event()
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Any, rows: Tensor) -> Tensor:
+        done: list[int] = []
+        self.steps.append(done)
+
+        def attending(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out: Tensor = attend(layer, q, k, v)
+            done.append(layer)
+            if layer == len(self.full.layers) - 2:
+                self.waits.set()
+            return out
+
+        return self.full.forward(ids, positions, attending, rows)
+
+
+def test_a_client_that_goes_while_a_layer_has_not_landed_is_gone_at_once_and_its_step_stops_there(
+    running: Any, inbox: Inbox
+) -> None:
+    decoder = Landing(GEMMA)
+    engine = running(decoder)
+    engine.submit(request("gone", PROMPTS[1], **GREEDY), inbox.deliver)
+    assert decoder.waits.wait(60)
+    engine.cancel("gone")
+    assert [event.finish_reason for event in inbox.events["gone"]] == ["cancelled"], "ended, with bytes still to come"
+    assert engine.stats().waiting + engine.stats().running <= 1
+    decoder.last.open()
+    assert answers(engine, inbox, [PROMPTS[2]]) == [reference(decoder.full, PROMPTS[2], 24)]
+    assert decoder.steps[0] == [0, 1], "the last layer, for nobody"
+    assert engine.stats().blocks_used == 0
+    assert len(inbox.events["gone"]) == 1
+
+
+def test_who_shares_a_step_with_a_client_that_goes_while_a_layer_has_not_landed_gets_its_answer(
+    inbox: Inbox,
+) -> None:
+    decoder = Landing(GEMMA)
+    engine = make_engine(decoder, decoder.config)
+    engine.submit(request("gone", PROMPTS[1], **GREEDY), inbox.deliver)
+    engine.submit(request("stays", PROMPTS[2], **GREEDY), inbox.deliver)
+    engine.start()
+    try:
+        assert decoder.waits.wait(60)
+        engine.cancel("gone")
+        assert [event.finish_reason for event in inbox.events["gone"]] == ["cancelled"]
+        decoder.last.open()
+        inbox.wait("stays")
+        assert inbox.ids("stays") == reference(decoder.full, PROMPTS[2], 24)
+        assert decoder.steps[0] == [0, 1, 2]
+        assert engine.stats().blocks_used == 0
+    finally:
+        decoder.last.open()
+        engine.stop()
 
 
 def test_a_step_that_raises_ends_who_was_in_it_and_the_engine_goes_on(running: Any, inbox: Inbox) -> None:

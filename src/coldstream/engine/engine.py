@@ -3,7 +3,7 @@
     engine = Engine(decoder, tokenizer, config, settings)
     engine.start()
     engine.submit(Request("1", ids), deliver)    # deliver(TokenEvent) is called on the engine's thread
-    engine.cancel("1")
+    engine.cancel("1")                           # and here, with the event that ends it
     engine.drain(grace=10.0)
     engine.stop()
 
@@ -32,7 +32,7 @@ from coldstream.engine.images import ImageEncoder, Sees, check_images
 from coldstream.engine.kv_cache import AttentionConfig, KvCache, bytes_per_block, windows
 from coldstream.engine.memory import cpu_limit, memory_available
 from coldstream.engine.request import Request, TokenEvent
-from coldstream.engine.runner import Decoding, Runner
+from coldstream.engine.runner import Abandoned, Decoding, Runner
 from coldstream.engine.sampler import Sampled, sample, token_logprobs
 from coldstream.engine.scheduler import Piece, Scheduler, Step
 from coldstream.engine.stats import Measured, Meter, Stats
@@ -170,9 +170,16 @@ class Engine:
             deliver(TokenEvent(request.id, finish_reason="error", error=refusal))
 
     def cancel(self, request_id: str) -> None:
-        """Its work stops after the step that is running; its terminal event is "cancelled". Unknown ids are ignored."""
+        """Its terminal event, "cancelled", is delivered now, by the caller's thread. Unknown ids are ignored.
+
+        Its work stops after the step that is running; a step that nobody else is in stops before its next layer.
+        """
         with self._changed:
-            self._post(lambda: self._end_id(request_id, Finish("cancelled")))
+            generation = self._open.get(request_id)
+            if generation is None:
+                return
+            self._post(lambda: self._forget(generation))
+        self._close(generation, generation.last_event(Finish("cancelled")))
 
     def drain(self, grace: float) -> None:
         """Take nothing new, let what runs finish within `grace` seconds, end the rest as cancelled; then stop."""
@@ -318,6 +325,8 @@ class Engine:
             step = self._scheduler.schedule()
             if step.pieces:
                 self._compute(step)
+        except Abandoned:
+            pass  # the inbox says who is to be forgotten
         except Exception as exc:  # whatever it is, it must not end the loop
             self._step_failed(step, exc)
 
@@ -326,7 +335,11 @@ class Engine:
         generations = {piece.sequence.key: self._active[piece.sequence.key] for piece in step.pieces}
         for piece in step.pieces:
             generations[piece.sequence.key].computing(piece)
-        logits, owners = self._runner.run(step, every=lambda piece: generations[piece.sequence.key].scores_prompt)
+        logits, owners = self._runner.run(
+            step,
+            every=lambda piece: generations[piece.sequence.key].scores_prompt,
+            is_wanted=lambda: not all(generation.is_closed for generation in generations.values()),
+        )
         computed = time.monotonic()
         self._scheduler.finish(step)
         for piece, rows in owners:
@@ -451,18 +464,25 @@ class Engine:
 
     def _end(self, generation: Generation, finish: Finish) -> None:
         """The terminal event; an answer that is complete but held back waits for `hold` with its end."""
-        self._scheduler.remove(generation.sequence)
         if finish.reason in ("stop", "length") and not self._may_leave(generation):
+            self._scheduler.remove(generation.sequence)
             generation.held.append(generation.last_event(finish))
             return
+        self._forget(generation)
         self._close(generation, generation.last_event(finish))
 
-    def _close(self, generation: Generation, event: TokenEvent) -> None:
+    def _forget(self, generation: Generation) -> None:
+        """No more work for it; its blocks are free."""
+        self._scheduler.remove(generation.sequence)
         if self._active.get(generation.request.id) is generation:
             del self._active[generation.request.id]
+
+    def _close(self, generation: Generation, event: TokenEvent) -> None:
+        """Deliver its terminal event, unless it has had one. From whatever thread."""
         with self._changed:
-            if self._open.get(generation.request.id) is generation:
-                del self._open[generation.request.id]
+            if self._open.get(generation.request.id) is not generation:
+                return
+            del self._open[generation.request.id]
         self._meter.end(is_error=event.finish_reason == "error")
         self._hand_over(generation, event)
 
@@ -482,6 +502,7 @@ class Engine:
                 if event.finish_reason is None:
                     self._hand_over(generation, event)
                 else:
+                    self._forget(generation)
                     self._close(generation, event)
 
     def _restart(self) -> None:

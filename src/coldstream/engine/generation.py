@@ -60,7 +60,7 @@ class Generation:
         self.held: list[TokenEvent] = []
         self._tokenizer = tokenizer
         self._new_matcher = matcher
-        self._handing_over = threading.Lock()
+        self._handing_over = threading.RLock()  # a receiver may cancel what it receives
         self._seed = params.seed if params.seed is not None else secrets.randbits(63)
         self._stop_ids = params.stop_token_ids | (frozenset() if params.ignore_eos else stop_ids)
         self._first_token_at: float | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coldstream.engine.blocks import Blocks
 from coldstream.engine.images import PlacedImage
-from coldstream.engine.kv_cache import KvCache, Span
+from coldstream.engine.kv_cache import Attending, KvCache, Span
 from coldstream.engine.scheduler import Piece, Step
 from coldstream.model.decoder import Embeds
 
@@ -37,6 +37,10 @@ class Decoding(Protocol):
         ...
 
 
+class Abandoned(Exception):
+    """The step was given up between two layers: everybody whose it was has left. No error."""
+
+
 class Runner:
     """Runs steps. Not thread-safe: the engine's thread owns it."""
 
@@ -45,10 +49,16 @@ class Runner:
         self._cache = cache
         self._blocks = blocks
 
-    def run(self, step: Step, *, every: Callable[[Piece], bool]) -> tuple[Tensor, list[tuple[Piece, slice]]]:
+    def run(
+        self, step: Step, *, every: Callable[[Piece], bool], is_wanted: Callable[[], bool]
+    ) -> tuple[Tensor, list[tuple[Piece, slice]]]:
         """Logits float32 [n, vocab], and which of their rows belong to which piece.
 
         A piece that draws has its last token's row; one for which `every` is true has a row for each of its tokens.
+        `is_wanted` is asked before each layer's attention: the layer may have waited long for its bytes.
+
+        Raises:
+            Abandoned: the step is not wanted any more; nothing of it counts.
         """
         self._cache.copy(step.copies)
         spans: list[Span] = []
@@ -72,10 +82,18 @@ class Runner:
                 rows += wanted
             flat += piece.count
         forward = partial(self._decoder.forward, embeds=_joined(seen)) if seen else self._decoder.forward
-        logits = forward(
-            torch.tensor(ids), torch.tensor(positions), self._cache.attend(spans), torch.tensor(rows, dtype=torch.int64)
-        )
+        attend = _while_wanted(self._cache.attend(spans), is_wanted)
+        logits = forward(torch.tensor(ids), torch.tensor(positions), attend, torch.tensor(rows, dtype=torch.int64))
         return logits, owners
+
+
+def _while_wanted(attend: Attending, is_wanted: Callable[[], bool]) -> Attending:
+    def attending(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not is_wanted():
+            raise Abandoned
+        return attend(layer, q, k, v)
+
+    return attending
 
 
 def _images_in(piece: Piece) -> Sequence[PlacedImage]:
