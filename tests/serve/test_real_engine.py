@@ -10,6 +10,7 @@ import pytest
 
 from coldstream.engine.request import SamplingParams
 from coldstream.model.config import ModelConfig
+from coldstream.settings import ModelSettings, Settings, TaskSettings
 from tests.engine.parts import GEMMA, VOCAB, WORDS, make_decoder, make_engine, make_tokenizer
 
 HI = [{"role": "user", "content": "ab the b"}]
@@ -158,3 +159,39 @@ async def test_the_engines_own_figures_are_in_the_metrics(asked) -> None:
     text = (await served.client.get("/metrics")).text
     for name in ("blocks_total", "prefix_hit_rate", "running", "batch_size"):
         assert f'coldstream_engine_{name}{{model="default"}}' in text
+
+
+TEMPLATE = TaskSettings("long", "default", system="the ab b a " * 14, prompt="{prompt}")
+"""Five blocks of tokens before the first word of a question."""
+
+
+async def test_a_tasks_second_request_computes_nothing_of_its_template_but_the_last_block(serve) -> None:
+    model = RealModel()
+    try:
+        served = await serve(model, Settings({"default": ModelSettings("default", "gs://b/m")}, {"long": TEMPLATE}))
+        for question in ("b", "ab the b", "a the"):
+            before = await _counts(served)
+            reply = await served.client.post("/generate", json={"type": "long", "prompt": question})
+            assert reply.status_code == 200
+            asked, cached, computed = (now - then for now, then in zip(await _counts(served), before, strict=True))
+            template = asked - len(model.tokenizer.encode(question))
+            assert asked == cached + computed
+            if question == "b":
+                assert cached == 0
+            else:
+                assert template > 5 * 32
+                assert computed < 2 * 32, "its own words, and the block in which they begin"
+    finally:
+        await asyncio.to_thread(model.engine.stop)
+
+
+async def _counts(served) -> tuple[float, float, float]:
+    """Prompt tokens that were asked for, that came from the cache, and that the model computed."""
+    lines = (await served.client.get("/metrics")).text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    names = (
+        'coldstream_tokens_total{kind="prompt",model="default"}',
+        'coldstream_tokens_total{kind="cached",model="default"}',
+        'coldstream_engine_prompt_tokens{model="default"}',
+    )
+    return tuple(float(values.get(name, 0)) for name in names)
