@@ -10,7 +10,16 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from coldstream.bench.serve import Load, Report, Run, run_serve_bench
-from coldstream.bench.serve_load import Answer, Endpoint, closed_loop, open_loop, percentiles, prompts, summarize
+from coldstream.bench.serve_load import (
+    Answer,
+    Endpoint,
+    beside,
+    closed_loop,
+    open_loop,
+    percentiles,
+    prompts,
+    summarize,
+)
 from coldstream.bench.serve_peers import SERVERS, Plan, Server, running, server
 from coldstream.errors import SettingsError
 from coldstream.serve.keys import ApiKeys
@@ -40,6 +49,24 @@ async def test_an_open_loop_does_not_wait_for_answers(serve, engine) -> None:
     await asyncio.to_thread(stuck.wait_until, lambda: len(stuck.submitted) == 5)
     await asyncio.to_thread(stuck.step, 2)
     assert summarize(await running_load).tokens == 10
+
+
+async def test_short_prompts_come_while_all_the_others_are_being_answered(serve, engine) -> None:
+    used = engine("hello")
+    served = await serve(ScriptedModel(used))
+    asked = prompts(4, words=3, seed=1)
+    others = [f"other {number}" for number in range(3)]
+    answers = await beside(Endpoint(f"{served.url}/v1", "default"), asked, others=others, max_tokens=9, seed=0)
+    assert [(answer.error, answer.tokens) for answer in answers] == [(None, 1)] * 4
+    first = [request.sampling.max_tokens for request in used.submitted].index(1)
+    assert [request.sampling.max_tokens for request in used.submitted[:3]] == [9] * 3
+    assert first >= 3, "before all others had begun"
+
+
+async def test_others_that_cannot_be_answered_keep_nobody_waiting(serve, engine) -> None:
+    served = await serve(ScriptedModel(engine("hello")))
+    answers = await beside(Endpoint(f"{served.url}/v1", "gpt-4"), ["a"], others=["b"], max_tokens=9, seed=0)
+    assert "HTTP 404" in str(answers[0].error)
 
 
 async def test_what_goes_wrong_is_counted_and_quoted(serve, engine) -> None:

@@ -14,7 +14,17 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from coldstream.bench.serve_load import Answer, Api, Endpoint, Summary, closed_loop, open_loop, prompts, summarize
+from coldstream.bench.serve_load import (
+    Answer,
+    Api,
+    Endpoint,
+    Summary,
+    beside,
+    closed_loop,
+    open_loop,
+    prompts,
+    summarize,
+)
 from coldstream.bench.serve_peers import Plan, running, server
 from coldstream.errors import SettingsError
 
@@ -25,12 +35,22 @@ _HEAD = (
 )
 
 
+# "12: " and 26 words are 32 tokens of Gemma's, with its first one.
+_SHORT_WORDS = 26
+_SHORT_PROMPTS = 30
+_OTHERS_TOKENS = 256
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What everybody is asked. `clients` are closed loops, one after another; `rates` (requests a second) open ones."""
+    """What everybody is asked. `clients` are closed loops, one after another; `rates` (requests a second) open ones.
+
+    `beside` others are answered while short prompts come, for their time to first token, which is also taken alone.
+    """
 
     clients: tuple[int, ...] = (1, 4, 8, 16)
     rates: tuple[float, ...] = ()
+    beside: int = 0
     requests_per_client: int = 4
     max_tokens: int = 64
     prompt_words: int = 48
@@ -41,16 +61,18 @@ class Load:
     @property
     def context(self) -> int:
         """Tokens that a sequence may need: words have at most a few tokens each."""
-        return 1 << (self.prompt_words * 4 + self.max_tokens + 64).bit_length()
+        most = max(self.max_tokens, _OTHERS_TOKENS if self.beside else 0)
+        return 1 << (self.prompt_words * 4 + most + 64).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One load on one server; `load` is "8 clients" or "2/s"."""
+    """One load on one server; `load` is "8 clients", "2/s", or for `is_short` prompts "short" or "short +8"."""
 
     server: str
     load: str
     summary: Summary
+    is_short: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +103,7 @@ class Report:
 
     def svg(self) -> str:
         """Tokens a second by load, a group of bars each, every bar with its own name and figure."""
-        return _chart(self.runs, self.machine)
+        return _chart([run for run in self.runs if not run.is_short], self.machine)
 
 
 def run_serve_bench(
@@ -97,7 +119,7 @@ def run_serve_bench(
         SettingsError: a name that is not known, or our own server did not start. A peer that does not is left out.
     """
     wanted = load or Load()
-    plan = Plan(max([1, *wanted.clients]), wanted.context, os.cpu_count() or 1)
+    plan = Plan(max([1, wanted.beside + 1, *wanted.clients]), wanted.context, os.cpu_count() or 1)
     chosen = [server(name, model, plan) for name, model in servers.items()]
     runs: list[Run] = []
     skipped: dict[str, str] = {}
@@ -143,7 +165,21 @@ def _load(name: str, endpoint: Endpoint, load: Load, say: Say) -> list[Run]:
         asked = prompts(max(2, int(rate * load.seconds)), words=load.prompt_words, seed=load.seed + 10_000)
         answers = asyncio.run(open_loop(endpoint, asked, max_tokens=load.max_tokens, rate=rate, seed=load.seed))
         runs.append(_ran(name, f"{rate:g}/s", answers, say))
+    if load.beside:
+        runs += _short(name, endpoint, load, say)
     return runs
+
+
+def _short(name: str, endpoint: Endpoint, load: Load, say: Say) -> list[Run]:
+    """The time to first token of short prompts, alone and beside others."""
+    asked = prompts(2 * _SHORT_PROMPTS, words=_SHORT_WORDS, seed=load.seed + 20_000)
+    alone = asyncio.run(closed_loop(endpoint, asked[:_SHORT_PROMPTS], max_tokens=1, clients=1))
+    others = prompts(load.beside, words=load.prompt_words, seed=load.seed + 30_000)
+    besides = beside(endpoint, asked[_SHORT_PROMPTS:], others=others, max_tokens=_OTHERS_TOKENS, seed=load.seed)
+    found = {"short": summarize(alone), f"short +{load.beside}": summarize(asyncio.run(besides))}
+    first, second = (summary.first_token.p50 * 1e3 for summary in found.values())
+    say(f"{name}, a short prompt's first token: {first:.0f} ms alone, {second:.0f} ms beside {load.beside} others")
+    return [Run(name, label, summary, is_short=True) for label, summary in found.items()]
 
 
 def _ran(name: str, load: str, answers: Sequence[Answer], say: Say) -> Run:

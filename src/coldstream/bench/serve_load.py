@@ -20,6 +20,7 @@ import httpx2
 
 Api = Literal["completions", "chat"]
 
+_LONGEST_PAUSE = 0.1
 _TIMEOUT = httpx2.Timeout(600.0, connect=30.0)
 
 
@@ -125,14 +126,41 @@ async def open_loop(
         return await asyncio.gather(*asking)
 
 
+async def beside(
+    endpoint: Endpoint, asked: Sequence[str], *, others: Sequence[str], max_tokens: int, seed: int
+) -> list[Answer]:
+    """One token for each of the prompts, one after the other, while so many `others` are answered without end."""
+    draw = random.Random(seed)  # noqa: S311
+    begun = [asyncio.Event() for _ in others]
+
+    async def other(http: httpx2.AsyncClient, prompt: str, begun: asyncio.Event) -> None:
+        while True:
+            await ask(http, endpoint, prompt, max_tokens, begun=begun)
+
+    async with _http(endpoint, len(others) + 1) as http, asyncio.TaskGroup() as group:
+        busy = [group.create_task(other(http, *item)) for item in zip(others, begun, strict=True)]
+        await asyncio.gather(*(item.wait() for item in begun))
+        answers = []
+        for prompt in asked:
+            await asyncio.sleep(draw.uniform(0.0, _LONGEST_PAUSE))  # anywhere in a step of the others
+            answers.append(await ask(http, endpoint, prompt, 1))
+        for task in busy:
+            task.cancel()
+    return answers
+
+
 def _http(endpoint: Endpoint, connections: int) -> httpx2.AsyncClient:
     headers = {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
     limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
     return httpx2.AsyncClient(timeout=_TIMEOUT, limits=limits, headers=headers, trust_env=False)
 
 
-async def ask(http: httpx2.AsyncClient, endpoint: Endpoint, prompt: str, max_tokens: int) -> Answer:
-    """One streamed request. What goes wrong is part of the answer: a load test goes on."""
+async def ask(
+    http: httpx2.AsyncClient, endpoint: Endpoint, prompt: str, max_tokens: int, *, begun: asyncio.Event | None = None
+) -> Answer:
+    """One streamed request. What goes wrong is part of the answer: a load test goes on. `begun` is set by its first
+    text, or its end.
+    """
     begin = time.perf_counter()
     arrivals: list[float] = []
     usage: Mapping[str, Any] = {}
@@ -147,9 +175,13 @@ async def ask(http: httpx2.AsyncClient, endpoint: Endpoint, prompt: str, max_tok
                     error = error or _error(event)
                     if _has_text(event):
                         arrivals.append(time.perf_counter())
+                        if begun is not None:
+                            begun.set()
                     usage = event.get("usage") or usage
     except httpx2.HTTPError as exc:
         error = f"{type(exc).__name__}: {exc}"
+    if begun is not None:
+        begun.set()
     if error is None and not arrivals:
         error = "the stream ended without any text"
     tokens = int(usage.get("completion_tokens") or len(arrivals))

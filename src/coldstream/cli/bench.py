@@ -205,6 +205,9 @@ def serve(
     ] = None,
     clients: Annotated[str, typer.Option(help="Closed loops, one after another.")] = "1,4,8,16",
     rates: Annotated[str, typer.Option(help="Open loops: requests a second, one after another.")] = "",
+    beside: Annotated[
+        int, typer.Option(min=0, help="Also the first token of short prompts, alone and beside so many other clients.")
+    ] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
     prompt_words: Annotated[int, typer.Option(min=1, help="Words of each prompt.")] = 48,
     requests: Annotated[int, typer.Option(min=1, help="Requests of each client.")] = 4,
@@ -225,6 +228,7 @@ def serve(
         load=Load(
             clients=tuple(int(item) for item in _numbers(clients, "--clients")),
             rates=_numbers(rates, "--rates"),
+            beside=beside,
             requests_per_client=requests,
             max_tokens=max_tokens,
             prompt_words=prompt_words,
