@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 import struct
 import threading
 import weakref
@@ -22,6 +21,7 @@ from coldstream.errors import BadResponse
 from coldstream.weights.http import Response, parse_head
 from coldstream.weights.memory import STEP, populate
 from coldstream.weights.store import Interrupted
+from coldstream.weights.tls import Decryption, SecureSocket
 
 CONNECT_SECONDS = 10.0
 MAX_HEAD = 64 * 1024
@@ -59,7 +59,7 @@ class Wire:
         self._follow = follow
         self._idle: list[_Connection] = []
         self._resolved: dict[Origin, list[_Address]] = {}
-        self._context: ssl.SSLContext | None = None
+        self._decryption: Decryption | None = None
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
 
     async def get(self, url: str, headers: Mapping[str, str], target: memoryview, accept: Accept) -> None:
@@ -142,13 +142,10 @@ class Wire:
                 return raw
         raise failure or OSError("no address")
 
-    def _tls(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = ssl.create_default_context()
-            self._context.set_alpn_protocols(["http/1.1"])
-            if self._authorities:
-                self._context.load_verify_locations(self._authorities)
-        return self._context
+    def _tls(self) -> Decryption:
+        if self._decryption is None:
+            self._decryption = Decryption(self._authorities)
+        return self._decryption
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,42 +160,39 @@ class _Stale(Exception):
     """A connection that was kept was closed by the other side meanwhile."""
 
 
-class _Receive(Protocol):
-    def __call__(self, target: memoryview) -> int:
-        """Some bytes or, where the system can, all of them; none at the end."""
-        ...
+class _Socket(Protocol):
+    def sendall(self, data: bytes, /) -> None: ...
+
+    def recv(self, nbytes: int, /) -> bytes: ...
+
+    def recv_into(self, target: memoryview, nbytes: int, flags: int, /) -> int: ...
 
 
 class _Connection:
     """One socket. All but `abort` runs on the thread that has it for a call."""
 
-    def __init__(self, origin: Origin, raw: socket.socket, stall: float, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, origin: Origin, raw: socket.socket, stall: float, tls: Decryption | None) -> None:
         self.origin = origin
         self.reusable = False
         self._raw = raw
-        self._socket: socket.socket | ssl.SSLSocket = raw
+        self._socket: _Socket = raw if tls is None else SecureSocket(raw, tls, origin.host)
         self._stall = stall
-        self._tls = tls
         self._used = False
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if tls is None:
-            # The kernel's own timeout: Python's would poll before each read, and could not wait for all of it.
-            raw.setblocking(True)
-            limit = struct.pack("ll", int(stall), int(stall % 1 * 1e6))
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        else:
-            raw.settimeout(stall)
+        # The kernel's own timeout: Python's would poll before each read, and could not wait for all of it.
+        raw.setblocking(True)
+        limit = struct.pack("ll", int(stall), int(stall % 1 * 1e6))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def abort(self) -> None:
         """From any thread: whoever waits for the socket wakes up."""
         with contextlib.suppress(OSError):
-            # Python's TLS socket would forget its session, under the reader's hands.
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            self._raw.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """No call is under way."""
-        self._socket.close()
+        self._raw.close()
 
     def exchange(self, call: _Call) -> str | None:
         """Ask, and fill the target; where the answer redirects to instead."""
@@ -218,8 +212,6 @@ class _Connection:
         return None
 
     def _ask(self, request: bytes) -> tuple[Response, bytes]:
-        if self._tls is not None and not isinstance(self._socket, ssl.SSLSocket):
-            self._secure(self._tls)
         self._socket.sendall(request)
         data = b""
         while True:
@@ -238,17 +230,8 @@ class _Connection:
             if head.status >= 200:
                 return head, data
 
-    def _secure(self, context: ssl.SSLContext) -> None:
-        try:
-            self._socket = context.wrap_socket(self._raw, server_hostname=self.origin.host, suppress_ragged_eofs=False)
-        except ssl.SSLCertVerificationError as exc:
-            raise BadResponse(
-                f"{self.origin.host}: its certificate is not trusted ({exc.verify_message});"
-                " name its authority's file in SSL_CERT_FILE"
-            ) from exc
-
     def _body(self, head: Response, rest: bytes, target: memoryview) -> None:
-        source = _Source(self._receive, rest)
+        source = _Source(self._socket, rest)
         try:
             if head.headers.get("transfer-encoding", "").lower() == "chunked":
                 _unchunk(source, target)
@@ -260,11 +243,6 @@ class _Connection:
         except ValueError as exc:
             raise BadResponse(f"{self.origin.host}:{self.origin.port}: {exc}; is it a storage server?") from exc
 
-    def _receive(self, target: memoryview) -> int:
-        if isinstance(self._socket, ssl.SSLSocket):
-            return self._socket.recv_into(target)
-        return self._socket.recv_into(target, 0, socket.MSG_WAITALL)
-
     def _interrupted(self, failure: Exception, landed: int) -> Interrupted:
         if isinstance(failure, TimeoutError | BlockingIOError):
             return Interrupted(f"no byte for {self._stall:g} s", landed=landed)
@@ -275,7 +253,7 @@ class _Connection:
 class _Source:
     """The body: what came along with the head, then the socket. `landed` counts what went into targets."""
 
-    receive: _Receive
+    socket: _Socket
     rest: bytes
     landed: int = 0
     line: bytearray = field(default_factory=bytearray)
@@ -294,7 +272,7 @@ class _Source:
     def _fill_step(self, step: memoryview) -> int:
         filled = 0
         while filled < step.nbytes:
-            count = self.receive(step[filled:])
+            count = self.socket.recv_into(step[filled:], 0, socket.MSG_WAITALL)
             if not count:
                 raise EOFError("the connection was closed in the middle of the body")
             filled += count
@@ -306,8 +284,8 @@ class _Source:
         while b"\n" not in self.rest:
             if len(self.rest) > MAX_HEAD:
                 raise ValueError("a chunk's size is longer than a line")
-            more = bytearray(1)
-            if not self.receive(memoryview(more)):
+            more = self.socket.recv(8192)
+            if not more:
                 raise EOFError("the connection was closed in the middle of the body")
             self.rest += more
         line, _, self.rest = self.rest.partition(b"\n")
