@@ -18,33 +18,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from coldstream.engine import limits
-from coldstream.engine.blocks import Blocks, Group, divide
+from coldstream.engine.blocks import Blocks
 from coldstream.engine.generation import Deliver, Finish, Generation
 from coldstream.engine.grammar import Grammars
 from coldstream.engine.images import ImageEncoder, Sees, check_images
-from coldstream.engine.kv_cache import AttentionConfig, KvCache, bytes_per_block, windows
-from coldstream.engine.memory import cpu_limit, memory_available
+from coldstream.engine.kv_budget import BLOCK_SIZE, affordable
+from coldstream.engine.kv_cache import AttentionConfig, KvCache
+from coldstream.engine.memory import cpu_limit
 from coldstream.engine.request import Request, TokenEvent
 from coldstream.engine.runner import Abandoned, Decoding, Runner
-from coldstream.engine.sampler import Sampled, sample, token_logprobs
-from coldstream.engine.scheduler import Piece, Scheduler, Step
-from coldstream.engine.stats import Measured, Meter, Stats
+from coldstream.engine.scheduler import Scheduler, Step
+from coldstream.engine.stats import Meter, Stats
+from coldstream.engine.steps import Steps
 from coldstream.engine.tokenizer import Tokenizer
-from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, InvalidRequest, OutOfMemory
+from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, InvalidRequest
 from coldstream.model.native import library as native
 from coldstream.settings import EngineSettings
 
-BLOCK_SIZE = 32
-# Of the memory that is free when the engine is made, keys and values may take so much, unless something else is said.
-_MEMORY_SHARE = 0.4
-_FALLBACK_KV_BYTES = 1 << 30
 # `hold` is somebody else's event: nobody wakes the loop when it is set, unless it is by `release`.
 _HOLD_POLL_SECONDS = 0.05
 
@@ -94,19 +89,26 @@ class Engine:
         wanted = min(config.max_positions, max_context or config.max_positions)
         # An image is computed in one piece.
         step = min(max(settings.step_tokens, sees.tokens_per_image if sees is not None else 0), wanted)
-        groups = _groups(config, settings, decoder.attention_dtype, context=wanted, step=step)
+        groups = affordable(config, settings, decoder.attention_dtype, context=wanted, step=step)
         kernels = native.load() if native.is_built() else None
         cache = KvCache(config, groups, size=BLOCK_SIZE, dtype=decoder.attention_dtype, device=device, kernels=kernels)
         share, together = settings.prefix_cache, not cache.reads_anywhere
         self.blocks = Blocks(groups, BLOCK_SIZE, step=step, share=share, together=together)
         self.max_context = min(wanted, self.blocks.capacity)
         self._scheduler = Scheduler(self.blocks, settings.max_sequences, settings.step_tokens)
-        self._runner = Runner(decoder, cache, self.blocks)
         self._grammars = Grammars(tokenizer, vocab_size=config.vocab_size, stop_ids=self._stop_ids)
         self._sees = sees
         threads = settings.threads or cpu_limit()
         self._encoder = ImageEncoder(sees, threads=threads, name=name) if sees is not None else None
         self._meter = Meter()
+        self._steps = Steps(
+            Runner(decoder, cache, self.blocks),
+            self._scheduler,
+            self._meter,
+            send=self._send,
+            end=self._end,
+            as_error=self._as_error,
+        )
         self._changed = threading.Condition()
         # Shared, under `_changed`: who has been promised a terminal event, and what the loop is to do next.
         self._open: dict[str, Generation] = {}
@@ -324,72 +326,11 @@ class Engine:
         try:
             step = self._scheduler.schedule()
             if step.pieces:
-                self._compute(step)
+                self._steps.compute(step, self._active)
         except Abandoned:
             pass  # the inbox says who is to be forgotten
         except Exception as exc:  # whatever it is, it must not end the loop
             self._step_failed(step, exc)
-
-    def _compute(self, step: Step) -> None:
-        started = time.monotonic()
-        generations = {piece.sequence.key: self._active[piece.sequence.key] for piece in step.pieces}
-        for piece in step.pieces:
-            generations[piece.sequence.key].computing(piece)
-        logits, owners = self._runner.run(
-            step,
-            every=lambda piece: generations[piece.sequence.key].scores_prompt,
-            is_wanted=lambda: not all(generation.is_closed for generation in generations.values()),
-        )
-        computed = time.monotonic()
-        self._scheduler.finish(step)
-        for piece, rows in owners:
-            if generations[piece.sequence.key].scores_prompt:
-                self._score(generations[piece.sequence.key], piece, logits[rows])
-        drawing = [(generations[piece.sequence.key], rows.stop - 1) for piece, rows in owners if piece.draws]
-        self._draw(logits, drawing)
-        done = time.monotonic()
-        prompt_tokens = sum(piece.count for piece in step.pieces if piece.start < piece.sequence.prompt_length)
-        self._meter.step(
-            Measured(done, done - started, computed - started, len(step.pieces), prompt_tokens, len(drawing))
-        )
-
-    def _score(self, generation: Generation, piece: Piece, logits: Tensor) -> None:
-        """Prompt logprobs: the logits of token i score token i + 1."""
-        targets = generation.request.prompt_ids[piece.start + 1 : piece.end + 1]
-        top = generation.request.sampling.prompt_logprobs or 0
-        generation.prompt_scored(token_logprobs(logits[: len(targets)], targets, top))
-
-    def _draw(self, logits: Tensor, drawing: list[tuple[Generation, int]]) -> None:
-        """A token for everybody who is due one, and the events that follow from it."""
-        ready = []
-        for generation, row in drawing:
-            if self._guarded(generation, generation.constrain):
-                ready.append((generation, row))
-        if not ready:
-            return
-        rows = [row for _, row in ready]
-        last = logits if rows == list(range(len(logits))) else logits[rows]
-        for (generation, _), sampled in zip(ready, sample(last, [item.row for item, _ in ready]), strict=True):
-            if isinstance(sampled, ColdstreamError):
-                self._end(generation, Finish("error", error=sampled))
-            else:
-                self._guarded(generation, partial(self._push, generation, sampled))
-
-    def _push(self, generation: Generation, sampled: Sampled) -> None:
-        event, finish = generation.push(sampled)
-        if event is not None:
-            self._send(generation, event)
-        if finish is not None:
-            self._end(generation, finish)
-
-    def _guarded(self, generation: Generation, work: Callable[[], None]) -> bool:
-        """Do something for one request; if it fails, only this one ends."""
-        try:
-            work()
-        except Exception as exc:
-            self._end(generation, Finish("error", error=self._as_error(exc)))
-            return False
-        return True
 
     def _as_error(self, exc: Exception) -> ColdstreamError:
         if isinstance(exc, ColdstreamError):
@@ -514,30 +455,3 @@ class Engine:
                 self._scheduler.remove(generation.sequence)
                 generation.restart()
                 self._queue(generation)
-
-
-def _groups(
-    config: AttentionConfig, settings: EngineSettings, dtype: torch.dtype, *, context: int, step: int
-) -> tuple[Group, ...]:
-    """As many blocks as the memory budget buys, but no more than all sequences together can ever use."""
-    budget = settings.kv_bytes
-    if budget is None:
-        available = memory_available()
-        budget = int(available * _MEMORY_SHARE) if available is not None else _FALLBACK_KV_BYTES
-    each = bytes_per_block(config, BLOCK_SIZE, dtype)
-    for sequences in range(settings.max_sequences, 0, -1):
-        groups = divide(
-            budget,
-            block_bytes=each,
-            windows=windows(config),
-            size=BLOCK_SIZE,
-            sequences=sequences,
-            context=context,
-            step=step,
-        )
-        if groups is not None:
-            return groups
-    raise OutOfMemory(
-        f"keys and values may take {budget} bytes here, but two blocks of {BLOCK_SIZE} tokens, the least, take "
-        f"{2 * sum(each)}; give the process more memory or raise engine.kv_bytes"
-    )

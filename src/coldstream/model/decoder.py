@@ -195,7 +195,7 @@ class Decoder:
         self._head = self._untied
         self._ropes = {rope: Rope(rope, config.head_dim, self.device) for rope in config.ropes}
         self._scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
-        tower = partial(VisionTower, linear=making.linear, dtype=self.dtype, device=self.device)
+        tower = partial(VisionTower, linear=making.linear, dtype=self.dtype, device=self.device, kernels=making.kernels)
         self.vision = tower(vision) if vision is not None else None
 
     @property

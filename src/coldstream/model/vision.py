@@ -19,8 +19,10 @@ from torch import Tensor
 
 from coldstream.model.gate import Gate
 from coldstream.model.image_processor import ImageProcessor, Pixels
+from coldstream.model.int8 import Int8Linear
 from coldstream.model.layers import Norm, activation
 from coldstream.model.linear import Linear
+from coldstream.model.native.library import Kernels, TowerWeights
 from coldstream.model.parameter import Parameter
 from coldstream.model.vision_config import VisionConfig
 
@@ -43,7 +45,7 @@ def canonical(name: str) -> str:
 
 
 class _LayerNorm:
-    """Layer norm (Ba et al. 2016) in float32."""
+    """Layer norm (Ba et al. 2016) in float32. Its tensors stay where they are: kernels know them by address."""
 
     def __init__(self, size: int, *, eps: float, device: torch.device) -> None:
         self._size, self._eps = (size,), eps
@@ -51,10 +53,10 @@ class _LayerNorm:
         self.bias = torch.zeros(size, dtype=torch.float32, device=device)
 
     def fill(self, weight: Tensor) -> None:
-        self.weight = weight.to(self.weight.device, torch.float32)
+        self.weight.copy_(weight)
 
     def fill_bias(self, bias: Tensor) -> None:
-        self.bias = bias.to(self.bias.device, torch.float32)
+        self.bias.copy_(bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self._size, self.weight, self.bias, self._eps)
@@ -68,10 +70,13 @@ class _LayerNorm:
 class _TowerLayer:
     """Norm, attention of all patches to all, norm, MLP, with residuals."""
 
-    def __init__(self, config: VisionConfig, linear: LinearFactory, device: torch.device) -> None:
+    def __init__(
+        self, config: VisionConfig, linear: LinearFactory, device: torch.device, kernels: Kernels | None
+    ) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         norm = partial(_LayerNorm, eps=config.norm_eps, device=device)
-        self._heads = config.heads
+        self._config, self._kernels = config, kernels
+        self._packed: TowerWeights | None = None
         self._activation = activation(config.activation)
         self.before_attention, self.before_mlp = norm(hidden), norm(hidden)
         self.qkv = linear(hidden, (hidden, hidden, hidden), bias=True)
@@ -80,13 +85,29 @@ class _TowerLayer:
         self.down = linear(inner, (hidden,), bias=True)
 
     def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """float32 `[patches, hidden]` -> the same."""
-        qkv = self.qkv.joined(self.before_attention(x).to(dtype)).view(len(x), 3, self._heads, -1)
-        q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).reshape(len(x), -1)
+        """float32 `[patches, hidden]`, which it may write to -> the same."""
+        if self._kernels is not None:
+            return self._by_kernels(self._kernels, x)
+        qkv = self.qkv.joined(self.before_attention(x).to(dtype)).view(len(x), 3, self._config.heads, -1)
+        attended = _attended(qkv.permute(1, 2, 0, 3).contiguous())
         x = x + self.output.joined(attended).float()
         inner = self._activation(self.up.joined(self.before_mlp(x).to(dtype)))
         return x + self.down.joined(inner).float()
+
+    def _by_kernels(self, kernels: Kernels, x: Tensor) -> Tensor:
+        if self._packed is None:
+            self._packed = self._weights()
+        attended = _attended(kernels.tower_before(self._packed, x))
+        kernels.tower_after(self._packed, attended, x)
+        return x
+
+    def _weights(self) -> TowerWeights:
+        """The layer as the kernels take it."""
+        config, first, second = self._config, self.before_attention, self.before_mlp
+        norms = (first.weight, first.bias, second.weight, second.bias)
+        linears = (self.qkv, self.output, self.up, self.down)
+        matrices = (linear.matrix for linear in linears if isinstance(linear, Int8Linear))
+        return TowerWeights(config.heads, config.activation, config.norm_eps, norms, *matrices)
 
     def parameters(self, prefix: str) -> Iterator[Parameter]:
         yield from self.before_attention.parameters(f"{prefix}layer_norm1")
@@ -98,10 +119,19 @@ class _TowerLayer:
 
 
 class VisionTower:
-    """Pixels to vectors. Filled through `parameters()` (see build.Assembly), as the decoder is."""
+    """Pixels to vectors. Filled through `parameters()` (see build.Assembly), as the decoder is.
+
+    `kernels` run the layers where matrices are int8.
+    """
 
     def __init__(
-        self, config: VisionConfig, *, linear: LinearFactory, dtype: torch.dtype, device: torch.device
+        self,
+        config: VisionConfig,
+        *,
+        linear: LinearFactory,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: Kernels | None = None,
     ) -> None:
         self.config = config
         self.gate = Gate("vision tower")
@@ -109,7 +139,7 @@ class VisionTower:
         hidden, patch = config.hidden_size, config.channels * config.patch_size**2
         self._patches = linear(patch, (hidden,), bias=True)
         self._positions = torch.zeros(config.patches_per_side**2, hidden, dtype=torch.float32, device=device)
-        self._layers = [_TowerLayer(config, linear, device) for _ in range(config.layers)]
+        self._layers = [_TowerLayer(config, linear, device, kernels) for _ in range(config.layers)]
         self._after = _LayerNorm(hidden, eps=config.norm_eps, device=device)
         self._norm = Norm(hidden, eps=config.norm_eps, offset=1.0, device=device)
         self._projection = linear(hidden, (config.text_hidden_size,), bias=False)
@@ -172,6 +202,12 @@ class Sight:
     def encode(self, pixels: Pixels) -> Tensor:
         """uint8 `[height, width, 3]`, as the processor resized it -> float32 `[tokens_per_image, text hidden]`."""
         return self._tower.encode(torch.from_numpy(self._processor.normalise(pixels)))
+
+
+def _attended(qkv: Tensor) -> Tensor:
+    """q, k and v, `[3, heads, patches, head_dim]` -> `[patches, heads * head_dim]`; all patches see all."""
+    q, k, v = qkv.unsqueeze(1).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).reshape(qkv.shape[2], -1)
 
 
 def _unfolded(pixels: Tensor, patch: int) -> Tensor:

@@ -15,8 +15,6 @@ from coldstream.weights.header import TensorInfo
 
 MIB = 1024 * 1024
 PART_SIZE = 32 * MIB
-# A tensor up to so many parts stays whole: cutting it costs a copy, and its memory a second time.
-WHOLE_PARTS = 2
 # The last share of the bytes is read in smaller parts, so that no connection is left alone with a large one.
 TAIL_SHARE = 0.12
 TAIL_CUT = 4
@@ -104,8 +102,8 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def plan(tensors: Iterable[TensorInfo], *, part_size: int = PART_SIZE, max_read: int | None = None) -> ReadPlan:
     """Cut the tensors into reads of about `part_size` bytes, none larger than `max_read`, in execution order.
 
-    Within a layer the order is that of the file, because neighbours make one read. A single tensor of up to two parts
-    stays whole, unless `max_read` forbids it.
+    Within a layer the order is that of the file, because neighbours make one read. A single tensor of up to
+    `part_size` stays whole, unless `max_read` forbids it.
     """
     if part_size < 1 or (max_read is not None and max_read < 1):
         raise ValueError(f"part_size and max_read must be at least 1, not {part_size} and {max_read}")
@@ -114,8 +112,8 @@ def plan(tensors: Iterable[TensorInfo], *, part_size: int = PART_SIZE, max_read:
     head, tail = _split_tail(filled, TAIL_SHARE * sum(info.nbytes for info in filled))
     small = max(part_size // TAIL_CUT, min(part_size, SMALLEST_PART))
     reads = (
-        *_reads(head, _sizes(part_size), part_size, part_size * WHOLE_PARTS, max_read),
-        *_reads(tail, repeat(small), small, small, max_read),
+        *_reads(head, _sizes(part_size), min(part_size, max_read or part_size)),
+        *_reads(tail, repeat(small), min(small, max_read or small)),
     )
     return ReadPlan(reads, tuple(info for info in ordered if not info.nbytes), part_size)
 
@@ -130,17 +128,11 @@ def _split_tail(tensors: list[TensorInfo], tail_bytes: float) -> tuple[list[Tens
     return tensors[:count], tensors[count:]
 
 
-def _reads(
-    tensors: list[TensorInfo], sizes: Iterator[int], part_size: int, whole: int, max_read: int | None
-) -> Iterator[Read]:
-    """Runs of neighbours up to the next of `sizes`, at most `part_size`; single tensors uncut up to `whole`; nothing
-    larger than `max_read`.
-    """
-    whole = min(whole, max_read or whole)
-    part_size = min(part_size, whole)
-    wanted = (min(size, part_size) for size in sizes)
+def _reads(tensors: list[TensorInfo], sizes: Iterator[int], limit: int) -> Iterator[Read]:
+    """Runs of neighbours up to the next of `sizes`; single tensors uncut up to `limit`; nothing larger than that."""
+    wanted = (min(size, limit) for size in sizes)
     for run, size in _runs(tensors, wanted):
-        yield from _cut(run, size, wanted, whole)
+        yield from _cut(run, size, wanted, limit)
 
 
 def _sizes(part_size: int) -> Iterator[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from coldstream.model.native.library import (
     Kernels,
     LayerWeights,
     PackedMatrix,
+    TowerWeights,
     Visible,
     is_built,
     levels,
@@ -199,6 +201,36 @@ def test_half_layers_are_what_torch_makes_of_the_same_weights(
     )
     want = want + norm((nonlinear(gate) * up) @ down.T, after_mlp)
     kernels.after_attention(weights, attended, x)
+    assert same(x, want) < 1e-3
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 101])
+@pytest.mark.parametrize(("hidden", "inner", "heads"), [(64, 96, 4), (36, 43, 3)])
+def test_a_tower_layers_halves_are_what_torch_makes_of_the_same_weights(
+    kernels: Kernels, hidden: int, inner: int, heads: int, tokens: int
+) -> None:
+    shapes = (3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner)
+    biases = [randn(shape[0], seed=20 + i) for i, shape in enumerate(shapes)]
+    matrices = [
+        packed(kernels, randn(*shape, seed=i) / math.sqrt(shape[1]), bias=bias)
+        for i, (shape, bias) in enumerate(zip(shapes, biases, strict=True))
+    ]
+    norms = (1 + 0.1 * randn(hidden, seed=1), randn(hidden, seed=2), 1 + 0.1 * randn(hidden, seed=3), randn(hidden))
+    weights = TowerWeights(heads, "gelu_tanh", 1e-6, norms, *matrices)
+    qkv, output, up, down = [
+        partial(F.linear, weight=kernels.rows(matrix, torch.arange(matrix.n)), bias=bias)
+        for matrix, bias in zip(matrices, biases, strict=True)
+    ]
+    x = 3 * randn(tokens, hidden, seed=5) + 1
+
+    got = kernels.tower_before(weights, x)
+    parts = qkv(F.layer_norm(x, (hidden,), *norms[:2], 1e-6)).view(tokens, 3, heads, -1)
+    assert same(got, parts.permute(1, 2, 0, 3)) < 1e-3
+
+    attended = randn(tokens, hidden, seed=7)
+    want = x + output(attended)
+    want = want + down(F.gelu(up(F.layer_norm(want, (hidden,), *norms[2:], 1e-6)), approximate="tanh"))
+    kernels.tower_after(weights, attended, x)
     assert same(x, want) < 1e-3
 
 

@@ -702,3 +702,86 @@ EXPORT void coldstream_attention(const Shape *h, const Step *s, const float *q, 
         }
     }
 }
+
+/* ------------------------------------------------------------------------------------------- a vision tower's layer */
+
+typedef struct {
+    int64_t heads;
+    int64_t activation;
+    double eps;
+    const float *before_attention, *before_attention_bias, *before_mlp, *before_mlp_bias;
+    Matrix qkv, output, up, down;
+} TowerLayer;
+
+/* Layer norm (Ba et al. 2016). */
+static void centred(const float *x, const float *weight, const float *bias, double eps, int64_t n, float *out) {
+    v8f some = all(0);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) some += load(x + i);
+    float total = sum(some);
+    for (; i < n; i++) total += x[i];
+    const float mean = total / (float)n;
+    for (i = 0; i < n; i++) out[i] = x[i] - mean;
+    const float by = (float)(1.0 / sqrt((double)sum_of_squares(out, n) / (double)n + eps));
+    for (i = 0; i < n; i++) out[i] = out[i] * by * weight[i] + bias[i];
+}
+
+static void activate(const float *x, int64_t n, int64_t kind, float *out) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) store(out + i, activated(load(x + i), kind));
+    for (; i < n; i++) out[i] = activated(all(x[i]), kind)[0];
+}
+
+/* x [tokens][hidden] -> q, k and v, each [heads][tokens][head_dim], one behind the other. */
+EXPORT void coldstream_tower_before(const TowerLayer *l, int64_t tokens, const float *x, float *qkv, const Workspace *w) {
+    const int64_t hidden = l->qkv.k, heads = 3 * l->heads, d = l->qkv.n / heads;
+#pragma omp parallel if (tokens * hidden * l->qkv.n > SMALL)
+    for (int64_t t = 0; t < tokens; t += BLOCK) {
+        const int64_t rows = tokens - t < BLOCK ? tokens - t : BLOCK;
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            float *row = w->wide + r * hidden;
+            centred(x + (t + r) * hidden, l->before_attention, l->before_attention_bias, l->eps, hidden, row);
+            unit_row(&l->qkv, row, r, w);
+        }
+        product(&l->qkv, rows, w->units, w->largest, w->products);
+#pragma omp for schedule(static)
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t r = 0; r < rows; r++)
+                memcpy(qkv + (h * tokens + t + r) * d, w->products + (r * heads + h) * d, (size_t)d * sizeof(float));
+    }
+}
+
+/* x [tokens][hidden] += what attention gave, [tokens][hidden], through its matrix; then the MLP. In place. */
+EXPORT void coldstream_tower_after(const TowerLayer *l, int64_t tokens, const float *attended, float *x, const Workspace *w) {
+    const int64_t hidden = l->output.n, inner = l->down.k;
+#pragma omp parallel if (tokens * hidden * (hidden + 2 * inner) > SMALL)
+    for (int64_t t = 0; t < tokens; t += BLOCK) {
+        const int64_t rows = tokens - t < BLOCK ? tokens - t : BLOCK;
+        float *block = x + t * hidden;
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            float *row = w->wide + r * hidden;
+            memcpy(row, attended + (t + r) * hidden, (size_t)hidden * sizeof(float));
+            unit_row(&l->output, row, r, w);
+        }
+        product(&l->output, rows, w->units, w->largest, w->products);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            float *row = w->wide + r * hidden;
+            add(block + r * hidden, w->products + r * hidden, hidden);
+            centred(block + r * hidden, l->before_mlp, l->before_mlp_bias, l->eps, hidden, row);
+            unit_row(&l->up, row, r, w);
+        }
+        product(&l->up, rows, w->units, w->largest, w->products);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            float *row = w->wide + r * inner;
+            activate(w->products + r * inner, inner, l->activation, row);
+            unit_row(&l->down, row, r, w);
+        }
+        product(&l->down, rows, w->units, w->largest, w->products);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) add(block + r * hidden, w->products + r * hidden, hidden);
+    }
+}

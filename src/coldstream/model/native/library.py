@@ -54,6 +54,15 @@ class _Layer(Structure):
     )
 
 
+class _TowerLayer(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("heads", "activation")),
+        ("eps", c_double),
+        *((name, c_void_p) for name in ("before_attention", "before_attention_bias", "before_mlp", "before_mlp_bias")),
+        *((name, _Matrix) for name in ("qkv", "output", "up", "down")),
+    )
+
+
 class _Workspace(Structure):
     _fields_ = tuple((name, c_void_p) for name in ("units", "wide", "largest", "products"))
 
@@ -122,6 +131,36 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class TowerWeights:
+    """What a layer of a vision tower consists of; `norms` are weight and bias of the first, then of the second norm.
+
+    `struct` is what C sees: it points into the tensors, which must stay where they are.
+    """
+
+    heads: int
+    activation: Activation
+    eps: float
+    norms: tuple[Tensor, Tensor, Tensor, Tensor]
+    qkv: PackedMatrix
+    output: PackedMatrix
+    up: PackedMatrix
+    down: PackedMatrix
+
+    struct: _TowerLayer = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        matrices = (self.qkv.struct, self.output.struct, self.up.struct, self.down.struct)
+        struct = _TowerLayer(self.heads, _ACTIVATIONS[self.activation], self.eps, *map(_pointer, self.norms), *matrices)
+        object.__setattr__(self, "struct", struct)
+
+    @property
+    def widest(self) -> tuple[int, int]:
+        """The most inputs and the most outputs of a matrix."""
+        matrices = (self.qkv, self.output, self.up, self.down)
+        return max(matrix.k for matrix in matrices), max(matrix.n for matrix in matrices)
+
+
+@dataclass(frozen=True, slots=True)
 class Visible:
     """Who sees which keys in a step, for the layers of one window; int64 tensors, see `Step` in kernels.c.
 
@@ -171,6 +210,12 @@ class Kernels:
             library, "after_attention", POINTER(_Layer), c_int64, c_void_p, c_void_p, POINTER(_Workspace)
         )
         self._attention = _function(library, "attention", POINTER(_Shape), POINTER(_Step), *[c_void_p] * 6)
+        self._tower_before = _function(
+            library, "tower_before", POINTER(_TowerLayer), c_int64, c_void_p, c_void_p, POINTER(_Workspace)
+        )
+        self._tower_after = _function(
+            library, "tower_after", POINTER(_TowerLayer), c_int64, c_void_p, c_void_p, POINTER(_Workspace)
+        )
         self._local = _Local()
 
     def pack(self, matrix: PackedMatrix, weight: Tensor, first: int) -> None:
@@ -213,6 +258,18 @@ class Kernels:
         """Add to `x [tokens, hidden]`, in place, what follows from `attended [tokens, heads * head_dim]`."""
         workspace = self._local.workspace(*layer.widest)
         self._after(byref(layer.struct), len(x), attended.data_ptr(), x.data_ptr(), byref(workspace))
+
+    def tower_before(self, layer: TowerWeights, x: Tensor) -> Tensor:
+        """`[tokens, hidden]` -> q, k and v, `[3, heads, tokens, head_dim]`."""
+        out = torch.empty(3, layer.heads, len(x), layer.qkv.n // (3 * layer.heads))
+        workspace = self._local.workspace(*layer.widest)
+        self._tower_before(byref(layer.struct), len(x), x.data_ptr(), out.data_ptr(), byref(workspace))
+        return out
+
+    def tower_after(self, layer: TowerWeights, attended: Tensor, x: Tensor) -> None:
+        """Add to `x [tokens, hidden]`, in place, what follows from `attended [tokens, hidden]`."""
+        workspace = self._local.workspace(*layer.widest)
+        self._tower_after(byref(layer.struct), len(x), attended.data_ptr(), x.data_ptr(), byref(workspace))
 
     def attention(
         self, visible: Visible, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, *, scale: float
