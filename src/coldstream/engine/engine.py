@@ -292,6 +292,8 @@ class Engine:
             with self._changed:
                 self._refuse(self._shutting_down())
             self._end_all(Finish("cancelled"))
+            for generation in list(self._active.values()):
+                self._forget(generation)
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False when it is time to go."""
