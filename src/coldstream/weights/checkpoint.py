@@ -142,7 +142,14 @@ async def open_checkpoint_async(
 
 def open_checkpoint(uri: str | Location, *, timeline: Timeline | None = None) -> Checkpoint:
     """`open_checkpoint_async` for people; must not be called inside an event loop."""
-    return asyncio.run(open_checkpoint_async(uri, timeline=timeline))
+    return asyncio.run(_opened(uri, timeline))
+
+
+async def _opened(uri: str | Location, timeline: Timeline | None) -> Checkpoint:
+    checkpoint = await open_checkpoint_async(uri, timeline=timeline)
+    # Here, not when the last reference goes: a Ctrl-C that comes then would be lost.
+    checkpoint.store.close_idle()
+    return checkpoint
 
 
 @dataclass(slots=True)
