@@ -73,7 +73,8 @@ def test_the_command_fills_a_bucket_and_prints_a_row(tmp_path: Path) -> None:
     for name, data in files.checkpoint(TENSORS).items():
         (tmp_path / name).write_bytes(data)
     command = [sys.executable, "-m", "coldstream", "bench", "load", str(tmp_path), "--bucket", "https"]
-    done = subprocess.run([*command, "--runs", "1", "--only", "curl drain", "--json"], capture_output=True, timeout=60)
+    command += ["--runs", "1", "--only", "curl drain", "--touch-memory", "--json"]
+    done = subprocess.run(command, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
     report = json.loads(done.stdout)
     assert [(item["contender"], item["error"]) for item in report["summaries"]] == [("curl drain", None)]

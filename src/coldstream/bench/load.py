@@ -20,8 +20,8 @@ from coldstream.weights.uri import Location
 
 # What each contender needs: a module, or a program for curl.
 _NEEDS = {
-    "coldstream": "obstore",
-    "coldstream, unverified": "obstore",
+    "coldstream": "torch",
+    "coldstream, unverified": "torch",
     "runai streamer x4": "runai_model_streamer",
     "runai streamer x8": "runai_model_streamer",
     "runai streamer x16": "runai_model_streamer",
@@ -119,6 +119,7 @@ def run_load_bench(
     rounds: int = 5,
     contenders: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
+    touch_memory: bool = False,
     title: str | None = None,
     report: Callable[[Round], None] | None = None,
 ) -> LoadBench:
@@ -127,6 +128,8 @@ def run_load_bench(
     Args:
         contenders: only these, by name.
         environment: added to every contender's own: which bucket, whose certificates.
+        touch_memory: before each load, use and free as much memory: pages that a virtual machine's host has to find
+            first, for whoever comes first, are then not what is measured.
         title: what stands in the report instead of the URI.
         report: called after each load.
 
@@ -137,14 +140,15 @@ def run_load_bench(
     results = []
     for _ in range(rounds):
         for name in chosen:
-            results.append(_once(name, uri, environment or {}))
+            results.append(_once(name, uri, environment or {}, touch_memory))
             if report is not None:
                 report(results[-1])
     return LoadBench(title or uri, _machine(), tuple(results))
 
 
-def _once(name: str, uri: str, environment: Mapping[str, str]) -> Round:
+def _once(name: str, uri: str, environment: Mapping[str, str], touch_memory: bool) -> Round:
     command = [sys.executable, "-m", "coldstream.bench.load_child", name, uri]
+    command += ["--touch-memory"] if touch_memory else []
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT, check=True, env={**os.environ, **environment}

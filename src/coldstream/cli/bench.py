@@ -45,6 +45,13 @@ def load(
         Literal["http", "https"] | None, typer.Option(help="Put the folder into a local bucket first; https: over TLS.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this contender (repeat for more).")] = None,
+    touch_memory: Annotated[
+        bool,
+        typer.Option(
+            "--touch-memory",
+            help="Before each load use and free as much memory, so that a virtual machine's host has found the pages.",
+        ),
+    ] = False,
     as_json: AsJson = False,
     chart: Chart = None,
 ) -> None:
@@ -58,7 +65,13 @@ def load(
 
     with _local_bucket(uri, bucket) as (address, environment, title):
         report = run_load_bench(
-            address, rounds=runs, contenders=chosen, environment=environment, title=title, report=told
+            address,
+            rounds=runs,
+            contenders=chosen,
+            environment=environment,
+            touch_memory=touch_memory,
+            title=title,
+            report=told,
         )
     _write(chart, report.to_svg())
     if as_json:
