@@ -6,9 +6,11 @@ The polynomial is Castagnoli's (RFC 3720, appendix B.4), bits reflected, as clou
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
+from importlib import import_module
+from typing import cast
 
 import google_crc32c
 
@@ -49,9 +51,28 @@ def crc32c(buffer: memoryview) -> int:
     """CRC32C of a buffer, without a copy and without the GIL."""
     if not buffer.nbytes:
         return 0
+    extend = _extend()
     with pinned(buffer) as array:
-        # google_crc32c refuses memoryviews, whose release it could not order; an array has no release.
-        return int(google_crc32c.extend(0, array))
+        if extend is None:
+            # google_crc32c refuses memoryviews, whose release it could not order; an array has no release.
+            return int(google_crc32c.extend(0, array))
+        return int(extend(0, array, buffer.nbytes))
+
+
+@cache
+def _extend() -> Callable[[int, ctypes.Array[ctypes.c_char], int], int] | None:
+    """The library that google_crc32c is built on (crc32c/crc32c.h): the package keeps the GIL for all but `bytes`.
+
+    None where the package has no compiled part.
+    """
+    try:
+        compiled = import_module("google_crc32c._crc32c")
+        function = ctypes.CDLL(compiled.__file__ or "").crc32c_extend
+    except (ImportError, OSError, AttributeError):
+        return None
+    function.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t)
+    function.restype = ctypes.c_uint32
+    return cast("Callable[[int, ctypes.Array[ctypes.c_char], int], int]", function)
 
 
 def combine(first: int, second: int, second_length: int) -> int:

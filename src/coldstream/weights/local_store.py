@@ -9,10 +9,10 @@ from pathlib import Path
 
 from coldstream.errors import ObjectNotFound
 from coldstream.weights.answers import changed, denied
-from coldstream.weights.memory import STEP, populate
+from coldstream.weights.memory import STEP, in_small_pages, populate
+from coldstream.weights.readers import Readers
 from coldstream.weights.store import Interrupted, Pin
 from coldstream.weights.uri import Location
-from coldstream.weights.wire import in_thread
 
 
 class LocalStore:
@@ -20,6 +20,7 @@ class LocalStore:
 
     def __init__(self, location: Location) -> None:
         self.location = location
+        self._readers = Readers()
 
     async def list(self) -> Mapping[str, Pin]:
         """See `Store.list`."""
@@ -44,10 +45,11 @@ class LocalStore:
     async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
         """See `Store.read_into`."""
         reading = _Reading(self.location.child(pin.name), pin, start, target)
-        await in_thread(reading.run, reading.abort)
+        await self._readers.run(reading.run, reading.abort)
 
     def close_idle(self) -> None:
-        """See `Store.close_idle`; there are none."""
+        """See `Store.close_idle`."""
+        self._readers.close()
 
     def _path(self, name: str) -> Path:
         return Path(self.location.path) / name
@@ -84,7 +86,8 @@ class _Reading:
         position = 0
         while position < self._target.nbytes and not self._aborted:
             step = self._target[position : position + STEP]
-            populate(step)
+            if populate(step):
+                in_small_pages(self._target[position + STEP :])
             try:
                 count = os.preadv(file, [step], self._start + position)
             except OSError as exc:

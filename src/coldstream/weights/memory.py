@@ -16,11 +16,12 @@ HUGE_PAGE = 2 * 1024 * 1024
 STEP = 2 * 1024 * 1024
 # Linux 5.14, madvise(2); not in Python's mmap module before 3.13.
 _POPULATE_WRITE = 23
+_NO_HUGE_PAGE = 15
 # Making ready less than this is not worth a system call.
 _WORTH = 64 * 1024
-# A huge page that takes longer (CPU seconds) is not lying ready: the host has to find its parts one by one, or the
-# kernel to move others out of the way. Zeroing one takes a quarter of this.
-_READY = 0.001
+# Huge pages that take longer (CPU seconds a STEP) are not lying ready: the host has to find their parts one by one, or
+# the kernel to move others out of the way. Zeroing takes a fifth of this.
+_READY = 0.0012
 # Bytes that are kept for the next reads.
 KEPT = 128 * 1024 * 1024
 
@@ -62,8 +63,9 @@ class Slabs:
     def _fresh(self, nbytes: int) -> mmap.mmap:
         size = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
         slab = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if nbytes >= 2 * HUGE_PAGE:
-            _try_huge_pages(slab, nbytes)
+        if nbytes >= HUGE_PAGE:
+            # Only where it will be filled.
+            slab.madvise(mmap.MADV_HUGEPAGE, 0, nbytes // HUGE_PAGE * HUGE_PAGE)
         return slab
 
     def _back(self, slab: mmap.mmap) -> None:
@@ -71,21 +73,24 @@ class Slabs:
             self._free.append(slab)
 
 
-def _try_huge_pages(slab: mmap.mmap, nbytes: int) -> None:
-    """Let it have huge pages where it will be filled, unless the first of them was dear."""
-    slab.madvise(mmap.MADV_HUGEPAGE, 0, nbytes // HUGE_PAGE * HUGE_PAGE)
-    with memoryview(slab) as view, view[:HUGE_PAGE] as first:
-        began = time.thread_time()
-        populate(first)
-        dear = time.thread_time() - began > _READY
-    if dear:
-        slab.madvise(mmap.MADV_NOHUGEPAGE)
+def populate(target: memoryview) -> bool:
+    """Have the kernel find the pages in one call, instead of one page fault for each. Only a matter of speed.
 
-
-def populate(target: memoryview) -> None:
-    """Have the kernel find the pages in one call, instead of one page fault for each. Only a matter of speed."""
+    Returns: whether it was so dear that the rest should not be in huge pages.
+    """
     if target.nbytes < _WORTH:
-        return
+        return False
     address = ctypes.addressof(ctypes.c_ubyte.from_buffer(target))
     begin = address & ~(mmap.PAGESIZE - 1)
+    began = time.thread_time()
     _libc.madvise(begin, address + target.nbytes - begin, _POPULATE_WRITE)
+    return time.thread_time() - began > _READY
+
+
+def in_small_pages(target: memoryview) -> None:
+    """Have no huge pages below it from now on."""
+    if target.nbytes >= HUGE_PAGE:
+        address = ctypes.addressof(ctypes.c_ubyte.from_buffer(target))
+        begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (address + target.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        _libc.madvise(begin, end - begin, _NO_HUGE_PAGE)

@@ -301,8 +301,8 @@ class _Run:
 
     async def _on_connection(self, read: Read, connection: int) -> memoryview:
         start = self.timeline.now()
-        target = self._place(read)
         try:
+            target = await self._place(read)
             await self._fetcher.read(self._files[read.file].shard.pin, read.start, target)
         finally:
             self._idle.append(connection)
@@ -313,10 +313,11 @@ class _Run:
         self._concurrency.completed(read.nbytes, now=now())
         return target.toreadonly()
 
-    def _place(self, read: Read) -> memoryview:
-        if self._assembly is None or read.whole:
-            return self._slabs.take(read.nbytes)
-        return self._assembly.place(read, self._slabs)
+    async def _place(self, read: Read) -> memoryview:
+        if self._assembly is not None and not read.whole:
+            return self._assembly.place(read, self._slabs)
+        # Off the event loop: mapping memory waits for those who find pages.
+        return await asyncio.get_running_loop().run_in_executor(self._workers, self._slabs.take, read.nbytes)
 
     async def _check(self, read: Read, data: memoryview) -> None:
         file = self._files[read.file]

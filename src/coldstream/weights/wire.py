@@ -1,7 +1,7 @@
 """Ranges over HTTP/1.1, from the socket straight into the caller's memory: one copy, by the kernel, without the GIL.
 
-A range is a few system calls (MSG_WAITALL) on a thread that lives as long as its read. A general client reads a quarter
-of a megabyte at a time, and copies it once or twice more; what that costs is in docs/streaming.md.
+A range is a few system calls (MSG_WAITALL) on a thread of its own. A general client reads a quarter of a megabyte at a
+time, and copies it once or twice more; what that costs is in docs/streaming.md.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import asyncio
 import contextlib
 import socket
 import struct
-import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from coldstream.errors import BadResponse
 from coldstream.weights.http import Response, parse_head
-from coldstream.weights.memory import STEP, populate
+from coldstream.weights.memory import STEP, in_small_pages, populate
+from coldstream.weights.readers import Readers
 from coldstream.weights.store import Interrupted
 from coldstream.weights.tls import Decryption, SecureSocket
 
@@ -28,7 +28,6 @@ MAX_HEAD = 64 * 1024
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-_T = TypeVar("_T")
 # A family, and what sock_connect wants.
 _Address = tuple[int, tuple[Any, ...]]
 # Looks at an answer's head before its body is read; raises what is wrong with it.
@@ -57,6 +56,7 @@ class Wire:
         self._stall = stall
         self._authorities = authorities
         self._follow = follow
+        self._readers = Readers()
         self._idle: list[_Connection] = []
         self._resolved: dict[Origin, list[_Address]] = {}
         self._decryption: Decryption | None = None
@@ -77,8 +77,9 @@ class Wire:
         raise BadResponse(f"{url}: more than {MAX_REDIRECTS} redirects; use the address where they end")
 
     def close_idle(self) -> None:
-        """Close the connections that nobody uses now."""
+        """Close the connections, and end the threads, that nobody uses now."""
         _close_all(self._idle)
+        self._readers.close()
 
     async def _one(self, url: str, headers: Mapping[str, str], target: memoryview, accept: Accept) -> str | None:
         """One exchange; where it is redirected to."""
@@ -92,7 +93,7 @@ class Wire:
 
     async def _on(self, connection: _Connection, call: _Call) -> str | None:
         try:
-            redirect = await in_thread(lambda: connection.exchange(call), connection.abort)
+            redirect = await self._readers.run(lambda: connection.exchange(call), connection.abort)
         except BaseException:
             connection.close()
             raise
@@ -124,7 +125,7 @@ class Wire:
 
     async def _open(self, origin: Origin) -> socket.socket:
         """A connected socket, to any of the host's addresses; the next one begins with the next."""
-        addresses = self._resolved.get(origin) or await _resolve(origin)
+        addresses = self._resolved.get(origin) or await self._resolve(origin)
         self._resolved[origin] = [*addresses[1:], addresses[0]]
         failure: OSError | None = None
         for family, address in addresses:
@@ -141,6 +142,12 @@ class Wire:
             else:
                 return raw
         raise failure or OSError("no address")
+
+    async def _resolve(self, origin: Origin) -> list[_Address]:
+        found = await self._readers.run(
+            lambda: socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM), lambda: None
+        )
+        return [(family, address) for family, _, _, _, address in found]
 
     def _tls(self) -> Decryption:
         if self._decryption is None:
@@ -266,7 +273,8 @@ class _Source:
         self.landed += position
         while position < target.nbytes:
             step = target[position : position + STEP]
-            populate(step)
+            if populate(step):
+                in_small_pages(target[position + STEP :])
             position += self._fill_step(step)
 
     def _fill_step(self, step: memoryview) -> int:
@@ -334,44 +342,6 @@ def _redirected(url: str, where: str) -> str:
     return target
 
 
-async def _resolve(origin: Origin) -> list[_Address]:
-    found = await in_thread(lambda: socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM), lambda: None)
-    return [(family, address) for family, _, _, _, address in found]
-
-
 def _close_all(connections: list[_Connection]) -> None:
     while connections:
         connections.pop().close()
-
-
-async def in_thread(work: Callable[[], _T], abort: Callable[[], None]) -> _T:
-    """Run it on a thread of its own. When cancelled: `abort`, which must make it end soon; then wait until it has."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[_T] = loop.create_future()
-
-    def run() -> None:
-        try:
-            result = work()
-        except Exception as exc:
-            loop.call_soon_threadsafe(ended.set_exception, exc)
-        else:
-            loop.call_soon_threadsafe(ended.set_result, result)
-
-    thread = threading.Thread(target=run, name="coldstream-read", daemon=True)
-    thread.start()
-    try:
-        return await asyncio.shield(ended)
-    except asyncio.CancelledError:
-        abort()
-        await _end_of(ended)
-        raise
-    finally:
-        thread.join()  # it has said its last word
-
-
-async def _end_of(future: asyncio.Future[_T]) -> None:
-    """Wait for it through any number of cancellations."""
-    while not future.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait({future})
-    future.exception()  # it is nobody's any more
