@@ -150,8 +150,9 @@ class FaultStore:
 def _mangled(fault: Fault, good: bytes, target: memoryview) -> bytes:
     at = min(fault.at, len(good) - 1)
     if fault.kind in ("reset", "short"):
-        target[:at] = good[:at]
-        raise Interrupted(f"{fault.kind} at byte {at}", landed=at)
+        landed = min(fault.at, len(good))  # all of it, perhaps: then only the connection is lost
+        target[:landed] = good[:landed]
+        raise Interrupted(f"{fault.kind} at byte {landed}", landed=landed)
     if fault.kind in ("lost", "stall"):
         target[:at] = good[:at][::-1]  # nobody may rely on them
         raise Interrupted(f"{fault.kind} at byte {at}")

@@ -78,7 +78,7 @@ async def test_a_connection_that_breaks_in_a_body(bucket: LocalBucket, kind: str
 
 
 async def test_reads_resume_where_they_broke(bucket: LocalBucket) -> None:
-    big = replace(OPTIONS, part_size=1 << 21, concurrency=1)
+    big = replace(OPTIONS, part_size=1 << 22, concurrency=1)
     tensors = {"model.embed_tokens.weight": ("U8", (4_000_000,), random.Random(1).randbytes(4_000_000))}
     for name, data in files.checkpoint(tensors).items():
         bucket.put("models", f"large/{name}", data)
