@@ -69,8 +69,7 @@ async def test_a_reset_that_loses_what_had_landed_is_read_again() -> None:
 
 async def test_a_connection_that_breaks_after_every_few_bytes_still_ends() -> None:
     progress, _ = await load_with(times(40, "reset", after=2, at=20))
-    assert progress.counters.retries == 40
-    assert progress.counters.resumes > 10 * FAST.attempts / 2
+    assert progress.counters.resumes == 40 > FAST.attempts
 
 
 async def test_a_short_body_is_resumed() -> None:
