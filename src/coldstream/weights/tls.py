@@ -1,8 +1,8 @@
 """TLS over a socket that somebody else waits for: large reads of ciphertext, and few threads that decrypt.
 
 OpenSSL hands out a record (16 KiB) a call, and Python takes its lock after each. Ten threads that do so hand the lock
-to and fro for longer than they decrypt; one thread decrypts 2 GB a second. So they read side by side, a quarter of a
-megabyte a system call instead of two for each record, and decrypt in turns.
+to and fro for longer than they decrypt; one thread decrypts 2 GB a second. So they read side by side, up to a
+megabyte a system call instead of two calls for each record, and decrypt in turns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import cast
 
 from coldstream.errors import BadResponse
 
-CIPHERTEXT = 256 * 1024
+CIPHERTEXT = 1024 * 1024
 
 
 class Decryption:
