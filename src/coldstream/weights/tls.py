@@ -1,4 +1,4 @@
-"""TLS over a socket that somebody else waits for: large reads of ciphertext, and few threads that decrypt.
+"""TLS where OpenSSL cannot be called itself (openssl.py): Python's ssl, with large reads, and few threads that decrypt.
 
 OpenSSL hands out a record (16 KiB) a call, and Python takes its lock after each. Ten threads that do so hand the lock
 to and fro for longer than they decrypt; one thread decrypts 2 GB a second. So they read side by side, up to a
@@ -20,35 +20,34 @@ CIPHERTEXT = 1024 * 1024
 
 
 class Decryption:
-    """Who is trusted, and how many decrypt at once.
-
-    Args:
-        authorities: a file of certificates that are trusted as well as the system's.
-    """
+    """Who is trusted, and how many decrypt at once. See `openssl.Context`."""
 
     def __init__(self, authorities: str | None) -> None:
-        self.context = ssl.create_default_context()
-        self.context.set_alpn_protocols(["http/1.1"])
+        self._context = ssl.create_default_context()
+        self._context.set_alpn_protocols(["http/1.1"])
         if authorities:
-            self.context.load_verify_locations(authorities)
+            self._context.load_verify_locations(authorities)
         self._turns = cycle([threading.Lock() for _ in range(max(1, len(os.sched_getaffinity(0)) // 4))])
 
-    def turn(self) -> threading.Lock:
-        """For a connection: whoever has it decrypts."""
-        return next(self._turns)
+    def secure(self, raw: socket.socket, host: str) -> SecureSocket:
+        """TLS over a connected socket; the handshake comes with the first use."""
+        return SecureSocket(raw, self._context, host, next(self._turns))
 
 
 class SecureSocket:
     """What of a socket's methods the wire needs; the handshake comes with the first of them."""
 
-    def __init__(self, raw: socket.socket, decryption: Decryption, host: str) -> None:
+    def __init__(self, raw: socket.socket, context: ssl.SSLContext, host: str, turn: threading.Lock) -> None:
         self._raw = raw
-        self._turn = decryption.turn()
+        self._turn = turn
         self._host = host
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._session = decryption.context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._session = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._ciphertext = memoryview(bytearray(CIPHERTEXT))
         self._greeted = False
+
+    def close(self) -> None:
+        """Nothing of it lives outside of Python; the socket is closed by whoever made it."""
 
     def sendall(self, data: bytes, /) -> None:
         """All of it.

@@ -21,7 +21,6 @@ from coldstream.weights.http import Response, parse_head
 from coldstream.weights.memory import STEP, in_small_pages, populate
 from coldstream.weights.readers import Readers
 from coldstream.weights.store import Interrupted
-from coldstream.weights.tls import Decryption, SecureSocket
 
 CONNECT_SECONDS = 10.0
 MAX_HEAD = 64 * 1024
@@ -59,7 +58,7 @@ class Wire:
         self._readers = Readers()
         self._idle: list[_Connection] = []
         self._resolved: dict[Origin, list[_Address]] = {}
-        self._decryption: Decryption | None = None
+        self._secure: Callable[[socket.socket, str], _SecureSocket] | None = None
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
 
     async def get(self, url: str, headers: Mapping[str, str], target: memoryview, accept: Accept) -> None:
@@ -118,7 +117,7 @@ class Wire:
             self._resolved.pop(origin, None)
             raise Interrupted(f"{origin.host}:{origin.port}: {exc.strerror or exc or 'no connection'}") from exc
         try:
-            return _Connection(origin, raw, self._stall, self._tls() if origin.secure else None)
+            return _Connection(origin, raw, self._stall, self._over(raw, origin))
         except BaseException:
             raw.close()
             raise
@@ -149,10 +148,13 @@ class Wire:
         )
         return [(family, address) for family, _, _, _, address in found]
 
-    def _tls(self) -> Decryption:
-        if self._decryption is None:
-            self._decryption = Decryption(self._authorities)
-        return self._decryption
+    def _over(self, raw: socket.socket, origin: Origin) -> _SecureSocket | None:
+        """TLS, where the origin has it."""
+        if not origin.secure:
+            return None
+        if self._secure is None:
+            self._secure = _trusting(self._authorities)
+        return self._secure(raw, origin.host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,14 +177,19 @@ class _Socket(Protocol):
     def recv_into(self, target: memoryview, nbytes: int, flags: int, /) -> int: ...
 
 
+class _SecureSocket(_Socket, Protocol):
+    def close(self) -> None: ...
+
+
 class _Connection:
     """One socket. All but `abort` runs on the thread that has it for a call."""
 
-    def __init__(self, origin: Origin, raw: socket.socket, stall: float, tls: Decryption | None) -> None:
+    def __init__(self, origin: Origin, raw: socket.socket, stall: float, secure: _SecureSocket | None) -> None:
         self.origin = origin
         self.reusable = False
         self._raw = raw
-        self._socket: _Socket = raw if tls is None else SecureSocket(raw, tls, origin.host)
+        self._secure = secure
+        self._socket: _Socket = secure or raw
         self._stall = stall
         self._used = False
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -199,6 +206,8 @@ class _Connection:
 
     def close(self) -> None:
         """No call is under way."""
+        if self._secure is not None:
+            self._secure.close()
         self._raw.close()
 
     def exchange(self, call: _Call) -> str | None:
@@ -340,6 +349,18 @@ def _redirected(url: str, where: str) -> str:
     if schemes[1] not in ("http", "https") or schemes == ("https", "http"):
         raise BadResponse(f"{url}: redirects to {schemes[1]}, which is not safe; use another address")
     return target
+
+
+def _trusting(authorities: str | None) -> Callable[[socket.socket, str], _SecureSocket]:
+    """What makes a connected socket a secure one. Imported when it is needed."""
+    from coldstream.weights.openssl import Context, library
+
+    openssl = library()
+    if openssl is not None:
+        return Context(openssl, authorities).secure
+    from coldstream.weights.tls import Decryption
+
+    return Decryption(authorities).secure
 
 
 def _close_all(connections: list[_Connection]) -> None:
