@@ -44,7 +44,7 @@ def test_what_loads_and_what_it_started_gives_way_and_nobody_else_does() -> None
     first, second, answers = Worker(loader_name(1)), Worker(loader_name(11)), Worker(None)
     try:
         give_way([loader_name(1)])
-        assert first.niceness() == {max(before, 10)}
+        assert first.niceness() == {max(before, 19)}
         assert second.niceness() == answers.niceness() == {before}
     finally:
         for worker in (first, second, answers):
