@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 import trustme
 
+from coldstream.demo.bucket import LocalBucket
 from coldstream.errors import InvalidRequest
 from coldstream.serve.addresses import is_house_name, is_public, matches
 from coldstream.serve.fetch import Fetcher
@@ -351,3 +352,27 @@ async def test_a_body_that_breaks_off_is_refused(authority: trustme.CA) -> None:
     async with https_server(authority, answer) as port:
         url = f"https://img.test.example:{port}/a"
         assert "could not be read" in await refused(fetcher(authority, port, HOME), url)
+
+
+@pytest.fixture(scope="module")
+def photos() -> Iterator[LocalBucket]:
+    with LocalBucket() as bucket:
+        bucket.put("photos", "mugs/red.jpg", b"a photo")
+        bucket.put("photos", "mugs/large.jpg", bytes(LIMIT + 1))
+        yield bucket
+
+
+def of_bucket(bucket: LocalBucket) -> Fetcher:
+    settings = ImageSettings(max_bytes=LIMIT, fetch_seconds=10.0, buckets=("photos",))
+    return Fetcher(settings, environ=bucket.environment)
+
+
+async def test_an_object_of_a_bucket_that_is_allowed_is_read(photos: LocalBucket) -> None:
+    assert await of_bucket(photos).fetch("gs://photos/mugs/red.jpg", "image") == b"a photo"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"), [("gs://photos/mugs/none.jpg", "there is no object"), ("gs://photos/mugs/large.jpg", "5000")]
+)
+async def test_an_object_that_cannot_be_had_is_named(photos: LocalBucket, url: str, says: str) -> None:
+    assert says in await refused(of_bucket(photos), url)

@@ -199,6 +199,8 @@ class Fetcher:
             raise InvalidRequest(f"{field}: there is no object {url[:200]}", field=field) from exc
         except AccessDenied as exc:
             raise InvalidRequest(f"{field}: this server may not read {url[:200]}", field=field) from exc
+        finally:
+            store.close_idle()
 
 
 def _unreachable(field: str, parts: SplitResult, exc: Exception) -> InvalidRequest:
