@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -293,6 +294,13 @@ async def test_nobody_writes_to_the_target_after_a_read_was_cancelled(
     go_on.set()
     server.close()
     assert bytes(target) == before
+
+
+async def test_authorities_that_are_none_are_named(scripted: Callable[..., Scripted], tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("nothing")
+    url = scripted(served).url.replace("http://", "https://")
+    with pytest.raises(BadResponse, match=r"empty\.pem.*SSL_CERT_FILE"):
+        await Wire(stall=5.0, authorities=str(tmp_path / "empty.pem")).get(url, {}, memoryview(b""), accepted(0, 1))
 
 
 async def test_a_host_without_an_address_may_get_one() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coldstream.errors import ObjectNotFound
 from coldstream.weights.answers import changed, denied
-from coldstream.weights.memory import STEP, in_small_pages, populate
+from coldstream.weights.memory import steps
 from coldstream.weights.readers import Readers
 from coldstream.weights.store import Interrupted, Pin
 from coldstream.weights.uri import Location
@@ -71,6 +71,8 @@ class _Reading:
             raise ObjectNotFound(f"{self._where}: no such file; check the path") from exc
         except PermissionError as exc:
             raise denied(self._where, 403) from exc
+        except OSError as exc:
+            raise Interrupted(f"{exc.strerror}") from exc
         try:
             self._check_version(file)
             self._read(file)
@@ -83,18 +85,20 @@ class _Reading:
             raise changed(self._where)
 
     def _read(self, file: int) -> None:
-        position = 0
-        while position < self._target.nbytes and not self._aborted:
-            step = self._target[position : position + STEP]
-            if populate(step):
-                in_small_pages(self._target[position + STEP :])
-            try:
-                count = os.preadv(file, [step], self._start + position)
-            except OSError as exc:
-                raise Interrupted(f"{exc.strerror}", landed=position) from exc
-            if not count:
-                raise changed(self._where)
-            position += count
+        landed = 0
+        for step in steps(self._target):
+            filled = 0
+            while filled < step.nbytes and not self._aborted:
+                try:
+                    count = os.preadv(file, [step[filled:]], self._start + landed)
+                except OSError as exc:
+                    raise Interrupted(f"{exc.strerror}", landed=landed) from exc
+                if not count:
+                    raise changed(self._where)
+                filled += count
+                landed += count
+            if self._aborted:
+                return
 
 
 def _pinned(name: str, status: os.stat_result) -> Pin:

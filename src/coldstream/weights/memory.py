@@ -10,6 +10,7 @@ import mmap
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterator
 
 HUGE_PAGE = 2 * 1024 * 1024
 # Memory is made ready, then filled, in steps that stay in the processor's cache between the two.
@@ -73,6 +74,22 @@ class Slabs:
             self._free.append(slab)
 
 
+def steps(target: memoryview) -> Iterator[memoryview]:
+    """`target` piece by piece, each with its pages; once they turn out dear, the rest is not in huge ones."""
+    cheap = True
+    for position in range(0, target.nbytes, STEP):
+        step = target[position : position + STEP]
+        if populate(step) and cheap:
+            cheap = False
+            _in_small_pages(target[position + STEP :])
+        yield step
+
+
+def address(target: memoryview) -> int:
+    """Where a writable buffer lies."""
+    return ctypes.addressof(ctypes.c_ubyte.from_buffer(target))
+
+
 def populate(target: memoryview) -> bool:
     """Have the kernel find the pages in one call, instead of one page fault for each. Only a matter of speed.
 
@@ -80,17 +97,15 @@ def populate(target: memoryview) -> bool:
     """
     if target.nbytes < _WORTH:
         return False
-    address = ctypes.addressof(ctypes.c_ubyte.from_buffer(target))
-    begin = address & ~(mmap.PAGESIZE - 1)
+    end = address(target) + target.nbytes
+    begin = address(target) & ~(mmap.PAGESIZE - 1)
     began = time.thread_time()
-    _libc.madvise(begin, address + target.nbytes - begin, _POPULATE_WRITE)
+    _libc.madvise(begin, end - begin, _POPULATE_WRITE)
     return time.thread_time() - began > _READY
 
 
-def in_small_pages(target: memoryview) -> None:
-    """Have no huge pages below it from now on."""
+def _in_small_pages(target: memoryview) -> None:
     if target.nbytes >= HUGE_PAGE:
-        address = ctypes.addressof(ctypes.c_ubyte.from_buffer(target))
-        begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (address + target.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        begin = -(-address(target) // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (address(target) + target.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         _libc.madvise(begin, end - begin, _NO_HUGE_PAGE)

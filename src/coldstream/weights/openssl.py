@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import Any
 
 from coldstream.errors import BadResponse
+from coldstream.weights.memory import address
 
 _VERIFY_PEER = 1
 _MIN_PROTO_VERSION, _READ_AHEAD, _HOST_NAME, _SET_SSL = 123, 41, 55, 109
@@ -185,13 +186,13 @@ class DirectSocket:
         if target.nbytes <= _DIRECT:
             return self._some(target)
         self._openssl.ERR_clear_error()
-        count = int(self._openssl.BIO_read(self._bio, _address(target), target.nbytes))
+        count = int(self._openssl.BIO_read(self._bio, address(target), target.nbytes))
         return count if count > 0 else self._failed(count)
 
     def _some(self, target: memoryview) -> int:
         self._openssl.ERR_clear_error()
         count = ctypes.c_size_t()
-        if self._openssl.SSL_read_ex(self._ssl, _address(target), target.nbytes, ctypes.byref(count)) != 1:
+        if self._openssl.SSL_read_ex(self._ssl, address(target), target.nbytes, ctypes.byref(count)) != 1:
             return self._failed(0)
         return count.value
 
@@ -243,10 +244,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _address(target: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_ubyte.from_buffer(target))
 
 
 def _reason(openssl: ctypes.CDLL) -> str:

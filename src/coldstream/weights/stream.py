@@ -291,8 +291,7 @@ class _Run:
             data = await self._on_connection(read, connection)
             await self._check(read, data)
             self.progress.landed(read.nbytes)
-            cut = self._assembly is not None and not read.whole
-            tensor = self._assembly.landed(read) if self._assembly is not None and cut else None
+            tensor = self._assembly.landed(read) if self._assembly is not None and not read.whole else None
             self._ready.put_nowait(LandedRange(read, data, tensor))
             del data, tensor  # the consumer's alone: this task has still to wait for others
             await self._landed(self._files[read.file])

@@ -12,13 +12,13 @@ import socket
 import struct
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from coldstream.errors import BadResponse
 from coldstream.weights.http import Response, parse_head
-from coldstream.weights.memory import STEP, in_small_pages, populate
+from coldstream.weights.memory import steps
 from coldstream.weights.readers import Readers
 from coldstream.weights.store import Interrupted
 
@@ -118,6 +118,9 @@ class Wire:
             raise Interrupted(f"{origin.host}:{origin.port}: {exc.strerror or exc or 'no connection'}") from exc
         try:
             return _Connection(origin, raw, self._stall, self._over(raw, origin))
+        except OSError as exc:
+            raw.close()
+            raise BadResponse(f"{origin.host}: no TLS ({exc}); check the address and SSL_CERT_FILE") from exc
         except BaseException:
             raw.close()
             raise
@@ -215,7 +218,7 @@ class _Connection:
         self.reusable = False
         try:
             head, rest = self._ask(call.request)
-        except (OSError, EOFError, Interrupted) as exc:
+        except (OSError, EOFError) as exc:
             if self._used and not isinstance(exc, TimeoutError | BlockingIOError):
                 raise _Stale from exc
             raise self._interrupted(exc, 0) from exc
@@ -272,7 +275,6 @@ class _Source:
     socket: _Socket
     rest: bytes
     landed: int = 0
-    line: bytearray = field(default_factory=bytearray)
 
     def fill(self, target: memoryview) -> None:
         """All of `target`."""
@@ -280,13 +282,10 @@ class _Source:
         target[:position] = self.rest[:position]
         self.rest = self.rest[position:]
         self.landed += position
-        while position < target.nbytes:
-            step = target[position : position + STEP]
-            if populate(step):
-                in_small_pages(target[position + STEP :])
-            position += self._fill_step(step)
+        for step in steps(target[position:]):
+            self._fill_step(step)
 
-    def _fill_step(self, step: memoryview) -> int:
+    def _fill_step(self, step: memoryview) -> None:
         filled = 0
         while filled < step.nbytes:
             count = self.socket.recv_into(step[filled:], 0, socket.MSG_WAITALL)
@@ -294,7 +293,6 @@ class _Source:
                 raise EOFError("the connection was closed in the middle of the body")
             filled += count
             self.landed += count
-        return filled
 
     def read_line(self) -> bytes:
         """Up to the next end of line, without it."""
