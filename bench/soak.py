@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ from typing import Any
 import httpx2
 
 _READY_SECONDS = 120.0
+# Blocks of ended requests stay, for the next one's prefix, until all of this is in use, which the warm-up must reach;
+# by itself the server takes 40% of the machine's memory, and grows towards it for hours.
+_KV_BYTES = 128 * 1024 * 1024
 _SETTLE_SECONDS = 5.0
 _GROWTH = 1.1
 _SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
@@ -165,15 +169,18 @@ def main() -> int:
     asked = parser.parse_args()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "coldstream", "serve", asked.uri, "--port", str(port), "--quiet"]
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
-    try:
-        asyncio.run(ready(url))
-        return asyncio.run(soak(url, server.pid, seconds=60 * asked.minutes, clients=asked.clients))
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(30)
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
+        config.write(f"[models.default]\nuri = {json.dumps(asked.uri)}\n[engine]\nkv_bytes = {_KV_BYTES}\n")
+        config.flush()
+        command = [sys.executable, "-m", "coldstream", "serve", "--config", config.name, "--port", str(port), "--quiet"]
+        server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            asyncio.run(ready(url))
+            return asyncio.run(soak(url, server.pid, seconds=60 * asked.minutes, clients=asked.clients))
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(30)
 
 
 if __name__ == "__main__":

@@ -162,9 +162,10 @@ def test_any_path_in_a_bucket_survives_printing(path: str, scheme: str) -> None:
     part=st.integers(1, 3000),
     budget=st.none() | st.integers(200, 3000),
     connections=st.integers(1, 8),
+    rows=st.none() | st.integers(1, 5),
 )
 def test_what_is_streamed_is_what_lies_in_the_file(
-    seed: int, layers: int, shards: int, part: int, budget: int | None, connections: int
+    seed: int, layers: int, shards: int, part: int, budget: int | None, connections: int, rows: int | None
 ) -> None:
     model = files.model(seed, layers=layers)
     store = MemoryStore(files.checkpoint(model, shards=min(shards, len(model))))
@@ -172,10 +173,19 @@ def test_what_is_streamed_is_what_lies_in_the_file(
         max_bytes_in_flight=budget, part_size=max(part, 30), concurrency=connections, retry=RetryPolicy(deadline=30.0)
     )
 
+    def pieces(info: TensorInfo) -> list[TensorInfo]:
+        if rows is None or not info.nbytes:
+            return [info]
+        return [info.rows(row, min(row + rows, info.shape[0])) for row in range(0, info.shape[0], rows)]
+
     async def load() -> dict[str, bytes]:
         checkpoint = await open_checkpoint_async(store.location, store=store)
         store.most_running = 0
-        return {landed.info.name: bytes(landed.data) async for landed in stream(checkpoint, options=options)}
+        landed = [item async for item in stream(checkpoint, pieces=pieces, options=options)]
+        found: dict[str, bytes] = {}
+        for item in sorted(landed, key=lambda item: item.info.start):
+            found[item.info.name] = found.get(item.info.name, b"") + bytes(item.data)
+        return found
 
     assert asyncio.run(load()) == {name: data for name, (_, _, data) in model.items()}
     assert store.most_running <= connections

@@ -37,7 +37,8 @@ from coldstream.engine.stats import Meter, Stats
 from coldstream.engine.steps import Steps
 from coldstream.engine.tokenizer import Tokenizer
 from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, InvalidRequest
-from coldstream.model.native import library as native
+from coldstream.model.native.library import load
+from coldstream.model.native.packed import is_built
 from coldstream.settings import EngineSettings
 
 # `hold` is somebody else's event: nobody wakes the loop when it is set, unless it is by `release`.
@@ -90,7 +91,7 @@ class Engine:
         # An image is computed in one piece.
         step = min(max(settings.step_tokens, sees.tokens_per_image if sees is not None else 0), wanted)
         groups = affordable(config, settings, decoder.attention_dtype, context=wanted, step=step)
-        kernels = native.load() if native.is_built() else None
+        kernels = load() if is_built() else None
         cache = KvCache(config, groups, size=BLOCK_SIZE, dtype=decoder.attention_dtype, device=device, kernels=kernels)
         share, together = settings.prefix_cache, not cache.reads_anywhere
         self.blocks = Blocks(groups, BLOCK_SIZE, step=step, share=share, together=together)

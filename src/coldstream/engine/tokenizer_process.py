@@ -12,6 +12,7 @@ it again from the same memfd.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -43,7 +44,7 @@ class Encoding:
 
 
 class TokenizerProcess:
-    """Start it early, `build` from a tokenizer.json when it is there; then call it from any thread."""
+    """Start it early, `begin` with a tokenizer.json when it is there, then `build`; then call it from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,18 +55,25 @@ class TokenizerProcess:
         self._join: Callable[[list[str]], str] = " ".join
         self._start()
 
+    def begin(self, tokenizer_json: bytes) -> None:
+        """Hand over the file, and do not wait."""
+        self._file = os.memfd_create("tokenizer.json", os.MFD_CLOEXEC)
+        with os.fdopen(os.dup(self._file), "wb") as file:
+            file.write(tokenizer_json)
+        with self._lock, contextlib.suppress(OSError):  # the child is gone: `build` hears of it
+            self._send_file()
+
     def build(self, tokenizer_json: bytes, *, source: str) -> TokenizerProcess:
-        """Hand over the file, wait until the tokenizer is built, and be it. `source` is its URI, for messages.
+        """Wait until the tokenizer of this file is built, and be it. `source` is its URI, for messages.
 
         Raises:
             TokenizerError: it is not a tokenizer.json that the library can read.
         """
-        self._file = os.memfd_create("tokenizer.json", os.MFD_CLOEXEC)
-        with os.fdopen(os.dup(self._file), "wb") as file:
-            file.write(tokenizer_json)
+        if self._file is None:
+            self.begin(tokenizer_json)
         self._source = source
         with self._lock:
-            built = self._send_file()
+            built = self._reply()
         self._special = frozenset(built["special"])
         if built["decoder"] is not None:
             import tokenizers
@@ -130,7 +138,10 @@ class TokenizerProcess:
         code = f"from coldstream.engine.tokenizer_process import serve; serve({theirs.fileno()})"
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
+                [sys.executable, "-c", code],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"GLIBC_TUNABLES": _in_huge_pages(os.environ.get("GLIBC_TUNABLES"))},
             )
 
     def _stop(self) -> None:
@@ -138,11 +149,9 @@ class TokenizerProcess:
         self._process.kill()  # it may be in the middle of building a tokenizer, and has nothing to save
         self._process.wait()
 
-    def _send_file(self) -> dict[str, Any]:
+    def _send_file(self) -> None:
         assert self._file is not None
         socket.send_fds(self._socket, [b"f"], [self._file])
-        built: dict[str, Any] = self._reply()
-        return built
 
     def _call(self, method: str, *args: Any) -> Any:
         with self._lock:
@@ -153,6 +162,7 @@ class TokenizerProcess:
                 self._start()
             try:
                 self._send_file()
+                self._reply()
                 return self._ask(method, args)
             except OSError as exc:
                 raise EngineError(f"{self._source}: the tokenizer's process ended twice ({exc})") from exc
@@ -168,6 +178,11 @@ class TokenizerProcess:
         if "error" in answer:
             raise TokenizerError(f"{self._source}/tokenizer.json: {answer['error']}")
         return answer["value"]
+
+
+def _in_huge_pages(tunables: str | None) -> str:
+    """glibc's malloc asks for huge pages: building Gemma's tokenizer, all in small pieces, takes a sixth less time."""
+    return ":".join(part for part in (tunables, "glibc.malloc.hugetlb=1") if part)
 
 
 def serve(descriptor: int) -> None:

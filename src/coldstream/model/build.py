@@ -17,8 +17,10 @@ from torch import Tensor
 
 from coldstream.errors import ParameterMismatch
 from coldstream.model.crew import Crew
-from coldstream.model.decoder import EMBEDDING, HEAD, Decoder
+from coldstream.model.decoder import Decoder
+from coldstream.model.matrices import EMBEDDING, HEAD
 from coldstream.model.names import Ignored, Text, Unknown, Vision, destination
+from coldstream.model.packing import Packing
 from coldstream.model.parameter import Parameter, Unit
 from coldstream.model.vision import UNUSED, canonical
 
@@ -39,6 +41,7 @@ class Assembly:
 
     def __init__(self, decoder: Decoder, shapes: Mapping[str, Sequence[int]], *, workers: int | None = None) -> None:
         self._crew = Crew(_workers(decoder) if workers is None else workers)
+        self._packing: Packing | None = None
         self._decoder = decoder
         self._parameters = {parameter.name: parameter for parameter in decoder.parameters()}
         tower = decoder.vision.parameters() if decoder.vision is not None else ()
@@ -97,13 +100,23 @@ class Assembly:
             failed=self.fail,
         )
 
+    def adopt(self, packing: Packing) -> None:
+        """Run on the matrices that `packing` fills; their gates open as it does. Its tensors are not assigned here."""
+        self._packing = packing
+        self._decoder.adopt(packing.matrices)
+        packing.when_filled(lambda parameter, name: self._note(self._parameters[parameter], name))
+
     def settle(self) -> None:
         """Return when everything that was assigned is in its place; `assign` may leave it to workers."""
         self._crew.settle()
+        if self._packing is not None:
+            self._packing.settle()
 
     def finish(self) -> None:
         """Say that nothing more will come. Raises ParameterMismatch, and fails the gates, if anything is unfilled."""
         self._crew.end()
+        if self._packing is not None:
+            self._packing.end()
         if self._error is not None:
             raise self._error
         unfilled = [parameter.name for parameter in self._needed() if parameter.name not in self._filled]
@@ -119,6 +132,8 @@ class Assembly:
         for gate in self._decoder.gates():
             gate.fail(error)
         self._crew.stop()
+        if self._packing is not None:
+            self._packing.stop()
 
     def _note(self, parameter: Parameter, name: str) -> None:
         with self._lock:

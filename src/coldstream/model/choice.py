@@ -11,6 +11,7 @@ from coldstream.errors import MissingExtra, UnknownArchitecture, UnsupportedConf
 from coldstream.model.build import Assembly
 from coldstream.model.config import ModelConfig
 from coldstream.model.decoder import Decoder
+from coldstream.model.packing import Packing
 from coldstream.model.precision import RunPrecision
 from coldstream.model.vision_config import VisionConfig
 
@@ -24,9 +25,11 @@ def stand_up(
     *,
     precision: RunPrecision,
     device: torch.device | str = "cpu",
+    packing: Packing | None = None,
 ) -> tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]:
     """A decoder that stands before its bytes, and what fills it; native, with its vision tower, where that is possible.
 
+    What `packing` has begun to fill it goes on filling.
     Raises what ModelConfig, Assembly and FallbackDecoder raise. Without the `[transformers]` extra the error is the
     native decoder's, which says what it does not know.
     """
@@ -35,7 +38,10 @@ def stand_up(
     except (UnknownArchitecture, UnsupportedConfig) as refusal:
         return _fallback(config, shapes, precision, device, refusal)
     decoder = Decoder(native, precision=precision, device=device, vision=VisionConfig.from_json(config))
-    return decoder, Assembly(decoder, shapes)
+    assembly = Assembly(decoder, shapes)
+    if packing is not None:
+        assembly.adopt(packing)
+    return decoder, assembly
 
 
 def _fallback(

@@ -21,15 +21,14 @@ from coldstream.model.gate import Gate
 from coldstream.model.int8 import Int8Layer, Int8Linear, Int8Table
 from coldstream.model.layers import Attention, Norm, Rope, activation, rotate
 from coldstream.model.linear import DenseLinear, DenseTable, Linear, Table
+from coldstream.model.matrices import EMBEDDING, HEAD, joints_of_layer
 from coldstream.model.native.library import Kernels, LayerWeights, load
+from coldstream.model.native.packed import PackedMatrix
 from coldstream.model.parameter import Parameter, Unit
 from coldstream.model.vision import VisionTower
 from coldstream.model.vision_config import VisionConfig
 
 DecoderPrecision = Literal["float32", "bfloat16", "int8"]
-
-HEAD = "lm_head.weight"
-EMBEDDING = "embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +78,14 @@ class Layer:
     """Norm, attention, norm, MLP, with residuals; and Gemma's norms behind attention and MLP where there are any."""
 
     def __init__(self, config: ModelConfig, index: int, making: _Making, device: torch.device) -> None:
-        linear = making.linear
-        hidden, inner = config.hidden_size, config.intermediate_size
-        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        hidden = config.hidden_size
         norm = partial(Norm, eps=config.norm_eps, offset=config.norm_offset, device=device)
         self.index = index
         self.gate = Gate(f"layer {index}")
-        self.qkv = linear(hidden, (queries, keys, keys), bias=config.qkv_bias)
-        self.output = linear(queries, (hidden,), bias=config.output_bias)
-        self.gate_up = linear(hidden, (inner, inner), bias=config.mlp_bias)
-        self.down = linear(inner, (hidden,), bias=config.mlp_bias)
+        self._joints = joints_of_layer(config, index)
+        self.qkv, self.output, self.gate_up, self.down = (
+            making.linear(joint.in_features, joint.sizes, bias=joint.bias) for joint in self._joints
+        )
         self.before_attention, self.before_mlp = norm(hidden), norm(hidden)
         self.after_attention = norm(hidden) if config.sandwich_norms else None
         self.after_mlp = norm(hidden) if config.sandwich_norms else None
@@ -125,7 +122,6 @@ class Layer:
     def _weights(self) -> LayerWeights:
         """The layer as the kernels take it."""
         norms = (self.before_attention, self.q_norm, self.k_norm, self.after_attention, self.before_mlp, self.after_mlp)
-        linears = (self.qkv, self.output, self.gate_up, self.down)
         return LayerWeights(
             self._heads,
             self._kv_heads,
@@ -133,7 +129,7 @@ class Layer:
             self._config.activation,
             self._config.norm_eps,
             tuple(norm.weight if norm is not None else None for norm in norms),
-            *(linear.matrix for linear in linears if isinstance(linear, Int8Linear)),
+            *(linear.matrix for linear in self._linears() if isinstance(linear, Int8Linear)),
         )
 
     def parameters(self) -> Iterator[Parameter]:
@@ -141,12 +137,18 @@ class Layer:
         prefix = f"layers.{self.index}."
         for name, norm in self._norms().items():
             yield Parameter(f"{prefix}{name}.weight", tuple(norm.weight.shape), self.index, norm.fill)
-        for linear, names in self._linears():
-            for part, name in enumerate(names):
-                shape = (linear.sizes[part], linear.in_features)
-                yield Parameter(f"{prefix}{name}.weight", shape, self.index, partial(linear.fill, part))
-                if linear.has_bias:
-                    yield Parameter(f"{prefix}{name}.bias", shape[:1], self.index, partial(linear.fill_bias, part))
+        for linear, joint in zip(self._linears(), self._joints, strict=True):
+            for part, name in enumerate(joint.parts):
+                shape = (joint.sizes[part], joint.in_features)
+                yield Parameter(f"{name}.weight", shape, self.index, partial(linear.fill, part))
+                if joint.bias:
+                    yield Parameter(f"{name}.bias", shape[:1], self.index, partial(linear.fill_bias, part))
+
+    def adopt(self, packed: Mapping[str, PackedMatrix]) -> None:
+        """Run on these matrices, by the names of joints, where they are of this layer."""
+        for linear, joint in zip(self._linears(), self._joints, strict=True):
+            if joint.name in packed and isinstance(linear, Int8Linear):
+                linear.adopt(packed[joint.name])
 
     def _norms(self) -> Mapping[str, Norm]:
         # Gemma calls "post attention" what it is; the Llama family means the norm before the MLP by it
@@ -161,11 +163,8 @@ class Layer:
         }
         return {name: norm for name, norm in named.items() if norm is not None}
 
-    def _linears(self) -> Iterator[tuple[Linear, tuple[str, ...]]]:
-        yield self.qkv, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        yield self.output, ("self_attn.o_proj",)
-        yield self.gate_up, ("mlp.gate_proj", "mlp.up_proj")
-        yield self.down, ("mlp.down_proj",)
+    def _linears(self) -> tuple[Linear, ...]:
+        return self.qkv, self.output, self.gate_up, self.down
 
 
 class Decoder:
@@ -233,6 +232,15 @@ class Decoder:
         self._head = self._table if tied else self._untied
         self._table.use(looked_up=True, multiplied=tied)
         self._untied.use(looked_up=False, multiplied=not tied)
+
+    def adopt(self, packed: Mapping[str, PackedMatrix]) -> None:
+        """Run on int8 matrices that are packed elsewhere, by the names of joints; before any gate is open."""
+        for layer in self.layers:
+            layer.adopt(packed)
+        for name, table in ((EMBEDDING, self._table), (HEAD, self._untied)):
+            matrix = packed.get(name.removesuffix(".weight"))
+            if matrix is not None and isinstance(table, Int8Table):
+                table.adopt(matrix)
 
     @torch.inference_mode()
     def forward(

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from coldstream.model.layers import Attention
-from coldstream.model.native.library import Kernels, LayerWeights, PackedMatrix
+from coldstream.model.native.library import Kernels, LayerWeights
+from coldstream.model.native.packed import PackedMatrix
 from coldstream.model.pages import in_large_pages
 from coldstream.model.parameter import Parameter, Unit
 
@@ -50,6 +51,11 @@ class Int8Linear:
         start = sum(self.sizes[:part])
         self._bias[start : start + self.sizes[part]].copy_(bias)
 
+    def adopt(self, matrix: PackedMatrix) -> None:
+        """Multiply with this one, which is filled elsewhere; before the first use."""
+        matrix.add(self._bias)
+        self.matrix = matrix
+
     def joined(self, x: Tensor) -> Tensor:
         return self._kernels.multiply(self.matrix, x)
 
@@ -72,6 +78,10 @@ class Int8Table:
     def use(self, *, looked_up: bool, multiplied: bool) -> None:
         if looked_up or multiplied:
             self._matrix = PackedMatrix(self._shape[1], self._shape[0])
+
+    def adopt(self, matrix: PackedMatrix) -> None:
+        """Look up in this one and multiply with it; it is filled elsewhere. Before the first use."""
+        self._matrix = matrix
 
     def parameter(self, name: str, unit: Unit) -> Parameter:
         return Parameter(name, self._shape, unit, partial(self._fill_block, 0), _TABLE_ROWS, self._fill_block)

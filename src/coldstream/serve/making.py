@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from coldstream.model.build import Assembly
     from coldstream.model.decoder import Decoder
     from coldstream.model.fallback import FallbackAssembly, FallbackDecoder
+    from coldstream.model.packing import Packing
     from coldstream.weights.checkpoint import Checkpoint
 
 
@@ -136,10 +138,28 @@ def threads_for(plan: RunPlan, wanted: int | None) -> int:
     return wanted or (1 if plan.weights < _CACHED else cpu_limit())
 
 
+def begin_packing(
+    checkpoint: Checkpoint, plan: RunPlan, *, threads: int | None, failed: Callable[[BaseException], None]
+) -> Packing | None:
+    """What makes int8 weights of the landed bytes, before torch is there; None where they stay as they are.
+
+    Raises:
+        UnknownArchitecture, UnsupportedConfig, ParameterMismatch: see `stand_up`.
+    """
+    if plan.precision != "int8" or not is_native(checkpoint.config):
+        return None
+    from coldstream.engine.memory import cpu_limit
+    from coldstream.model.config import ModelConfig
+    from coldstream.model.packing import Packing
+
+    config = ModelConfig.from_json(checkpoint.config)
+    return Packing(config, checkpoint.tensors.values(), workers=threads or cpu_limit(), failed=failed)
+
+
 def stand_up(
-    checkpoint: Checkpoint, plan: RunPlan
+    checkpoint: Checkpoint, plan: RunPlan, packing: Packing | None
 ) -> tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]:
-    """The decoder that the config describes, before its bytes, and what fills it.
+    """The decoder that the config describes, before its bytes, and what fills it, but for what `packing` does.
 
     Raises:
         UnknownArchitecture, UnsupportedConfig, ParameterMismatch: it cannot be made, or not from these tensors.
@@ -149,4 +169,4 @@ def stand_up(
     if not is_native(checkpoint.config):
         lean_torch.complete()  # transformers makes its models on the meta device
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=plan.device)
+    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=plan.device, packing=packing)

@@ -2,7 +2,9 @@
 
     stream (event loop)    open -> small files -> tensors into the landing
     tokenizer (thread)     tokenizer.json -> tokenizer process
-    model (thread)         import torch -> decoder -> take tensors from the landing -> verified: answers may leave
+    model (thread)         take tensors from the landing: pack matrices (int8), give others to the decoder -> verified:
+                           answers may leave
+    torch (thread)         import torch -> decoder without its bytes
     engine (thread)        tokenizer and decoder -> the engine, which takes requests
 
 A request may be submitted as soon as the engine stands; its prefill waits layer by layer for the bytes. Its tokens
@@ -23,14 +25,20 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
 from coldstream.serve.firsts import FirstForward, WatchedEngine
 from coldstream.serve.landing import Landing
-from coldstream.serve.making import RunPlan, TorchImport, plan_run, stand_up, text_files, threads_for
+from coldstream.serve.making import (
+    RunPlan,
+    TorchImport,
+    begin_packing,
+    plan_run,
+    stand_up,
+    text_files,
+    threads_for,
+)
 from coldstream.serve.priority import loader_name, rename_thread
 from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Span, Timeline
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from coldstream.engine.engine import Engine
     from coldstream.engine.image_prompt import ImagePrompt
     from coldstream.engine.request import SamplingParams
@@ -39,8 +47,10 @@ if TYPE_CHECKING:
     from coldstream.model.build import Assembly
     from coldstream.model.decoder import Decoder
     from coldstream.model.fallback import FallbackAssembly, FallbackDecoder
+    from coldstream.model.packing import Packing
     from coldstream.model.vision import Sight
     from coldstream.weights.checkpoint import Checkpoint
+    from coldstream.weights.header import TensorInfo
     from coldstream.weights.progress import Progress
     from coldstream.weights.stream import Landed
 
@@ -52,6 +62,8 @@ _ASSUMED_START = 3.0
 """Seconds that imports and the tokenizer take, where the bytes come sooner."""
 _CONVERTED_AHEAD = 32 * 1024 * 1024
 """Bytes that may be in flight, and again that may wait, for conversion: the wire is faster than any conversion."""
+_SMALL = 64 * 1024
+"""Bytes of a tensor that is copied, to wait for torch without the memory of its whole read."""
 _LONGEST_JOIN = 10.0
 """Seconds to wait for a strand that may be inside `import torch` when the process is asked to end."""
 
@@ -90,6 +102,7 @@ class ModelStart:
         self._is_ready = False
         self._opened: Future[Checkpoint] = Future()
         self._files: Future[dict[str, bytes]] = Future()
+        self._standing: Future[Assembly | FallbackAssembly] = Future()
         self._decoder: Future[Decoder | FallbackDecoder] = Future()
         self._accepting: Future[None] = Future()
         self._text_verified, self._verified = threading.Event(), threading.Event()
@@ -101,8 +114,14 @@ class ModelStart:
         self._engine: Engine | None = None
         self._images: ImagePrompt | None = None
         self._watched: WatchedEngine | None = None
-        self._assembly: Assembly | FallbackAssembly | None = None
-        strands = {"tokenizer": self._build_tokenizer, "model": self._build_model, "engine": self._start_engine}
+        self._packing: Packing | None = None
+        self._early: list[Landed] = []
+        strands = {
+            "tokenizer": self._build_tokenizer,
+            "torch": self._stand_up,
+            "model": self._build_model,
+            "engine": self._start_engine,
+        }
         self._threads = tuple(
             threading.Thread(target=self._guarded, args=(kind, work), name=f"{kind} {self.name}", daemon=True)
             for kind, work in strands.items()
@@ -257,6 +276,8 @@ class ModelStart:
         self.plan = plan_run(checkpoint, self._model)
         self._landing.capacity = _CONVERTED_AHEAD if self.plan.converts else None
         self._text_files = text_files(checkpoint)
+        threads = self._settings.engine.threads
+        self._packing = begin_packing(checkpoint, self.plan, threads=threads, failed=self._fail)
         _settle(self._opened, checkpoint)
         files = asyncio.create_task(self._fetch_files(checkpoint))
         try:
@@ -265,7 +286,10 @@ class ModelStart:
                 concurrency=load.concurrency,
                 retry=retry,
             )
-            tensors = stream(checkpoint, options=options, progress=self.progress, timeline=self._timeline)
+            pieces = self._packing.pieces if self._packing is not None else None
+            tensors = stream(
+                checkpoint, pieces=pieces, options=options, progress=self.progress, timeline=self._timeline
+            )
             async for landed in tensors:
                 if self.error is not None:
                     return
@@ -302,6 +326,8 @@ class ModelStart:
 
         self._process = TokenizerProcess()
         files = self._files.result()
+        if "tokenizer.json" in files:
+            self._process.begin(files["tokenizer.json"])  # before imports, which wait for one another
         from coldstream.engine.tokenizer import Tokenizer
 
         with self._timeline.span("tokenizer", model=self.name):
@@ -347,17 +373,22 @@ class ModelStart:
         self._images = ImagePrompt(vision, tokenizer, processor)
         return Sight(decoder.vision, processor)
 
-    def _build_model(self) -> None:
+    def _stand_up(self) -> None:
         self._torch.finish()
         checkpoint = self._opened.result()
-        from coldstream.weights.tensors import as_tensor
-
         with self._timeline.span("model without its bytes", model=self.name):
             assert self.plan is not None
-            decoder, self._assembly = stand_up(checkpoint, self.plan)
+            decoder, assembly = stand_up(checkpoint, self.plan, self._packing)
+        _settle(self._standing, assembly)
+        if self.error is not None:  # it failed meanwhile
+            assembly.fail(self.error)
         _settle(self._decoder, decoder)
-        self._take(self._assembly, as_tensor)
-        self._assembly.finish()
+        self._landing.then(self._assign_early)
+
+    def _build_model(self) -> None:
+        self._take()
+        self._assign_early()
+        self._standing.result().finish()
         self._accepting.result()
         assert self._engine is not None
         if self._came_twice:
@@ -369,9 +400,9 @@ class ModelStart:
 
     def _text_landed(self) -> None:
         """The text model's tensors were taken and their files are verified; the tower's may be on the way."""
-        assert self._assembly is not None
+        self._assign_early()
         if self._came_twice:
-            self._assembly.settle()
+            self._standing.result().settle()
         self._accepting.add_done_callback(self._release_text)
 
     def _release_text(self, accepting: Future[None]) -> None:
@@ -383,17 +414,39 @@ class ModelStart:
         self._engine.release_text()
         self._timeline.mark(f"{self.name} answers text")
 
-    def _take(self, assembly: Assembly | FallbackAssembly, as_tensor: Callable[[Landed], Tensor]) -> None:
-        """Assign tensors as they land. When one comes twice, what was computed with the first is void."""
-        seen: set[str] = set()
+    def _take(self) -> None:
+        """Take tensors as they land. When one comes twice, what was computed with the first is void."""
+        seen: set[TensorInfo] = set()
         start = self._timeline.now()
         for landed in self._landing:
-            self._came_twice |= landed.info.name in seen
-            seen.add(landed.info.name)
-            assembly.assign(landed.info.name, as_tensor(landed), consume=True)
+            self._came_twice |= landed.info in seen
+            seen.add(landed.info)
+            if self._packing is None or not self._packing.take(landed):
+                self._assign(landed)
+            del landed  # kept here until the next one comes, it would hold its read's memory
         self._timeline.record(
             Span("tensors assigned", start, self._timeline.now(), threading.current_thread().name, {"model": self.name})
         )
+
+    def _assign(self, landed: Landed) -> None:
+        """Give a tensor to the decoder; one that is small need not wait for it."""
+        if not self._standing.done() and len(landed.data) <= _SMALL:
+            self._early.append(replace(landed, data=memoryview(bytes(landed.data))))
+            return
+        self._assign_early()
+        self._to_assembly(landed)
+
+    def _assign_early(self) -> None:
+        """Once the decoder stands: give it what came before."""
+        self._standing.result()
+        early, self._early = self._early, []
+        for landed in early:
+            self._to_assembly(landed)
+
+    def _to_assembly(self, landed: Landed) -> None:
+        from coldstream.weights.tensors import as_tensor
+
+        self._standing.result().assign(landed.info.name, as_tensor(landed), consume=True)
 
     # -- when something goes wrong --
 
@@ -411,11 +464,14 @@ class ModelStart:
             return
         self.error = exc if isinstance(exc, ColdstreamError) else _unforeseen(self.uri, exc)
         self._landing.end(self.error)
-        if self._assembly is not None:
-            self._assembly.fail(self.error)
+        if self._packing is not None:
+            self._packing.stop()
+        if self._standing.done() and self._standing.exception() is None:
+            self._standing.result().fail(self.error)
         if self._engine is not None:
             self._engine.fail(self.error)
-        for future in (self._opened, self._files, self._tokenizer_built, self._decoder, self._accepting):
+        waited_for = (self._opened, self._files, self._tokenizer_built, self._standing, self._decoder, self._accepting)
+        for future in waited_for:
             with contextlib.suppress(InvalidStateError):
                 future.set_exception(self.error)
         self._on_change()

@@ -7,6 +7,7 @@ and torch come beside it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import signal
 import socket
@@ -118,6 +119,9 @@ class Process:
             self._front.tell(self.startup.state(), retry_after=math.ceil(self.startup.retry_after()))
             if settled:
                 self._front.dismiss()
+                # What the start has made stays; a full collection would stop everybody for a third of a second.
+                gc.freeze()
+                gc.enable()
                 return
             self._news.wait(_TELL_PERIOD)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -24,6 +24,8 @@ from coldstream.weights.retry import RetryPolicy, now
 
 # True: fetch it. A TensorInfo from `info.rows(...)`: fetch only these rows.
 Select = Callable[[TensorInfo], "bool | TensorInfo"]
+# What a tensor is delivered in: `info.rows(...)`, one behind the other, each as a tensor of its own.
+Pieces = Callable[[TensorInfo], Sequence[TensorInfo]]
 
 DEFAULT_BYTES_IN_FLIGHT = 1024 * 1024 * 1024
 
@@ -74,11 +76,12 @@ async def stream(
     checkpoint: Checkpoint,
     *,
     select: Select | None = None,
+    pieces: Pieces | None = None,
     options: StreamOptions | None = None,
     progress: Progress | None = None,
     timeline: Timeline | None = None,
 ) -> AsyncGenerator[Landed, None]:
-    """The chosen tensors, about in execution order, as they land.
+    """The chosen tensors, about in execution order, as they land; whole, or in `pieces`.
 
     A tensor may come twice, when its file failed its checksum and was fetched again: the later one counts.
     When the iterator ends, every byte was verified or its file is in `progress.unverified_files`.
@@ -86,7 +89,10 @@ async def stream(
     Raises:
         StoreError: see `coldstream.errors`; then nothing that was yielded may be used.
     """
-    run = _Run(checkpoint, select, options, progress, timeline, assembly=_Assembly())
+    tensors = chosen(checkpoint, select)
+    if pieces is not None:
+        tensors = [piece for info in tensors for piece in pieces(info)]
+    run = _Run(checkpoint, tensors, options, progress, timeline, assembly=_Assembly())
     for info in run.plan.empty:
         yield Landed(info, memoryview(b""))
     async with contextlib.aclosing(run.ranges()) as ranges:
@@ -115,7 +121,7 @@ async def stream_ranges(
 
     Empty tensors do not occur. A read may come twice, as in `stream`.
     """
-    run = _Run(checkpoint, select, options, progress, timeline)
+    run = _Run(checkpoint, chosen(checkpoint, select), options, progress, timeline)
     async with contextlib.aclosing(run.ranges()) as ranges:
         async for landed in ranges:
             run.budget.release(landed.read.nbytes)
@@ -140,22 +146,22 @@ class _Assembly:
     """Tensors that are larger than a read: each cut lands in its place."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, memoryview] = {}
-        self._missing: dict[str, int] = {}
+        self._buffers: dict[TensorInfo, memoryview] = {}
+        self._missing: dict[TensorInfo, int] = {}
 
     def place(self, read: Read, slabs: Slabs) -> memoryview:
         """Where a cut belongs."""
         info = read.tensors[0]
-        if info.name not in self._buffers:
-            self._buffers[info.name] = slabs.take(info.nbytes)
-            self._missing[info.name] = info.nbytes
-        return self._buffers[info.name][read.start - info.start : read.end - info.start]
+        if info not in self._buffers:
+            self._buffers[info] = slabs.take(info.nbytes)
+            self._missing[info] = info.nbytes
+        return self._buffers[info][read.start - info.start : read.end - info.start]
 
     def landed(self, read: Read) -> memoryview | None:
         """The tensor, when this was the last of its cuts."""
-        name = read.tensors[0].name
-        self._missing[name] -= read.nbytes
-        return None if self._missing[name] else self._buffers.pop(name).toreadonly()
+        info = read.tensors[0]
+        self._missing[info] -= read.nbytes
+        return None if self._missing[info] else self._buffers.pop(info).toreadonly()
 
 
 @dataclass(slots=True)
@@ -187,7 +193,7 @@ class _Run:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        select: Select | None,
+        tensors: list[TensorInfo],
         options: StreamOptions | None,
         progress: Progress | None,
         timeline: Timeline | None,
@@ -200,7 +206,6 @@ class _Run:
         self.options = options or StreamOptions()
         self.progress = progress or Progress()
         self.timeline = timeline or Timeline()
-        tensors = chosen(checkpoint, select)
         self.budget = ByteBudget(self.options.max_bytes_in_flight or DEFAULT_BYTES_IN_FLIGHT)
         # At least two reads fit into the budget, so that one lands while another is being taken.
         self.plan: ReadPlan = plan(tensors, part_size=self._part_size(tensors), max_read=max(1, self.budget.limit // 2))

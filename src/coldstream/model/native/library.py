@@ -17,29 +17,15 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from coldstream.errors import UnsupportedConfig
 from coldstream.model.config import Activation
-from coldstream.model.native.compile import ANY, AVX2, SOURCE, VNNI
-from coldstream.model.pages import in_large_pages
-from coldstream.model.precision import CpuFeatures
+from coldstream.model.native.compile import SOURCE
+from coldstream.model.native.packed import DTYPE_CODES, Matrix, PackedMatrix, Packer, best_library, open_library
 
 ATTENTION_MULTIPLE = 16
 """Of what the kernels' attention needs a head's size to be."""
-_OUTPUTS = 16
 _BLOCK = 48
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
-_LARGEST_SUM = 2**31 - 1
-_LARGEST_WEIGHT = 127
-_LARGEST_UNIT = 2**15 - 1
-_LARGEST_BLOCK = 64
-
-
-class _Matrix(Structure):
-    _fields_ = (
-        *((name, c_int64) for name in ("k", "n", "order", "levels")),
-        *((name, c_void_p) for name in ("packed", "scales", "bias")),
-    )
 
 
 class _Layer(Structure):
@@ -50,7 +36,7 @@ class _Layer(Structure):
             (name, c_void_p)
             for name in ("before_attention", "q_norm", "k_norm", "after_attention", "before_mlp", "after_mlp")
         ),
-        *((name, _Matrix) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, Matrix) for name in ("qkv", "output", "gate_up", "down")),
     )
 
 
@@ -59,7 +45,7 @@ class _TowerLayer(Structure):
         *((name, c_int64) for name in ("heads", "activation")),
         ("eps", c_double),
         *((name, c_void_p) for name in ("before_attention", "before_attention_bias", "before_mlp", "before_mlp_bias")),
-        *((name, _Matrix) for name in ("qkv", "output", "up", "down")),
+        *((name, Matrix) for name in ("qkv", "output", "up", "down")),
     )
 
 
@@ -79,23 +65,6 @@ class _Shape(Structure):
         *((name, c_int64) for name in ("heads", "kv_heads", "d", "q_stride", "k_stride", "v_stride", "slots")),
         ("scale", c_double),
     )
-
-
-class PackedMatrix:
-    """int8 weights `[n, k]` in the kernels' order, a float32 scale a row, and a bias if there is one.
-
-    Rows are rotated by Hadamard blocks (see `rotation_order`), activations alike while they are rounded.
-    """
-
-    def __init__(self, k: int, n: int, *, bias: Tensor | None = None) -> None:
-        self.k, self.n = k, n
-        rows = -(-n // _OUTPUTS) * _OUTPUTS
-        self._packed = in_large_pages(torch.empty(rows * -(-k // 2) * 2, dtype=torch.int8))
-        self._scales = torch.empty(rows)
-        self._bias = bias
-        self.struct = _Matrix(
-            k, n, rotation_order(k), levels(k), self._packed.data_ptr(), self._scales.data_ptr(), _pointer(bias)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +166,11 @@ class Kernels:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        library = ctypes.CDLL(str(path))
-        self._pack = _function(library, "pack", POINTER(_Matrix), c_void_p, c_int64, c_int64, c_int64, c_void_p)
-        self._rows = _function(library, "rows", POINTER(_Matrix), c_void_p, c_int64, c_void_p)
+        library = open_library(path)
+        self._packer = Packer(path)
+        self._rows = _function(library, "rows", POINTER(Matrix), c_void_p, c_int64, c_void_p)
         self._multiply = _function(
-            library, "multiply", POINTER(_Matrix), c_int64, c_void_p, c_void_p, POINTER(_Workspace)
+            library, "multiply", POINTER(Matrix), c_int64, c_void_p, c_void_p, POINTER(_Workspace)
         )
         self._before = _function(
             library, "before_attention", POINTER(_Layer), c_int64, *[c_void_p] * 4, POINTER(_Workspace)
@@ -221,8 +190,7 @@ class Kernels:
     def pack(self, matrix: PackedMatrix, weight: Tensor, first: int) -> None:
         """Take `[rows, k]` of any float dtype as the matrix's rows from `first` on. One thread; any number may call."""
         weight = weight.to("cpu", weight.dtype if weight.dtype in _DTYPES else torch.float32).contiguous()
-        row = torch.empty(matrix.k)
-        self._pack(byref(matrix.struct), weight.data_ptr(), _DTYPES[weight.dtype], first, len(weight), row.data_ptr())
+        self._packer.pack(matrix, weight.data_ptr(), DTYPE_CODES[_DTYPES[weight.dtype]], first, len(weight))
 
     def rows(self, matrix: PackedMatrix, ids: Tensor) -> Tensor:
         """int64 `[count]` -> float32 `[count, k]`: those rows of the matrix."""
@@ -308,46 +276,12 @@ class _Local(threading.local):
         return self._struct
 
 
-def rotation_order(features: int) -> int:
-    """The order of the Hadamard blocks: the largest power of two up to 64 that divides; under 8, none (1)."""
-    order = _LARGEST_BLOCK
-    while features % order:
-        order //= 2
-    return order if order >= 8 else 1
-
-
-def levels(features: int) -> int:
-    """The most steps to either side of 0 that activations can have without a sum of products ever overflowing int32."""
-    return min(_LARGEST_UNIT, _LARGEST_SUM // (_LARGEST_WEIGHT * features))
-
-
-def is_built() -> bool:
-    """Whether a variant lies here that this CPU can run."""
-    return _choose(SOURCE.parent) is not None
-
-
 def load(folder: Path = SOURCE.parent) -> Kernels:
     """The best variant for this CPU.
 
     Raises UnsupportedConfig when none was built.
     """
-    path = _choose(folder)
-    if path is None:
-        raise UnsupportedConfig(
-            f"coldstream's kernels were not built ({folder} has no {ANY}); reinstall coldstream where there is "
-            "a C compiler, or use --precision float32"
-        )
-    return Kernels(path)
-
-
-def runnable(cpu: CpuFeatures) -> tuple[str, ...]:
-    """The variants that a CPU can run, by file name, the best first."""
-    return (VNNI,) * cpu.avx512_vnni + (AVX2,) * cpu.avx2 + (ANY,)
-
-
-def _choose(folder: Path) -> Path | None:
-    paths = (folder / name for name in runnable(CpuFeatures.of_this_machine()))
-    return next((path for path in paths if path.exists()), None)
+    return Kernels(best_library(folder))
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
