@@ -138,10 +138,7 @@ class TokenizerProcess:
         code = f"from coldstream.engine.tokenizer_process import serve; serve({theirs.fileno()})"
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {"GLIBC_TUNABLES": _in_huge_pages(os.environ.get("GLIBC_TUNABLES"))},
+                [sys.executable, "-c", code], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
             )
 
     def _stop(self) -> None:
@@ -178,11 +175,6 @@ class TokenizerProcess:
         if "error" in answer:
             raise TokenizerError(f"{self._source}/tokenizer.json: {answer['error']}")
         return answer["value"]
-
-
-def _in_huge_pages(tunables: str | None) -> str:
-    """glibc's malloc asks for huge pages: building Gemma's tokenizer, all in small pieces, takes a sixth less time."""
-    return ":".join(part for part in (tunables, "glibc.malloc.hugetlb=1") if part)
 
 
 def serve(descriptor: int) -> None:

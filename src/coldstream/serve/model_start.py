@@ -34,7 +34,7 @@ from coldstream.serve.making import (
     text_files,
     threads_for,
 )
-from coldstream.serve.priority import loader_name, rename_thread
+from coldstream.serve.priority import give_way, loader_name, rename_thread
 from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Span, Timeline
 
@@ -137,6 +137,8 @@ class ModelStart:
         if self._engine is not None:
             self._engine.stop()
         failed = self.error is not None
+        if self._packing is not None:
+            self._packing.stop()
         self._fail(ModelError(f"{self.uri}: the server is shutting down"))
         for thread in self._threads:
             # A model that failed has nothing to save, and its thread may have seconds of `import torch` before it.
@@ -397,6 +399,10 @@ class ModelStart:
         self._engine.release()
         self._timeline.mark(f"{self.name} ready")
         self._on_change()
+        if self._packing is not None:
+            give_way((self.loader,))  # to the answers
+            with self._timeline.span("pages joined", model=self.name):
+                self._packing.join_pages()
 
     def _text_landed(self) -> None:
         """The text model's tensors were taken and their files are verified; the tower's may be on the way."""
