@@ -14,7 +14,6 @@ from coldstream.model.decoder import Decoder
 from coldstream.model.int8 import Int8Linear, Int8Table
 from coldstream.model.layers import DenseAttention, DenseSequence
 from coldstream.model.native.library import Kernels, load
-from coldstream.model.pages import let_go
 from tests.model import tiny
 
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "initializer_range": 0.02}
@@ -101,8 +100,7 @@ def test_a_table_gives_back_its_rows_and_multiplies_with_them_across_blocks(kern
     weight = torch.randn(rows, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
     table = Int8Table(64, rows, kernels=kernels)
     table.use(looked_up=True, multiplied=True)
-    for piece in table.parameter("embed_tokens.weight", "embedding").work(weight):
-        piece()
+    table.parameter("embed_tokens.weight", "embedding").fill(weight)
     ids = torch.tensor([0, 5, 8_191, 8_192, 16_999])
     exact = weight[ids].float()
     assert float((table.lookup(ids) - exact).norm() / exact.norm()) < 0.01
@@ -153,33 +151,11 @@ def test_a_failure_while_packing_ends_the_load_with_that_error(made: tiny.Tiny) 
         step(decoder, [[1]])
 
 
-def test_a_matrix_that_may_be_consumed_packs_the_same_and_its_pages_are_given_back(kernels: Kernels) -> None:
-    rows = torch.randn(1024, 128, generator=torch.Generator().manual_seed(3))
-    kept, consumed = (Int8Table(128, 1024, kernels=kernels) for _ in range(2))
-    for table, tensor, consume in ((kept, rows.clone(), False), (consumed, rows.clone(), True)):
-        table.use(looked_up=True, multiplied=True)
-        for piece in table.parameter("embed_tokens.weight", "embedding").work(tensor, consume=consume):
-            piece()
-        assert (not tensor[64:960].any()) == consume
-    ids = torch.arange(1024)
-    assert torch.equal(kept.lookup(ids), consumed.lookup(ids))
-    assert torch.equal(kept.logits(rows[:3]), consumed.logits(rows[:3]))
-
-
-def test_only_whole_pages_of_the_tensor_itself_are_given_back() -> None:
-    memory = torch.ones(3 * 4096 + 100, dtype=torch.uint8)
-    let_go(memory[50:-50])
-    assert memory[:50].all()
-    assert memory[-50:].all()
-    assert not memory.all()
-
-
 def test_logits_take_the_place_of_those_before_and_more_rows_than_that_holds_are_right_too(kernels: Kernels) -> None:
     rows = torch.randn(96, 64, generator=torch.Generator().manual_seed(4))
     table = Int8Table(64, 1024, kernels=kernels)
     table.use(looked_up=False, multiplied=True)
-    for piece in table.parameter("lm_head.weight", "head").work(torch.randn(1024, 64), consume=False):
-        piece()
+    table.parameter("lm_head.weight", "head").fill(torch.randn(1024, 64))
     many = table.logits(rows)
     first = table.logits(rows[:8])
     assert torch.equal(first, many[:8])

@@ -64,7 +64,9 @@ class TokenizerProcess:
             self._send_file()
 
     def build(self, tokenizer_json: bytes, *, source: str) -> TokenizerProcess:
-        """Wait until the tokenizer of this file is built, and be it. `source` is its URI, for messages.
+        """Wait until the tokenizer of this file is built, and be it; the file that was begun with is not sent again.
+
+        `source` is its URI, for messages.
 
         Raises:
             TokenizerError: it is not a tokenizer.json that the library can read.

@@ -77,11 +77,10 @@ class Assembly:
         """The checkpoint's names of the vision tower's and projector's tensors."""
         return tuple(self._vision)
 
-    def assign(self, name: str, tensor: Tensor, *, consume: bool = False) -> None:
+    def assign(self, name: str, tensor: Tensor) -> None:
         """Take a tensor of the checkpoint by its own name; opens its unit's gate when the unit is whole.
 
         Where the dtype is the decoder's own the tensor is aliased, so its memory must stay; else it may be let go.
-        With `consume` it may be let go piece by piece while it is converted: its content is undefined afterwards.
         """
         target = self._targets.get(name)
         if target is None:
@@ -95,7 +94,7 @@ class Assembly:
             raise ParameterMismatch(f"{name} has dtype {tensor.dtype}; weights must be bfloat16, float16 or float32")
         self._crew.run(
             parameter.name,
-            parameter.work(tensor, consume=consume),
+            [partial(parameter.fill, tensor)],
             done=partial(self._note, parameter, name),
             failed=self.fail,
         )

@@ -143,8 +143,8 @@ class FallbackAssembly:
         """Every tensor by its own name; transformers maps them to parameters."""
         return {name: name for name in self._tensors}
 
-    def assign(self, name: str, tensor: Tensor, *, consume: bool = False) -> None:
-        """Keep a tensor until the end; a second delivery replaces the first. Nothing is consumed: all is aliased."""
+    def assign(self, name: str, tensor: Tensor) -> None:
+        """Keep a tensor until the end; a second delivery replaces the first."""
         if name not in self._shapes:
             raise ParameterMismatch(f"{name} was not announced by the checkpoint's headers")
         with self._lock:

@@ -12,7 +12,6 @@ its scale, over a block of columns. What it brings is in docs/kernels.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,8 +22,6 @@ from coldstream.model.native.packed import PackedMatrix
 from coldstream.model.pages import in_large_pages
 from coldstream.model.parameter import Parameter, Unit
 
-_TABLE_ROWS = 8_192
-"""Rows of the vocabulary's matrix that are packed as one piece: enough pieces for several threads."""
 _LOGITS_ROWS = 64
 """Rows of logits that have a place of their own: with a new one a step, a tenth of the time goes into page faults."""
 
@@ -84,7 +81,7 @@ class Int8Table:
         self._matrix = matrix
 
     def parameter(self, name: str, unit: Unit) -> Parameter:
-        return Parameter(name, self._shape, unit, partial(self._fill_block, 0), _TABLE_ROWS, self._fill_block)
+        return Parameter(name, self._shape, unit, self._fill)
 
     def lookup(self, ids: Tensor) -> Tensor:
         return self._kernels.rows(self._used, ids)
@@ -101,8 +98,8 @@ class Int8Table:
         assert self._matrix is not None, "said to be of no use"
         return self._matrix
 
-    def _fill_block(self, index: int, weight: Tensor) -> None:
-        self._kernels.pack(self._used, weight, index * _TABLE_ROWS)
+    def _fill(self, weight: Tensor) -> None:
+        self._kernels.pack(self._used, weight, 0)
 
 
 class Int8Layer:

@@ -136,12 +136,12 @@ class Packing:
         places = {}
         for joint in joints(config):
             first = 0
-            matrix = PackedMatrix(joint.in_features, sum(joint.sizes), at_once=True)
             for part, size in zip(joint.parts, joint.sizes, strict=True):
                 info = keys.get(f"{part}.weight")
                 if info is not None and info.shape == (size, joint.in_features) and info.dtype in DTYPE_CODES:
-                    places[info.name] = _Place(f"{part}.weight", matrix, first, info)
-                    self.matrices[joint.name] = matrix
+                    if joint.name not in self.matrices:
+                        self.matrices[joint.name] = PackedMatrix(joint.in_features, sum(joint.sizes), small_pages=True)
+                    places[info.name] = _Place(f"{part}.weight", self.matrices[joint.name], first, info)
                 first += size
         return places
 

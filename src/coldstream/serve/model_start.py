@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
+from coldstream.serve.filling import Filling
 from coldstream.serve.firsts import FirstForward, WatchedEngine
 from coldstream.serve.landing import Landing
 from coldstream.serve.making import (
@@ -36,7 +37,7 @@ from coldstream.serve.making import (
 )
 from coldstream.serve.priority import give_way, loader_name, rename_thread
 from coldstream.settings import ModelSettings, Settings
-from coldstream.timeline import Span, Timeline
+from coldstream.timeline import Timeline
 
 if TYPE_CHECKING:
     from coldstream.engine.engine import Engine
@@ -50,9 +51,7 @@ if TYPE_CHECKING:
     from coldstream.model.packing import Packing
     from coldstream.model.vision import Sight
     from coldstream.weights.checkpoint import Checkpoint
-    from coldstream.weights.header import TensorInfo
     from coldstream.weights.progress import Progress
-    from coldstream.weights.stream import Landed
 
 ModelPhase = Literal["waiting", "listing", "headers", "streaming", "verifying", "assembling", "ready", "failed"]
 
@@ -62,8 +61,6 @@ _ASSUMED_START = 3.0
 """Seconds that imports and the tokenizer take, where the bytes come sooner."""
 _CONVERTED_AHEAD = 32 * 1024 * 1024
 """Bytes that may be in flight, and again that may wait, for conversion: the wire is faster than any conversion."""
-_SMALL = 64 * 1024
-"""Bytes of a tensor that is copied, to wait for torch without the memory of its whole read."""
 _LONGEST_JOIN = 10.0
 """Seconds to wait for a strand that may be inside `import torch` when the process is asked to end."""
 
@@ -98,16 +95,16 @@ class ModelStart:
         self.loader = loader_name(number)
         self._torch = torch
         self._landing = Landing()
+        self._standing: Future[Assembly | FallbackAssembly] = Future()
+        self._filling = Filling(self._landing, self._standing)
         self._all_landed = False
         self._is_ready = False
         self._opened: Future[Checkpoint] = Future()
         self._files: Future[dict[str, bytes]] = Future()
-        self._standing: Future[Assembly | FallbackAssembly] = Future()
         self._decoder: Future[Decoder | FallbackDecoder] = Future()
         self._accepting: Future[None] = Future()
         self._text_verified, self._verified = threading.Event(), threading.Event()
         self._text_files: frozenset[str] = frozenset()
-        self._came_twice = False
         self._process: TokenizerProcess | None = None
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_built: Future[Tokenizer] = Future()
@@ -115,7 +112,6 @@ class ModelStart:
         self._images: ImagePrompt | None = None
         self._watched: WatchedEngine | None = None
         self._packing: Packing | None = None
-        self._early: list[Landed] = []
         strands = {
             "tokenizer": self._build_tokenizer,
             "torch": self._stand_up,
@@ -385,15 +381,16 @@ class ModelStart:
         if self.error is not None:  # it failed meanwhile
             assembly.fail(self.error)
         _settle(self._decoder, decoder)
-        self._landing.then(self._assign_early)
+        self._landing.then(self._filling.assign_early)
 
     def _build_model(self) -> None:
-        self._take()
-        self._assign_early()
+        self._opened.result()  # then the packing is there, where there is one
+        with self._timeline.span("tensors assigned", model=self.name):
+            self._filling.take_all(self._packing)
         self._standing.result().finish()
         self._accepting.result()
         assert self._engine is not None
-        if self._came_twice:
+        if self._filling.came_twice:
             self._engine.recompute_all()
         self._is_ready = True
         self._engine.release()
@@ -406,8 +403,8 @@ class ModelStart:
 
     def _text_landed(self) -> None:
         """The text model's tensors were taken and their files are verified; the tower's may be on the way."""
-        self._assign_early()
-        if self._came_twice:
+        self._filling.assign_early()
+        if self._filling.came_twice:
             self._standing.result().settle()
         self._accepting.add_done_callback(self._release_text)
 
@@ -415,44 +412,10 @@ class ModelStart:
         if accepting.exception() is not None:
             return
         assert self._engine is not None
-        if self._came_twice:
+        if self._filling.came_twice:
             self._engine.recompute_all()
         self._engine.release_text()
         self._timeline.mark(f"{self.name} answers text")
-
-    def _take(self) -> None:
-        """Take tensors as they land. When one comes twice, what was computed with the first is void."""
-        seen: set[TensorInfo] = set()
-        start = self._timeline.now()
-        for landed in self._landing:
-            self._came_twice |= landed.info in seen
-            seen.add(landed.info)
-            if self._packing is None or not self._packing.take(landed):
-                self._assign(landed)
-            del landed  # kept here until the next one comes, it would hold its read's memory
-        self._timeline.record(
-            Span("tensors assigned", start, self._timeline.now(), threading.current_thread().name, {"model": self.name})
-        )
-
-    def _assign(self, landed: Landed) -> None:
-        """Give a tensor to the decoder; one that is small need not wait for it."""
-        if not self._standing.done() and len(landed.data) <= _SMALL:
-            self._early.append(replace(landed, data=memoryview(bytes(landed.data))))
-            return
-        self._assign_early()
-        self._to_assembly(landed)
-
-    def _assign_early(self) -> None:
-        """Once the decoder stands: give it what came before."""
-        self._standing.result()
-        early, self._early = self._early, []
-        for landed in early:
-            self._to_assembly(landed)
-
-    def _to_assembly(self, landed: Landed) -> None:
-        from coldstream.weights.tensors import as_tensor
-
-        self._standing.result().assign(landed.info.name, as_tensor(landed), consume=True)
 
     # -- when something goes wrong --
 

@@ -119,7 +119,7 @@ class Process:
             self._front.tell(self.startup.state(), retry_after=math.ceil(self.startup.retry_after()))
             if settled:
                 self._front.dismiss()
-                # What the start has made stays; a full collection would stop everybody for a third of a second.
+                # What the start has made stays; a full collection of it would stop everybody for 0.12 s.
                 gc.freeze()
                 gc.enable()
                 return

@@ -30,6 +30,11 @@ _libc = ctypes.CDLL(None)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
+def advise(begin: int, nbytes: int, advice: int) -> bool:
+    """madvise(2) at an address that is a page's; whether the system took it."""
+    return not _libc.madvise(begin, nbytes, advice)
+
+
 class Slabs:
     """Buffers for reads. One whose views are all gone is used again: its pages are there already."""
 
@@ -100,7 +105,7 @@ def populate(target: memoryview) -> bool:
     end = address(target) + target.nbytes
     begin = address(target) & ~(mmap.PAGESIZE - 1)
     began = time.thread_time()
-    _libc.madvise(begin, end - begin, _POPULATE_WRITE)
+    advise(begin, end - begin, _POPULATE_WRITE)
     return time.thread_time() - began > _READY
 
 
@@ -108,4 +113,4 @@ def _in_small_pages(target: memoryview) -> None:
     if target.nbytes >= HUGE_PAGE:
         begin = -(-address(target) // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (address(target) + target.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        _libc.madvise(begin, end - begin, _NO_HUGE_PAGE)
+        advise(begin, end - begin, _NO_HUGE_PAGE)

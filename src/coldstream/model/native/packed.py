@@ -18,20 +18,16 @@ from typing import Protocol
 from coldstream.errors import UnsupportedConfig
 from coldstream.model.native.compile import ANY, AVX2, SOURCE, VNNI
 from coldstream.model.precision import CpuFeatures
+from coldstream.weights.memory import HUGE_PAGE, advise
 
 DTYPE_CODES: Mapping[str, int] = MappingProxyType({"F32": 0, "BF16": 1, "F16": 2})
 """What the kernels read, by safetensors' names."""
 _OUTPUTS = 16
-_HUGE_PAGE = 2 * 1024 * 1024
 _COLLAPSE = 25  # asm-generic/mman-common.h
 _LARGEST_SUM = 2**31 - 1
 _LARGEST_WEIGHT = 127
 _LARGEST_UNIT = 2**15 - 1
 _LARGEST_BLOCK = 64
-
-
-_libc = ctypes.CDLL(None)
-_libc.madvise.argtypes = [c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Matrix(Structure):
@@ -55,15 +51,15 @@ class PackedMatrix:
     """int8 weights `[n, k]` in the kernels' order, a float32 scale a row, and a float32 bias `[n]` if there is one.
 
     Rows are rotated by Hadamard blocks (see `rotation_order`), activations alike while they are rounded. The memory is
-    taken from the system as it is filled, in huge pages unless `at_once`: these are sooner there where the host of a
+    taken from the system as it is filled: in huge pages, or in small ones, which are there sooner where the host of a
     virtual machine has to find them, and can be joined later.
     """
 
-    def __init__(self, k: int, n: int, *, bias: Somewhere | None = None, at_once: bool = False) -> None:
+    def __init__(self, k: int, n: int, *, bias: Somewhere | None = None, small_pages: bool = False) -> None:
         self.k, self.n = k, n
         rows = -(-n // _OUTPUTS) * _OUTPUTS
         self._packed = mmap.mmap(-1, rows * -(-k // 2) * 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if not at_once:
+        if not small_pages:
             self._packed.madvise(mmap.MADV_HUGEPAGE)
         self._scales = (c_float * rows)()
         packed = ctypes.addressof(ctypes.c_char.from_buffer(self._packed))
@@ -81,8 +77,8 @@ class PackedMatrix:
         A wish (madvise(2), MADV_COLLAPSE, Linux 6.1), piece by piece, so that nobody waits for long.
         """
         begin, size = self.struct.packed, len(self._packed)
-        for position in range(-begin % _HUGE_PAGE, size - _HUGE_PAGE + 1, _HUGE_PAGE):
-            if _libc.madvise(begin + position, _HUGE_PAGE, _COLLAPSE):
+        for position in range(-begin % HUGE_PAGE, size - HUGE_PAGE + 1, HUGE_PAGE):
+            if not advise(begin + position, HUGE_PAGE, _COLLAPSE):
                 return  # no such system, or no such memory
 
 
