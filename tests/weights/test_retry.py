@@ -90,6 +90,7 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
 
 
 def test_refused_connections_are_asked_again_every_second_at_most_for_the_whole_window() -> None:
+    # The clock starts at 0.0: the window opens at the first refusal, not at the first one after zero.
     call = Failing(Interrupted("refused", refused=True), 10_000)
 
     async def spent() -> float:

@@ -88,7 +88,8 @@ class Attempts:
             ) from failure
         if failure.refused:
             delay = min(delay, REFUSED_DELAY)
-            self._refused_since = self._refused_since or moment
+            if self._refused_since is None:  # a moment may be 0.0
+                self._refused_since = moment
             if moment - self._refused_since < self._policy.refused_window:
                 return delay
         if self._failures >= self._policy.attempts:
