@@ -45,6 +45,7 @@ def test_over_tls_every_contender_trusts_the_throw_away_authority(
         rounds=1,
         contenders=("coldstream", "transfer manager", "curl drain"),
         environment=environment,
+        rest=0,
         report=seen.append,
     )
     assert [(item.contender, item.error) for item in report.rounds] == [
@@ -59,12 +60,14 @@ def test_over_tls_every_contender_trusts_the_throw_away_authority(
 
 
 def test_the_same_bucket_answers_without_tls(bucket: LocalBucket) -> None:
-    report = run_load_bench("gs://models/small", rounds=1, contenders=("coldstream",), environment=bucket.environment)
+    report = run_load_bench(
+        "gs://models/small", rounds=1, contenders=("coldstream",), environment=bucket.environment, rest=0
+    )
     assert [(item.bytes, item.error) for item in report.rounds] == [(SIZE, None)]
 
 
 def test_a_contender_that_fails_says_why(tmp_path: Path) -> None:
-    report = run_load_bench(str(tmp_path), rounds=1, contenders=("curl drain",))
+    report = run_load_bench(str(tmp_path), rounds=1, contenders=("curl drain",), rest=0)
     assert "the folder is empty" in str(report.summaries[0].error)
     assert report.summaries[0].rounds == 0
 

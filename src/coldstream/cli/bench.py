@@ -49,7 +49,8 @@ def load(
         bool,
         typer.Option(
             "--touch-memory",
-            help="Before each load use and free as much memory, so that a virtual machine's host has found the pages.",
+            help="Before each load use and free as much memory, so that a virtual machine's host has found the pages;"
+            " otherwise each load begins with memory at rest.",
         ),
     ] = False,
     as_json: AsJson = False,
