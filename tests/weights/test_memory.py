@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
+from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.weights.memory import HUGE_PAGE, Slabs, populate
+from coldstream.weights.memory import HUGE_PAGE, PageChoice, Slabs, populate, steps
 
 
 def address(view: memoryview) -> int:
@@ -74,3 +75,56 @@ def test_making_ready_changes_nothing() -> None:
     data = bytearray(b"x" * 1_000_000)
     populate(memoryview(data)[100_001:900_000])
     assert data == b"x" * 1_000_000
+
+
+HUGE, SMALL = True, False
+
+
+def played(choice: PageChoice, cost: Callable[[int, bool], float], count: int) -> list[bool]:
+    """What is chosen, step by step, where a step of a kind costs `cost(step, kind)` seconds."""
+    chosen = []
+    for step in range(count):
+        kind = choice.next()
+        chosen.append(kind)
+        choice.measured(huge=kind, seconds=cost(step, kind))
+    return chosen
+
+
+@given(st.booleans(), st.floats(1.1, 50.0))
+def test_the_cheaper_pages_are_chosen_and_the_others_tried_less_and_less(cheap: bool, times: float) -> None:
+    chosen = played(PageChoice(), lambda _, kind: 0.001 * (1.0 if kind is cheap else times), 1000)
+    assert chosen[:2] == [HUGE, SMALL]
+    assert 3 <= chosen.count(not cheap) <= 8
+    assert {cheap} == set(chosen[-400:])
+
+
+def test_pages_that_become_dear_are_given_up_within_a_few_steps() -> None:
+    def cost(step: int, kind: bool) -> float:
+        return 0.002 if kind is HUGE else 0.0003 if step < 500 else 0.008
+
+    chosen = played(PageChoice(), cost, 600)
+    assert SMALL in chosen[490:500]
+    assert chosen[500:504].count(SMALL) == 3
+    assert chosen[504:516] == [HUGE] * 12
+
+
+def test_one_slow_step_changes_nothing() -> None:
+    chosen = played(PageChoice(), lambda step, kind: 0.05 if step == 300 else 0.001 if kind else 0.002, 400)
+    assert chosen[290:312].count(SMALL) <= 1
+
+
+def test_pages_that_were_there_tell_nothing() -> None:
+    choice = PageChoice()
+    played(choice, lambda _, kind: 0.001 if kind is HUGE else 0.002, 5)
+    choice.measured(huge=SMALL, seconds=0.000001)
+    assert choice.next() is HUGE
+
+
+@given(st.integers(0, 3 * HUGE_PAGE), st.integers(1, 7 * HUGE_PAGE))
+def test_steps_are_all_of_the_target_and_end_at_huge_pages(skipped: int, nbytes: int) -> None:
+    target = Slabs().take(skipped + nbytes)[skipped:]
+    pieces = list(steps(target))
+    ends = list(itertools.accumulate(piece.nbytes for piece in pieces))
+    assert ends[-1] == nbytes
+    assert all((address(target) + end) % HUGE_PAGE == 0 for end in ends[:-1])
+    assert all(address(piece) == address(target) + end - piece.nbytes for piece, end in zip(pieces, ends, strict=True))

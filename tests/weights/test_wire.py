@@ -7,7 +7,9 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,16 @@ from coldstream.errors import BadResponse, ObjectChanged
 from coldstream.weights.answers import range_of
 from coldstream.weights.store import Interrupted, Pin
 from coldstream.weights.uri import Location
-from coldstream.weights.wire import Accept, Wire
+from coldstream.weights.wire import PATIENCE, Accept, Wire
 
 DATA = os.urandom(3_000_000)
 PIN = Pin("model.safetensors", len(DATA), etag="one")
 HERE = Location.parse("http://127.0.0.1/model/model.safetensors")
+
+ANSWER = (
+    "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{last}/{size}\r\nETag: one\r\n"
+    "Content-Length: {length}\r\n\r\n"
+)
 
 # Sends an answer to a request; whether the connection stays open.
 Answer = Callable[[socket.socket, int, int], bool]
@@ -198,6 +205,28 @@ async def test_a_server_that_falls_silent_is_left(scripted: Callable[..., Script
         await get(Wire(stall=0.3), server)
     ended.set()
     assert caught.value.landed == 1000
+
+
+@pytest.mark.parametrize("size", [1, 100_000, PATIENCE - 1, PATIENCE, PATIENCE + 1])
+async def test_a_slow_server_is_not_a_silent_one(scripted: Callable[..., Scripted], size: int) -> None:
+    """The kernel wakes a reader when much has come; but what comes late, or last, must not wait for more."""
+
+    def slowly(connection: socket.socket, start: int, end: int) -> bool:
+        connection.sendall(ANSWER.format(start=start, last=end - 1, size=len(DATA), length=end - start).encode())
+        edges = [start, *range(start + 400_000, end - size, 400_000), end - size, end]
+        for low, high in pairwise(edges):
+            connection.sendall(DATA[low:high])
+            time.sleep(0.1)
+        return True
+
+    wire = Wire(stall=0.25)
+    try:
+        began = time.monotonic()
+        assert await get(wire, scripted(slowly)) == DATA
+        assert time.monotonic() - began < 5
+        assert await get(wire, scripted(served)) == DATA
+    finally:
+        wire.close_idle()
 
 
 async def test_another_version_is_refused_before_a_byte_of_it_lands(

@@ -43,8 +43,8 @@ _SCHEMES = {
     "runai streamer x16": ("gs", "s3", "az", "file"),
 }
 TIMEOUT = 900.0
-# A virtual machine's host takes pages back some two seconds after they were freed. Without a rest a contender uses those
-# that the one before it has paid for, unless that was one that keeps nothing.
+# A virtual machine's host takes pages back some two seconds after they were freed. Without a rest a contender uses
+# those that the one before it has paid for, unless that was one that keeps nothing.
 REST = 4.0
 
 

@@ -20,9 +20,11 @@ _POPULATE_WRITE = 23
 _NO_HUGE_PAGE = 15
 # Making ready less than this is not worth a system call.
 _WORTH = 64 * 1024
-# Huge pages that take longer (CPU seconds a STEP) are not lying ready: the host has to find their parts one by one, or
-# the kernel to move others out of the way. Zeroing takes a fifth of this.
-_READY = 0.0012
+# A STEP whose pages took less (CPU seconds) had them already: zeroing takes several times as long.
+_PRESENT = 0.00004
+# Steps after which the other kind of page is tried again, at first; twice as many each time that it is still dearer.
+_TRIED_AFTER = 16
+_REMEMBERED = 3
 # Bytes that are kept for the next reads.
 KEPT = 128 * 1024 * 1024
 
@@ -68,26 +70,71 @@ class Slabs:
 
     def _fresh(self, nbytes: int) -> mmap.mmap:
         size = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
-        slab = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if nbytes >= HUGE_PAGE:
-            # Only where it will be filled.
-            slab.madvise(mmap.MADV_HUGEPAGE, 0, nbytes // HUGE_PAGE * HUGE_PAGE)
-        return slab
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def _back(self, slab: mmap.mmap) -> None:
         if self.kept + len(slab) <= self._keep:
             self._free.append(slab)
 
 
-def steps(target: memoryview) -> Iterator[memoryview]:
-    """`target` piece by piece, each with its pages; once they turn out dear, the rest is not in huge ones."""
-    cheap = True
-    for position in range(0, target.nbytes, STEP):
-        step = target[position : position + STEP]
-        if populate(step) and cheap:
-            cheap = False
-            _in_small_pages(target[position + STEP :])
+class PageChoice:
+    """Huge pages or small ones, by what they cost at the moment. Threads may share it: a lost figure does no harm.
+
+    Neither is always cheaper. Where a host has yet to find the memory, as on an instance that just began, huge pages
+    cost two thirds; where small ones lie ready in fragments of memory, huge ones cost several times as much.
+    """
+
+    def __init__(self) -> None:
+        # CPU seconds a STEP, the last few; the cheapest of them counts, because a pause of the machine says nothing.
+        self._huge: deque[float] = deque(maxlen=_REMEMBERED)
+        self._small: deque[float] = deque(maxlen=_REMEMBERED)
+        self._trial_in = self._trial_after = _TRIED_AFTER
+
+    def next(self) -> bool:
+        """Whether the next step should have huge pages; now and then it is the kind that was dearer."""
+        if not self._huge or not self._small:
+            return not self._huge
+        self._trial_in -= 1
+        if self._trial_in > 0:
+            return self._prefers_huge
+        self._trial_in = self._trial_after = 2 * self._trial_after
+        return not self._prefers_huge
+
+    def measured(self, *, huge: bool, seconds: float) -> None:
+        """What a step cost. Pages that were there tell nothing."""
+        if seconds < _PRESENT:
+            return
+        before = self._prefers_huge
+        (self._huge if huge else self._small).append(seconds)
+        if self._prefers_huge != before:
+            self._trial_in = self._trial_after = _TRIED_AFTER
+
+    @property
+    def _prefers_huge(self) -> bool:
+        # Copies, because another thread may add to them.
+        return min(tuple(self._huge), default=0.0) <= min(tuple(self._small), default=0.0)
+
+
+_CHOICE = PageChoice()
+
+
+def steps(target: memoryview, *, choice: PageChoice = _CHOICE) -> Iterator[memoryview]:
+    """`target` piece by piece up to multiples of STEP, each with its pages, of the kind that is cheaper."""
+    kind: bool | None = None
+    begin = 0
+    while begin < target.nbytes:
+        end = min(begin + STEP - address(target[begin:]) % STEP, target.nbytes)
+        step = target[begin:end]
+        if step.nbytes < STEP // 2:  # tells nothing; and at the end a huge page would be for the most part empty
+            populate(step)
+        else:
+            huge = choice.next()
+            if huge != kind:  # all that is left, because this waits for those who are finding pages
+                kind = huge
+                advise(*_whole_pages(target[begin:]), mmap.MADV_HUGEPAGE if huge else _NO_HUGE_PAGE)
+            choice.measured(huge=huge, seconds=populate(step) * STEP / step.nbytes)
         yield step
+        begin = end
 
 
 def address(target: memoryview) -> int:
@@ -95,22 +142,19 @@ def address(target: memoryview) -> int:
     return ctypes.addressof(ctypes.c_ubyte.from_buffer(target))
 
 
-def populate(target: memoryview) -> bool:
+def populate(target: memoryview) -> float:
     """Have the kernel find the pages in one call, instead of one page fault for each. Only a matter of speed.
 
-    Returns: whether it was so dear that the rest should not be in huge pages.
+    Returns: CPU seconds.
     """
     if target.nbytes < _WORTH:
-        return False
-    end = address(target) + target.nbytes
-    begin = address(target) & ~(mmap.PAGESIZE - 1)
+        return 0.0
     began = time.thread_time()
-    advise(begin, end - begin, _POPULATE_WRITE)
-    return time.thread_time() - began > _READY
+    advise(*_whole_pages(target), _POPULATE_WRITE)
+    return time.thread_time() - began
 
 
-def _in_small_pages(target: memoryview) -> None:
-    if target.nbytes >= HUGE_PAGE:
-        begin = -(-address(target) // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (address(target) + target.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        advise(begin, end - begin, _NO_HUGE_PAGE)
+def _whole_pages(target: memoryview) -> tuple[int, int]:
+    """Address and length of the pages that the target lies in."""
+    begin = address(target) & ~(mmap.PAGESIZE - 1)
+    return begin, address(target) + target.nbytes - begin
