@@ -27,8 +27,8 @@ _TLS_1_2 = 0x0303
 _NO_PARTIAL_WILDCARDS = 4
 _ERROR_SSL, _ERROR_WANT_READ, _ERROR_WANT_WRITE, _ERROR_ZERO_RETURN = 1, 2, 3, 6
 _ALPN = b"\x08http/1.1"
-# Ciphertext that is asked for in one system call: four records. OpenSSL moves all that is left to the front of its buffer
-# after each record (ssl3_read_n), so with sixteen of them every byte was moved seven times.
+# Ciphertext that is asked for in one system call: four records. OpenSSL moves all that is left to the front of its
+# buffer after each record (ssl3_read_n), so with sixteen of them every byte was moved seven times.
 _CIPHERTEXT = 4 * (16 * 1024 + 256)
 # BIO_f_buffer reads what is larger than its own buffer straight into the target.
 _DIRECT = 4096
