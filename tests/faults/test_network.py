@@ -209,6 +209,24 @@ async def test_stopping_leaves_no_request_in_flight(bucket: LocalBucket) -> None
         assert await asyncio.to_thread(proxy.hung_up.wait, 30.0)
 
 
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_an_open_that_does_not_succeed_leaves_no_thread(bucket: LocalBucket, how: str) -> None:
+    def trouble(path: str, span: tuple[int, int] | None) -> Trouble | None:
+        if not path.split("?")[0].endswith(".safetensors"):
+            return None
+        return Trouble("stall", at=10, seconds=600.0) if how == "cancelled" else Trouble("status", status=403)
+
+    with ChaosProxy(bucket.url, trouble) as proxy:
+        store = open_store(Location.parse(URI), environ={"STORAGE_EMULATOR_HOST": proxy.url}, stall=600.0)
+        task = asyncio.create_task(open_checkpoint_async(URI, store=store, retry=POLICY))
+        if how == "cancelled":
+            assert await asyncio.to_thread(proxy.stalled.wait, 30.0)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError if how == "cancelled" else AccessDenied):
+            await task
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("coldstream-read")]
+
+
 # Without torch, whose import would be most of the time; what iter_tensors adds to this is a view of each buffer.
 START = """
 import signal, threading

@@ -137,7 +137,11 @@ async def open_checkpoint_async(
     opener = _Opener(
         location, store or open_store(location), retry or RetryPolicy(), progress or Progress(), timeline or Timeline()
     )
-    return await opener.open()
+    try:
+        return await opener.open()
+    except BaseException:  # nobody else has the store, to end its threads
+        opener.store.close_idle()
+        raise
 
 
 def open_checkpoint(uri: str | Location, *, timeline: Timeline | None = None) -> Checkpoint:
