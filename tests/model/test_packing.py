@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +18,6 @@ from coldstream.errors import ParameterMismatch
 from coldstream.model.choice import stand_up
 from coldstream.model.config import ModelConfig
 from coldstream.model.decoder import Decoder
-from coldstream.model.native.packed import PackedMatrix
 from coldstream.model.packing import Packing
 from coldstream.weights.header import TensorInfo
 from coldstream.weights.stream import Landed
@@ -194,29 +191,3 @@ def test_bytes_that_lie_anywhere_are_packed_alike() -> None:
         decoders.append(standing(made, packing, [item for item in items.values() if not packing.take(item)]))
     assert torch.equal(*(step(decoder, PROMPTS) for decoder in decoders))
     assert math.isfinite(float(step(decoders[0], PROMPTS).sum()))
-
-
-def test_joined_pages_hold_what_was_packed_in_small_ones() -> None:
-    made = tiny.gemma3(**WIDE | {"vocab_size": 70_000})
-    whole = landed(made.tensors)
-    packing = begun(made.config, whole)
-    others = [item for item in whole.values() if not packing.take(item)]
-    decoder = standing(made, packing, others)
-    before = step(decoder, PROMPTS)
-    table = packing.matrices["embed_tokens"]
-    assert _huge(table) == 0
-    packing.join_pages()
-    assert _huge(table) >= 2 * 1024 * 1024
-    assert torch.equal(step(decoder, PROMPTS), before)
-
-
-def _huge(matrix: PackedMatrix) -> int:
-    """Bytes of the matrix's mapping in huge pages, from proc_pid_smaps(5)."""
-    found, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            begin, end = (int(edge, 16) for edge in line.split()[0].split("-"))
-            inside = begin <= matrix.struct.packed < end
-        elif inside and line.startswith("AnonHugePages:"):
-            found += int(line.split()[1]) * 1024
-    return found

@@ -61,7 +61,6 @@ class Packing:
         self._packer = Packer(best_library())
         self._crew = Crew(workers)
         self._failed = failed
-        self._is_stopped = False
         self._places = self._find_places(config, tensors)
         self._lock = threading.Lock()
         self._left = Counter({key: place.whole.shape[0] for key, place in self._places.items()})
@@ -102,15 +101,8 @@ class Packing:
         """Return when everything that was taken is in its place, and the threads are gone."""
         self._crew.end()
 
-    def join_pages(self) -> None:
-        """Have the system make large pages of small ones, until `stop`. It copies: for later."""
-        for matrix in self.matrices.values():
-            if not self._is_stopped:
-                matrix.join_pages()
-
     def stop(self) -> None:
         """Begin nothing more; does not wait."""
-        self._is_stopped = True
         self._crew.stop()
 
     def _pack(self, place: _Place, landed: Landed) -> None:

@@ -35,7 +35,7 @@ from coldstream.serve.making import (
     text_files,
     threads_for,
 )
-from coldstream.serve.priority import give_way, loader_name, rename_thread
+from coldstream.serve.priority import loader_name, rename_thread
 from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Timeline
 
@@ -396,10 +396,6 @@ class ModelStart:
         self._engine.release()
         self._timeline.mark(f"{self.name} ready")
         self._on_change()
-        if self._packing is not None:
-            give_way((self.loader,))  # to the answers
-            with self._timeline.span("pages joined", model=self.name):
-                self._packing.join_pages()
 
     def _text_landed(self) -> None:
         """The text model's tensors were taken and their files are verified; the tower's may be on the way."""

@@ -76,8 +76,9 @@ class Startup:
 
     def _changed(self) -> None:
         loading = [model for model in self.models.values() if model.phase not in ("ready", "failed")]
-        if loading and len(loading) < len(self.models):
-            give_way((_STREAM, *(model.loader for model in loading)))
+        if loading and any(model.is_ready for model in self.models.values()):
+            names = (_STREAM, *(model.loader for model in loading))
+            give_way(names, waited_for=any(model.is_wanted for model in loading))
         self._change.set()
         self._on_change()
 

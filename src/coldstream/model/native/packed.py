@@ -18,12 +18,10 @@ from typing import Protocol
 from coldstream.errors import UnsupportedConfig
 from coldstream.model.native.compile import ANY, AVX2, SOURCE, VNNI
 from coldstream.model.precision import CpuFeatures
-from coldstream.weights.memory import HUGE_PAGE, advise
 
 DTYPE_CODES: Mapping[str, int] = MappingProxyType({"F32": 0, "BF16": 1, "F16": 2})
 """What the kernels read, by safetensors' names."""
 _OUTPUTS = 16
-_COLLAPSE = 25  # asm-generic/mman-common.h
 _LARGEST_SUM = 2**31 - 1
 _LARGEST_WEIGHT = 127
 _LARGEST_UNIT = 2**15 - 1
@@ -52,7 +50,7 @@ class PackedMatrix:
 
     Rows are rotated by Hadamard blocks (see `rotation_order`), activations alike while they are rounded. The memory is
     taken from the system as it is filled: in huge pages, or in small ones, which are there sooner where the host of a
-    virtual machine has to find them, and can be joined later.
+    virtual machine has to find them, and are read as fast.
     """
 
     def __init__(self, k: int, n: int, *, bias: Somewhere | None = None, small_pages: bool = False) -> None:
@@ -70,16 +68,6 @@ class PackedMatrix:
         """What is added to the products from now on."""
         self._bias = bias
         self.struct.bias = None if bias is None else bias.data_ptr()
-
-    def join_pages(self) -> None:
-        """Have the system move what was packed into huge pages, which are read faster; it may be in use meanwhile.
-
-        A wish (madvise(2), MADV_COLLAPSE, Linux 6.1), piece by piece, so that nobody waits for long.
-        """
-        begin, size = self.struct.packed, len(self._packed)
-        for position in range(-begin % HUGE_PAGE, size - HUGE_PAGE + 1, HUGE_PAGE):
-            if not advise(begin + position, HUGE_PAGE, _COLLAPSE):
-                return  # no such system, or no such memory
 
 
 class Packer:
