@@ -34,9 +34,6 @@ class Worker:
     def niceness(self) -> set[int]:
         return {os.getpriority(os.PRIO_PROCESS, number) for number in self.numbers}
 
-    def policies(self) -> set[int]:
-        return {os.sched_getscheduler(number) for number in self.numbers}
-
     def end(self) -> None:
         self._over.set()
         self._thread.join()
@@ -46,21 +43,9 @@ def test_what_loads_and_what_it_started_gives_way_and_nobody_else_does() -> None
     before = os.getpriority(os.PRIO_PROCESS, 0)
     first, second, answers = Worker(loader_name(1)), Worker(loader_name(11)), Worker(None)
     try:
-        give_way([loader_name(1)], waited_for=True)
+        give_way([loader_name(1)])
         assert first.niceness() == {max(before, 19)}
         assert second.niceness() == answers.niceness() == {before}
-    finally:
-        for worker in (first, second, answers):
-            worker.end()
-
-
-def test_what_nobody_waits_for_runs_when_no_other_thread_wants_to() -> None:
-    first, second, answers = Worker(loader_name(1)), Worker(loader_name(2)), Worker(None)
-    try:
-        give_way([loader_name(1)], waited_for=False)
-        give_way([loader_name(2)], waited_for=True)
-        assert first.policies() == {os.SCHED_IDLE}
-        assert second.policies() == answers.policies() == {os.SCHED_OTHER}
     finally:
         for worker in (first, second, answers):
             worker.end()

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+_LONGEST_REST = 0.5
+"""Seconds."""
 
 
 class Crew:
     """Runs pieces of work; with no workers, at once and here. Pieces of one subject never overtake an earlier delivery.
 
+    While `is_patient`, a worker that had to wait for the processor waits as long again before its next piece: somebody
+    else wants it. Niceness alone took a quarter of the time of an answering model (docs/architecture.md).
+
     `run`, `settle`, `end` and `stop` are for one thread, the loader's; `stop` may also be called by a worker.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, is_patient: Callable[[], bool] = lambda: False) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pack") if workers else None
         self._room = threading.BoundedSemaphore(2 * workers) if workers else None
-        self._stopped = False
+        self._stopped = threading.Event()
+        self._is_patient = is_patient
         self._pending: dict[str, list[Future[None]]] = {}
 
     def run(
@@ -36,14 +44,14 @@ class Crew:
                 piece()
             done()
             return
-        if self._stopped:
+        if self._stopped.is_set():
             return
         wait(self._pending.pop(subject, ()))
         whole = _Countdown(len(pieces), done)
         try:
             self._pending[subject] = [self._submit(piece, whole, failed) for piece in pieces]
         except RuntimeError:  # the pool's word for "shut down": another piece failed meanwhile
-            if not self._stopped:
+            if not self._stopped.is_set():
                 raise
 
     def settle(self) -> None:
@@ -57,7 +65,7 @@ class Crew:
 
     def stop(self) -> None:
         """Begin nothing more; does not wait."""
-        self._stopped = True
+        self._stopped.set()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -69,9 +77,13 @@ class Crew:
         room = self._room
 
         def work() -> None:
+            began, spent = time.perf_counter(), time.thread_time()
             try:
                 piece()
                 whole.count()
+                if self._is_patient():
+                    waited = (time.perf_counter() - began) - (time.thread_time() - spent)
+                    self._stopped.wait(min(waited, _LONGEST_REST))
             except BaseException as exc:
                 failed(exc)
                 raise

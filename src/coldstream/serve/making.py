@@ -139,7 +139,12 @@ def threads_for(plan: RunPlan, wanted: int | None) -> int:
 
 
 def begin_packing(
-    checkpoint: Checkpoint, plan: RunPlan, *, threads: int | None, failed: Callable[[BaseException], None]
+    checkpoint: Checkpoint,
+    plan: RunPlan,
+    *,
+    threads: int | None,
+    failed: Callable[[BaseException], None],
+    is_patient: Callable[[], bool],
 ) -> Packing | None:
     """What makes int8 weights of the landed bytes, before torch is there; None where they stay as they are.
 
@@ -153,7 +158,8 @@ def begin_packing(
     from coldstream.model.packing import Packing
 
     config = ModelConfig.from_json(checkpoint.config)
-    return Packing(config, checkpoint.tensors.values(), workers=threads or cpu_limit(), failed=failed)
+    workers = threads or cpu_limit()
+    return Packing(config, checkpoint.tensors.values(), workers=workers, failed=failed, is_patient=is_patient)
 
 
 def stand_up(

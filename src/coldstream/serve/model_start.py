@@ -90,7 +90,7 @@ class ModelStart:
         self.progress: Progress | None = None
         self.plan: RunPlan | None = None
         self.error: ColdstreamError | None = None
-        self.is_wanted = False
+        self.is_wanted = self.gives_way = False
         self._model, self._settings, self._timeline, self._on_change = model, settings, timeline, on_change
         self.loader = loader_name(number)
         self._torch = torch
@@ -127,6 +127,10 @@ class ModelStart:
         """Start the strands that need no event loop."""
         for thread in self._threads:
             thread.start()
+
+    def give_way(self) -> None:
+        """Another model answers now: leave it the processor, as long as nobody waits for this one."""
+        self.gives_way = True
 
     def end(self) -> None:
         """Stop what still runs. Nothing of this model may be used afterwards."""
@@ -275,7 +279,13 @@ class ModelStart:
         self._landing.capacity = _CONVERTED_AHEAD if self.plan.converts else None
         self._text_files = text_files(checkpoint)
         threads = self._settings.engine.threads
-        self._packing = begin_packing(checkpoint, self.plan, threads=threads, failed=self._fail)
+        self._packing = begin_packing(
+            checkpoint,
+            self.plan,
+            threads=threads,
+            failed=self._fail,
+            is_patient=lambda: self.gives_way and not self.is_wanted,
+        )
         _settle(self._opened, checkpoint)
         files = asyncio.create_task(self._fetch_files(checkpoint))
         try:

@@ -1,10 +1,9 @@
 """A model that still loads gives way to one that answers.
 
 On Linux niceness and scheduling policy belong to a thread and are inherited by the threads that it starts
-(setpriority(2), sched(7)). Once a model is ready, everything that works for the loading of the others is made nicer,
-and what nobody waits for gets only the time that is left (SCHED_IDLE), so that tokens keep their pace on a machine with
-few cores; where the cores are idle, nothing is lost. It cannot be taken back without a privilege, so the engine of a
-model that loads must not be started by one of these threads.
+(setpriority(2), NOTES). Once a model is ready, everything that works for the loading of the others is made nicer, so
+that tokens keep their pace on a machine with few cores; where the cores are idle, nothing is lost. It cannot be taken
+back without a privilege, so the engine of a model that loads must not be started by one of these threads.
 
 Threads are known by their kernel name (proc_pid_comm(5)), which a thread inherits as well: torch's own workers, which
 convert weights for the thread that called it, carry the name of that thread.
@@ -36,11 +35,8 @@ def rename_thread(name: str) -> None:
         Path("/proc/thread-self/comm").write_text(name, encoding="ascii")
 
 
-def give_way(names: Iterable[str], *, waited_for: bool) -> None:
-    """Make the threads of these kernel names, and the object store's runtime, nicer. This needs no privilege.
-
-    Those that nobody waits for run only when no other thread wants to.
-    """
+def give_way(names: Iterable[str]) -> None:
+    """Make the threads of these kernel names, and the object store's runtime, nicer. This needs no privilege."""
     wanted = frozenset(names)
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # the thread ended meanwhile
@@ -48,5 +44,3 @@ def give_way(names: Iterable[str], *, waited_for: bool) -> None:
             if name in wanted or name.startswith(_RUNTIME):
                 number = int(task.name)
                 os.setpriority(os.PRIO_PROCESS, number, max(_NICER, os.getpriority(os.PRIO_PROCESS, number)))
-                if not waited_for:
-                    os.sched_setscheduler(number, os.SCHED_IDLE, os.sched_param(0))

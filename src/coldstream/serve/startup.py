@@ -77,8 +77,9 @@ class Startup:
     def _changed(self) -> None:
         loading = [model for model in self.models.values() if model.phase not in ("ready", "failed")]
         if loading and any(model.is_ready for model in self.models.values()):
-            names = (_STREAM, *(model.loader for model in loading))
-            give_way(names, waited_for=any(model.is_wanted for model in loading))
+            give_way((_STREAM, *(model.loader for model in loading)))
+            for model in loading:
+                model.give_way()
         self._change.set()
         self._on_change()
 
