@@ -42,7 +42,9 @@ def test_it_is_asked_after_each_piece() -> None:
 
 def test_done_is_called_before_the_rest_and_stop_ends_it() -> None:
     done, crew = threading.Event(), Crew(1, is_patient=lambda: True)
-    crew.run("one", [lambda: time.sleep(WAITED)], done=done.set, failed=pytest.fail)
+    crew.run("one", [lambda: time.sleep(5 * WAITED)], done=done.set, failed=pytest.fail)
     assert done.wait(10)
+    began = time.perf_counter()
     crew.stop()
     crew.end()
+    assert time.perf_counter() - began < 4 * WAITED

@@ -90,7 +90,9 @@ class ModelStart:
         self.progress: Progress | None = None
         self.plan: RunPlan | None = None
         self.error: ColdstreamError | None = None
-        self.is_wanted = self.gives_way = False
+        self.is_wanted = False
+        self.gives_way = False
+        """Whether another model answers, and is to have the processor as long as nobody waits for this one."""
         self._model, self._settings, self._timeline, self._on_change = model, settings, timeline, on_change
         self.loader = loader_name(number)
         self._torch = torch
@@ -127,10 +129,6 @@ class ModelStart:
         """Start the strands that need no event loop."""
         for thread in self._threads:
             thread.start()
-
-    def give_way(self) -> None:
-        """Another model answers now: leave it the processor, as long as nobody waits for this one."""
-        self.gives_way = True
 
     def end(self) -> None:
         """Stop what still runs. Nothing of this model may be used afterwards."""

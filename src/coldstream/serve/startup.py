@@ -79,7 +79,7 @@ class Startup:
         if loading and any(model.is_ready for model in self.models.values()):
             give_way((_STREAM, *(model.loader for model in loading)))
             for model in loading:
-                model.give_way()
+                model.gives_way = True
         self._change.set()
         self._on_change()
 

@@ -139,7 +139,7 @@ async def open_checkpoint_async(
     )
     try:
         return await opener.open()
-    except BaseException:  # nobody else has the store, to end its threads
+    except BaseException:  # without a checkpoint nobody would end the store's threads
         opener.store.close_idle()
         raise
 

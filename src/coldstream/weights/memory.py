@@ -70,7 +70,11 @@ class Slabs:
 
     def _fresh(self, nbytes: int) -> mmap.mmap:
         size = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        slab = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if nbytes >= HUGE_PAGE:
+            # Only where it will be filled; whoever fills it by `steps` knows better.
+            slab.madvise(mmap.MADV_HUGEPAGE, 0, nbytes // HUGE_PAGE * HUGE_PAGE)
+        return slab
 
     def _back(self, slab: mmap.mmap) -> None:
         if self.kept + len(slab) <= self._keep:
@@ -80,8 +84,8 @@ class Slabs:
 class PageChoice:
     """Huge pages or small ones, by what they cost at the moment. Threads may share it: a lost figure does no harm.
 
-    Neither is always cheaper. Where a host has yet to find the memory, as on an instance that just began, huge pages
-    cost two thirds; where small ones lie ready in fragments of memory, huge ones cost several times as much.
+    Neither is always cheaper. Huge pages that are at hand cost a third of small ones; where the host of a virtual
+    machine has yet to find them, and small ones lie ready in fragments of memory, they cost several times as much.
     """
 
     def __init__(self) -> None:

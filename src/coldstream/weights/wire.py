@@ -290,7 +290,7 @@ class _Source:
         left, patient = target.nbytes, False
         for step in steps(target):  # before anything is written: a page in use keeps a huge one from its place
             left -= step.nbytes
-            if patient != (left >= PATIENCE):  # never for more than is still to come
+            if patient != (left >= 2 * PATIENCE):  # never for more than is to come and not in a TLS session's buffer
                 patient = not patient
                 self.wake_after(PATIENCE if patient else 1)
             filled = min(len(self.rest), step.nbytes)

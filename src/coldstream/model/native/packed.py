@@ -50,7 +50,7 @@ class PackedMatrix:
 
     Rows are rotated by Hadamard blocks (see `rotation_order`), activations alike while they are rounded. The memory is
     taken from the system as it is filled: in huge pages, or in small ones, which are there sooner where the host of a
-    virtual machine has to find them, and are read as fast.
+    virtual machine has to find them.
     """
 
     def __init__(self, k: int, n: int, *, bias: Somewhere | None = None, small_pages: bool = False) -> None:
