@@ -30,13 +30,14 @@ from coldstream.engine.images import ImageEncoder, Sees, check_images
 from coldstream.engine.kv_budget import BLOCK_SIZE, affordable
 from coldstream.engine.kv_cache import AttentionConfig, KvCache
 from coldstream.engine.memory import cpu_limit
+from coldstream.engine.outbox import Outbox
 from coldstream.engine.request import Request, TokenEvent
 from coldstream.engine.runner import Abandoned, Decoding, Runner
 from coldstream.engine.scheduler import Scheduler, Step
 from coldstream.engine.stats import Meter, Stats
 from coldstream.engine.steps import Steps
 from coldstream.engine.tokenizer import Tokenizer
-from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, InvalidRequest
+from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError
 from coldstream.model.native.library import load
 from coldstream.model.native.packed import is_built
 from coldstream.settings import EngineSettings
@@ -102,17 +103,17 @@ class Engine:
         threads = settings.threads or cpu_limit()
         self._encoder = ImageEncoder(sees, threads=threads, name=name) if sees is not None else None
         self._meter = Meter()
+        self._outbox = Outbox(name, self._meter, hold=hold, hold_images=self._hold_images, broken=self.cancel)
         self._steps = Steps(
             Runner(decoder, cache, self.blocks),
             self._scheduler,
             self._meter,
-            send=self._send,
+            send=self._outbox.send,
             end=self._end,
             as_error=self._as_error,
         )
         self._changed = threading.Condition()
-        # Shared, under `_changed`: who has been promised a terminal event, and what the loop is to do next.
-        self._open: dict[str, Generation] = {}
+        # Shared, under `_changed`: what the loop is to do next.
         self._inbox: deque[Callable[[], None]] = deque()
         self._arrivals = 0
         self._refusal: ColdstreamError | None = None
@@ -163,11 +164,9 @@ class Engine:
         with self._changed:
             refusal = self._refusal
             if refusal is None:
-                if request.id in self._open:
-                    raise InvalidRequest(f"there is a request {request.id!r} already; ids must differ", field="id")
+                self._outbox.add(generation)
                 self._arrivals += 1
                 generation.sequence.arrival = self._arrivals
-                self._open[request.id] = generation
                 self._post(lambda: self._activate(generation))
         if refusal is not None:
             deliver(TokenEvent(request.id, finish_reason="error", error=refusal))
@@ -177,12 +176,12 @@ class Engine:
 
         Its work stops after the step that is running; a step that nobody else is in stops before its next layer.
         """
+        generation = self._outbox.find(request_id)
+        if generation is None:
+            return
         with self._changed:
-            generation = self._open.get(request_id)
-            if generation is None:
-                return
             self._post(lambda: self._forget(generation))
-        self._close(generation, generation.last_event(Finish("cancelled")))
+        self._outbox.close(generation, generation.last_event(Finish("cancelled")))
 
     def drain(self, grace: float) -> None:
         """Take nothing new, let what runs finish within `grace` seconds, end the rest as cancelled; then stop."""
@@ -202,7 +201,7 @@ class Engine:
             self._changed.notify()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
-        self._end_all(Finish("cancelled"))
+        self._outbox.close_all(Finish("cancelled"))
         self._grammars.close()
         if self._encoder is not None:
             self._encoder.close()
@@ -213,7 +212,7 @@ class Engine:
             self._refuse(error)
             self._stopping = True
             self._changed.notify()
-        self._end_all(Finish("error", error=error))
+        self._outbox.close_all(Finish("error", error=error))
 
     def recompute_all(self) -> None:
         """Weights were replaced: forget every key and value, and start again whatever nobody has seen a token of."""
@@ -240,7 +239,7 @@ class Engine:
         running = len(self._scheduler.running)
         return Stats(
             running=running,
-            waiting=max(0, len(self._open) - running),
+            waiting=max(0, len(self._outbox) - running),
             blocks_used=blocks.used,
             blocks_cached=blocks.cached,
             blocks_total=blocks.total,
@@ -292,7 +291,7 @@ class Engine:
         finally:
             with self._changed:
                 self._refuse(self._shutting_down())
-            self._end_all(Finish("cancelled"))
+            self._outbox.close_all(Finish("cancelled"))
             for generation in list(self._active.values()):
                 self._forget(generation)
 
@@ -301,18 +300,18 @@ class Engine:
         with self._changed:
             while True:
                 now = time.monotonic()
-                drained = self._drain_until is not None and (not self._open or now >= self._drain_until)
+                drained = self._drain_until is not None and (not self._outbox or now >= self._drain_until)
                 if self._stopping or drained:
                     return False
-                if self._inbox or self._scheduler.has_work or self._can_release() or self._late(now):
+                if self._inbox or self._scheduler.has_work or self._outbox.can_release or self._late(now):
                     return True
                 self._changed.wait(self._sleep_limit(now))
 
     def _sleep_limit(self, now: float) -> float | None:
-        until = [item.request.deadline for item in self._open.values() if item.request.deadline is not None]
+        until = self._outbox.deadlines()
         if self._drain_until is not None:
             until.append(self._drain_until)
-        if not all(map(self._may_leave, self._active.values())):
+        if self._outbox.holds_back:
             until.append(now + _HOLD_POLL_SECONDS)
         return max(0.0, min(until) - now) if until else None
 
@@ -323,8 +322,8 @@ class Engine:
         for generation in self._late(time.monotonic()):
             error = DeadlineExceeded("the request's deadline passed before it was finished; raise it or ask for less")
             self._end(generation, Finish("deadline", error=error))
-        if self._can_release():
-            self._release_held()
+        for generation in self._outbox.release():
+            self._forget(generation)
         step = Step()
         try:
             step = self._scheduler.schedule()
@@ -348,31 +347,11 @@ class Engine:
             self._end_id(key, Finish("error", error=error))
         self._scheduler.restart_all()
 
-    # -- events --------------------------------------------------------------------------------------------------------
-
-    def _may_leave(self, generation: Generation) -> bool:
-        hold = self._hold_images if generation.request.images else self._hold
-        return hold is None or hold.is_set()
-
-    def _can_release(self) -> bool:
-        return any(generation.held and self._may_leave(generation) for generation in self._active.values())
+    # -- requests ------------------------------------------------------------------------------------------------------
 
     def _late(self, now: float) -> list[Generation]:
         late = [item for item in self._active.values() if item.request.deadline is not None]
         return [item for item in late if item.request.deadline is not None and item.request.deadline <= now]
-
-    def _send(self, generation: Generation, event: TokenEvent) -> None:
-        if not self._may_leave(generation):
-            generation.held.append(event)
-        else:
-            self._hand_over(generation, event)
-
-    def _hand_over(self, generation: Generation, event: TokenEvent) -> None:
-        try:
-            generation.hand_over(event)
-        except Exception:
-            _log.exception("%s: the receiver of %s failed; the request is cancelled", self.name, event.request_id)
-            self.cancel(event.request_id)
 
     def _activate(self, generation: Generation) -> None:
         if not generation.is_closed:
@@ -408,46 +387,19 @@ class Engine:
 
     def _end(self, generation: Generation, finish: Finish) -> None:
         """The terminal event; an answer that is complete but held back waits for `hold` with its end."""
-        if finish.reason in ("stop", "length") and not self._may_leave(generation):
+        if finish.reason in ("stop", "length") and not self._outbox.may_leave(generation):
             self._scheduler.remove(generation.sequence)
-            generation.held.append(generation.last_event(finish))
+            self._outbox.hold_back(generation, generation.last_event(finish))
             return
         self._forget(generation)
-        self._close(generation, generation.last_event(finish))
+        self._outbox.close(generation, generation.last_event(finish))
 
     def _forget(self, generation: Generation) -> None:
         """No more work for it; its blocks are free."""
         self._scheduler.remove(generation.sequence)
+        self._outbox.forget(generation)
         if self._active.get(generation.request.id) is generation:
             del self._active[generation.request.id]
-
-    def _close(self, generation: Generation, event: TokenEvent) -> None:
-        """Deliver its terminal event, unless it has had one. From whatever thread."""
-        with self._changed:
-            if self._open.get(generation.request.id) is not generation:
-                return
-            del self._open[generation.request.id]
-        self._meter.end(is_error=event.finish_reason == "error")
-        self._hand_over(generation, event)
-
-    def _end_all(self, finish: Finish) -> None:
-        """From whatever thread: everybody who was promised a terminal event and has none yet."""
-        with self._changed:
-            left = list(self._open.values())
-            self._open.clear()
-        for generation in left:
-            self._meter.end(is_error=finish.reason == "error")
-            self._hand_over(generation, generation.last_event(finish))
-
-    def _release_held(self) -> None:
-        for generation in filter(self._may_leave, list(self._active.values())):
-            held, generation.held = generation.held, []
-            for event in held:
-                if event.finish_reason is None:
-                    self._hand_over(generation, event)
-                else:
-                    self._forget(generation)
-                    self._close(generation, event)
 
     def _restart(self) -> None:
         self._scheduler.restart_all()
