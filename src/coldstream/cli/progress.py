@@ -43,9 +43,9 @@ def _conclude(console: Console, start: Startup, settings: Settings, url: str) ->
     for line in text(start.timeline.spans(), width=min(console.width, 110)):
         console.print(line, style="dim", highlight=False, markup=False)
     for name, model in start.models.items():
-        if model.error is not None:
-            console.print(f"{name}: {model.error}", style="red", markup=False)
-        for file in model.progress.unverified_files if model.progress else ():
+        if model.load.error is not None:
+            console.print(f"{name}: {model.load.error}", style="red", markup=False)
+        for file in model.load.progress.unverified_files if model.load.progress else ():
             console.print(f"{name}: {file} has no checksum in its store and was not verified", style="yellow")
     if start.status in ("ready", "degraded"):
         task = next(iter(settings.tasks))

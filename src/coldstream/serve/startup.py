@@ -21,6 +21,7 @@ from dataclasses import asdict
 from typing import Any
 
 from coldstream.errors import ColdstreamError
+from coldstream.serve.load_state import LoadState
 from coldstream.serve.making import TorchImport
 from coldstream.serve.model_start import ModelStart
 from coldstream.serve.priority import give_way, rename_thread
@@ -75,22 +76,22 @@ class Startup:
         self._change.clear()
 
     def _changed(self) -> None:
-        loading = [model for model in self.models.values() if model.phase not in ("ready", "failed")]
+        loading = [model for model in self.models.values() if model.load.phase not in ("ready", "failed")]
         if loading and any(model.is_ready for model in self.models.values()):
             give_way((_STREAM, *(model.loader for model in loading)))
             for model in loading:
-                model.gives_way = True
+                model.load.gives_way = True
         self._change.set()
         self._on_change()
 
     def errors(self) -> list[ColdstreamError]:
         """What the failed models failed with."""
-        return [model.error for model in self.models.values() if model.error is not None]
+        return [model.load.error for model in self.models.values() if model.load.error is not None]
 
     @property
     def status(self) -> str:
         """`loading`, `ready`, `degraded` (some models failed, the others serve) or `failed` (nothing can serve)."""
-        phases = {model.phase for model in self.models.values()}
+        phases = {model.load.phase for model in self.models.values()}
         if phases <= {"ready"}:
             return "ready"
         if phases == {"failed"}:
@@ -99,21 +100,21 @@ class Startup:
 
     def retry_after(self) -> float:
         """Seconds until every model is expected to be ready, from the measured rates; at least one."""
-        left = max((model.seconds_left for model in self.models.values()), default=0.0)
+        left = max((model.load.seconds_left for model in self.models.values()), default=0.0)
         return min(max(left, _SHORTEST_WAIT), _LONGEST_WAIT)
 
     def state(self) -> dict[str, Any]:
         """How far the start is, as plain data for JSON. Bytes, seconds, bytes a second."""
-        models = {name: model.state() for name, model in self.models.items()}
-        loading = [model for model in self.models.values() if model.phase not in ("ready", "failed")]
-        rate = sum(model.progress.rate for model in loading if model.progress is not None)
+        models = {name: model.load.as_json() for name, model in self.models.items()}
+        loading = [model for model in self.models.values() if model.load.phase not in ("ready", "failed")]
+        rate = sum(model.load.rate for model in loading)
         return {
             "status": self.status,
-            "phase": loading[0].phase if loading else self.status,
+            "phase": loading[0].load.phase if loading else self.status,
             "bytes": sum(model["bytes"] for model in models.values()),
             "total_bytes": sum(model["total_bytes"] for model in models.values()),
             "rate": round(rate),
-            "seconds_left": math.ceil(max((model.seconds_left for model in loading), default=0.0)),
+            "seconds_left": math.ceil(max((model.load.seconds_left for model in loading), default=0.0)),
             "seconds": round(self.timeline.now(), 3),
             "models": models,
         }
@@ -134,7 +135,7 @@ class Startup:
         self._stream_loop, self._stream_task = asyncio.get_running_loop(), asyncio.current_task()
         if self._ended:
             return
-        order = Order(tuple(self.models.values()))
+        order = Order(tuple(model.load for model in self.models.values()))
         await asyncio.gather(*(model.stream(order) for model in self.models.values()))
 
 
@@ -145,17 +146,17 @@ class Order:
     more than what is in flight.
     """
 
-    def __init__(self, models: tuple[ModelStart, ...]) -> None:
-        self._models = models
+    def __init__(self, loads: tuple[LoadState, ...]) -> None:
+        self._loads = loads
 
-    def first(self) -> ModelStart | None:
+    def first(self) -> LoadState | None:
         """The model whose turn it is, None when all have their bytes."""
-        open_ = [model for model in self._models if model.wants_bytes]
-        return next((model for model in open_ if model.is_wanted), open_[0] if open_ else None)
+        open_ = [load for load in self._loads if load.wants_bytes]
+        return next((load for load in open_ if load.is_wanted), open_[0] if open_ else None)
 
-    async def turn(self, model: ModelStart) -> None:
+    async def turn(self, load: LoadState) -> None:
         """Return when it is this model's turn."""
-        while self.first() not in (model, None):  # noqa: ASYNC110  what it waits for is decided on several threads
+        while self.first() not in (load, None):  # noqa: ASYNC110  what it waits for is decided on several threads
             await asyncio.sleep(_TURN)
 
 
