@@ -75,7 +75,7 @@ class LoadState:
         if self.progress is None or not self.progress.total_bytes:
             return start
         left = self.progress.total_bytes - self.progress.landed_bytes
-        return max(left / (self.progress.rate or _ASSUMED_RATE), start)
+        return max(left / (self.rate or _ASSUMED_RATE), start)
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain data. Bytes, seconds, bytes a second."""

@@ -27,7 +27,8 @@ from coldstream.serve.firsts import FirstForward, WatchedEngine
 from coldstream.serve.landing import Landing
 from coldstream.serve.load_state import LoadState
 from coldstream.serve.making import TorchImport, stand_up, threads_for
-from coldstream.serve.model_stream import ModelStream, Turns
+from coldstream.serve.model_stream import ModelStream
+from coldstream.serve.order import Order
 from coldstream.serve.priority import loader_name, rename_thread
 from coldstream.serve.promise import break_all, settle
 from coldstream.settings import ModelSettings, Settings
@@ -175,7 +176,7 @@ class ModelStart:
 
     # -- the strands --
 
-    async def stream(self, order: Turns) -> None:
+    async def stream(self, order: Order) -> None:
         """The strand on the stream's event loop: fetch everything."""
         await self._stream.run(order)
 

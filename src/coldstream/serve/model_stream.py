@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from coldstream.serve.landing import Landing
 from coldstream.serve.load_state import LoadState
-from coldstream.serve.making import begin_packing, plan_run, text_files
+from coldstream.serve.making import RunPlan, begin_packing, plan_run, text_files
+from coldstream.serve.order import Order
 from coldstream.serve.promise import settle
 from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Timeline
@@ -18,25 +19,18 @@ if TYPE_CHECKING:
     from coldstream.model.packing import Packing
     from coldstream.weights.checkpoint import Checkpoint
     from coldstream.weights.progress import Progress
-    from coldstream.weights.retry import RetryPolicy
+    from coldstream.weights.stream import StreamOptions
 
 _CONVERTED_AHEAD = 32 * 1024 * 1024
 """Bytes that may be in flight, and again that may wait, for conversion: the wire is faster than any conversion."""
 
 
-class Turns(Protocol):
-    """Whose tensors come next; see `startup.Order`."""
-
-    async def turn(self, load: LoadState) -> None:
-        """Return when it is this model's turn."""
-
-
 class ModelStream:
     """Opens the checkpoint, says how it will run, and fetches it.
 
-    It settles `opened` and `files` (by name), and then `packing` is there where matrices are packed. `failed` is told
-    the first error; `text_landed` is called on the landing's reader, behind the last tensor that text rests on, where
-    others are still to come.
+    It settles `opened` and `files` (by name); `packing` is there before `opened`, where matrices are packed. `failed`
+    is told the first error; `text_landed` is called on the landing's reader, behind the last tensor that text rests on,
+    where others are still to come.
     """
 
     def __init__(
@@ -58,7 +52,7 @@ class ModelStream:
         self._failed, self._text_landed = failed, text_landed
         self._text_files: frozenset[str] = frozenset()
 
-    async def run(self, order: Turns) -> None:
+    async def run(self, order: Order) -> None:
         """Fetch everything: small files as soon as they are known, tensors when it is this model's turn."""
         try:
             await self._run(order)
@@ -69,25 +63,32 @@ class ModelStream:
         finally:
             self._load.all_landed = True
 
-    async def _run(self, order: Turns) -> None:
+    async def _run(self, order: Order) -> None:
         with self._timeline.span("import the streamer", model=self._model.name):
             from coldstream.weights.checkpoint import open_checkpoint_async
             from coldstream.weights.progress import Progress
             from coldstream.weights.retry import RetryPolicy
+            from coldstream.weights.stream import StreamOptions
         retry = RetryPolicy(deadline=self._settings.load.deadline)
         progress = self._load.progress = Progress(on_change=self._noticed)
         uri, timeline = self._model.uri, self._timeline
         checkpoint = await open_checkpoint_async(uri, retry=retry, progress=progress, timeline=timeline)
-        self._plan(checkpoint)
+        plan = self._plan(checkpoint)
+        load = self._settings.load
+        options = StreamOptions(
+            max_bytes_in_flight=load.max_bytes_in_flight or (_CONVERTED_AHEAD if plan.converts else None),
+            concurrency=load.concurrency,
+            retry=retry,
+        )
         files = asyncio.create_task(self._fetch_files(checkpoint))
         try:
-            if await self._fetch_tensors(checkpoint, retry, progress, order):
+            if await self._fetch_tensors(checkpoint, options, progress, order):
                 self._landing.end()
                 await files
         finally:
             files.cancel()
 
-    def _plan(self, checkpoint: Checkpoint) -> None:
+    def _plan(self, checkpoint: Checkpoint) -> RunPlan:
         plan = self._load.plan = plan_run(checkpoint, self._model)
         self._landing.capacity = _CONVERTED_AHEAD if plan.converts else None
         self._text_files = text_files(checkpoint)
@@ -99,19 +100,14 @@ class ModelStream:
             is_patient=lambda: self._load.is_patient,
         )
         settle(self.opened, checkpoint)
+        return plan
 
     async def _fetch_tensors(
-        self, checkpoint: Checkpoint, retry: RetryPolicy, progress: Progress, order: Turns
+        self, checkpoint: Checkpoint, options: StreamOptions, progress: Progress, order: Order
     ) -> bool:
         """Put every tensor into the landing; False where the start has failed meanwhile."""
-        from coldstream.weights.stream import StreamOptions, stream
+        from coldstream.weights.stream import stream
 
-        load, converts = self._settings.load, self._landing.capacity is not None
-        options = StreamOptions(
-            max_bytes_in_flight=load.max_bytes_in_flight or (_CONVERTED_AHEAD if converts else None),
-            concurrency=load.concurrency,
-            retry=retry,
-        )
         pieces = self.packing.pieces if self.packing is not None else None
         tensors = stream(checkpoint, pieces=pieces, options=options, progress=progress, timeline=self._timeline)
         async for landed in tensors:
