@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 
 HUGE_PAGE = 2 * 1024 * 1024
 # Memory is made ready, then filled, in steps that stay in the processor's cache between the two.
@@ -27,6 +30,8 @@ _TRIED_AFTER = 16
 _REMEMBERED = 3
 # Bytes that are kept for the next reads.
 KEPT = 128 * 1024 * 1024
+# Addresses that are mapped at once.
+ARENA = 256 * 1024 * 1024
 
 _libc = ctypes.CDLL(None)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -37,48 +42,80 @@ def advise(begin: int, nbytes: int, advice: int) -> bool:
     return not _libc.madvise(begin, nbytes, advice)
 
 
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    """A piece of an arena, in whole pages. It keeps the arena."""
+
+    arena: mmap.mmap
+    offset: int
+    nbytes: int
+
+
 class Slabs:
-    """Buffers for reads. One whose views are all gone is used again: its pages are there already."""
+    """Buffers for reads, one behind the other in arenas. One whose views are all gone is used again: it has its pages.
+
+    Mapping memory waits until nobody is finding pages, and whoever finds pages waits for it, so it is done for many
+    reads at once; and neighbours share the huge page on which one ends and the next begins.
+    """
 
     def __init__(self, *, keep: int = KEPT) -> None:
-        self._free: deque[mmap.mmap] = deque()
+        self._free: deque[_Slab] = deque()
         self._keep = keep
+        self._lock = threading.Lock()
+        self._arena: mmap.mmap | None = None
+        self._used = 0
 
     @property
     def kept(self) -> int:
         """Bytes that wait to be used again."""
-        return sum(len(slab) for slab in list(self._free))
+        return sum(slab.nbytes for slab in list(self._free))
 
     def take(self, nbytes: int) -> memoryview:
         """`nbytes` (at least one) of writable memory, with anything in it."""
         slab = self._fitting(nbytes) or self._fresh(nbytes)
         # An array, because a memoryview cannot say when it and all of its slices are gone.
-        array = (ctypes.c_ubyte * len(slab)).from_buffer(slab)
+        array = bytes_type(slab.nbytes).from_buffer(slab.arena, slab.offset)
         weakref.finalize(array, self._back, slab).atexit = False
         return memoryview(array).cast("B")[:nbytes]
 
-    def _fitting(self, nbytes: int) -> mmap.mmap | None:
+    def _fitting(self, nbytes: int) -> _Slab | None:
         for _ in range(len(self._free)):
             try:
                 slab = self._free.popleft()
             except IndexError:  # another thread took it
                 return None
-            if nbytes <= len(slab) <= max(2 * nbytes, HUGE_PAGE):
+            if nbytes <= slab.nbytes <= max(2 * nbytes, HUGE_PAGE):
                 return slab
             self._free.append(slab)
         return None
 
-    def _fresh(self, nbytes: int) -> mmap.mmap:
-        size = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
-        slab = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if nbytes >= HUGE_PAGE:
-            # Only where it will be filled; whoever fills it by `steps` knows better.
-            slab.madvise(mmap.MADV_HUGEPAGE, 0, nbytes // HUGE_PAGE * HUGE_PAGE)
+    def _fresh(self, nbytes: int) -> _Slab:
+        size = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        with self._lock:
+            if self._arena is None or self._used + size > len(self._arena):
+                self._arena, self._used = _arena(max(size, ARENA)), 0
+            slab = _Slab(self._arena, self._used, size)
+            self._used += size
         return slab
 
-    def _back(self, slab: mmap.mmap) -> None:
-        if self.kept + len(slab) <= self._keep:
+    def _back(self, slab: _Slab) -> None:
+        if self.kept + slab.nbytes <= self._keep:
             self._free.append(slab)
+        else:
+            slab.arena.madvise(mmap.MADV_DONTNEED, slab.offset, slab.nbytes)
+
+
+def _arena(nbytes: int) -> mmap.mmap:
+    """Addresses without memory; whoever fills them by `steps` says which pages they get."""
+    arena = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    arena.madvise(mmap.MADV_HUGEPAGE)
+    return arena
+
+
+@cache
+def bytes_type(nbytes: int) -> type[ctypes.Array[ctypes.c_ubyte]]:
+    """The ctypes array of that length. Kept, because a class is expensive to make and is garbage in a cycle."""
+    return ctypes.c_ubyte * nbytes
 
 
 class PageChoice:
@@ -124,19 +161,19 @@ _CHOICE = PageChoice()
 
 def steps(target: memoryview, *, choice: PageChoice = _CHOICE) -> Iterator[memoryview]:
     """`target` piece by piece up to multiples of STEP, each with its pages, of the kind that is cheaper."""
-    kind: bool | None = None
+    kind = True  # what an arena is mapped for
     begin = 0
     while begin < target.nbytes:
         end = min(begin + STEP - address(target[begin:]) % STEP, target.nbytes)
         step = target[begin:end]
-        if step.nbytes < STEP // 2:  # tells nothing; and at the end a huge page would be for the most part empty
+        if step.nbytes < STEP:  # shares its huge page with another read: tells nothing
             populate(step)
         else:
             huge = choice.next()
-            if huge != kind:  # all that is left, because this waits for those who are finding pages
+            if huge != kind:  # for all that is left, because this waits for those who are finding pages
                 kind = huge
                 advise(*_whole_pages(target[begin:]), mmap.MADV_HUGEPAGE if huge else _NO_HUGE_PAGE)
-            choice.measured(huge=huge, seconds=populate(step) * STEP / step.nbytes)
+            choice.measured(huge=huge, seconds=populate(step))
         yield step
         begin = end
 
