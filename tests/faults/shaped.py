@@ -18,13 +18,14 @@ from typing import Any
 from coldstream.weights.checkpoint import Checkpoint, Shard
 from coldstream.weights.header import Header, TensorInfo
 from coldstream.weights.progress import Counters, Progress
-from coldstream.weights.store import Pin
+from coldstream.weights.store import OnLanded, Pin
 from coldstream.weights.stream import StreamOptions, stream_ranges
 from coldstream.weights.uri import Location
 
 FIRST_BYTE, CONNECTION, TOTAL = 0.060, 100e6, 1e9
 SLOW_SHARE, SLOW_FACTOR = 0.02, 20
 STEP = 0.002
+TOLD = 2 * 1024 * 1024
 # A layer of a 1.3 B model: four attention and three MLP matrices.
 LAYERS, SIZES = 20, (8_388_608,) * 4 + (33_554_432,) * 3
 TOTAL_BYTES = LAYERS * sum(SIZES)
@@ -48,16 +49,20 @@ class ShapedStore:
     async def pin(self, name: str) -> Pin | None:
         return None
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         slow = self._draw.random() < SLOW_SHARE
         self.slow += slow
         await asyncio.sleep(FIRST_BYTE * self._draw.uniform(0.8, 1.2))
-        left = float(target.nbytes)
+        left, told = float(target.nbytes), 0
         self._running[slow] += 1
         try:
             while left > 0:
                 await asyncio.sleep(STEP)
                 left -= STEP * self._rate(slow)
+                # As the wire does, which tells of whole steps.
+                whole = target.nbytes if left <= 0 else int(target.nbytes - left) // TOLD * TOLD
+                landed(target[told:whole])
+                told = whole
         finally:
             self._running[slow] -= 1
 

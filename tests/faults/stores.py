@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from coldstream.errors import AccessDenied, BadResponse, ObjectChanged
 from coldstream.weights.checksum import crc32c
-from coldstream.weights.store import Interrupted, Pin
+from coldstream.weights.store import Interrupted, OnLanded, Pin
 from coldstream.weights.uri import Location
 
 
@@ -46,7 +46,7 @@ class MemoryStore:
     async def pin(self, name: str) -> Pin | None:
         return self._pin(name) if name in self.files else None
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         self.requests.append(Request(pin.name, start, start + target.nbytes))
         self.running += 1
         self.most_running = max(self.most_running, self.running)
@@ -55,6 +55,7 @@ class MemoryStore:
             if pin.generation != str(self.generations[pin.name]):
                 raise ObjectChanged(f"{pin.name} was replaced")
             target[:] = memoryview(self.files[pin.name])[start : start + target.nbytes]
+            landed(target)
         finally:
             self.running -= 1
 
@@ -117,16 +118,16 @@ class FaultStore:
     def close_idle(self) -> None:
         self.inner.close_idle()
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         request = Request(pin.name, start, start + target.nbytes)
         fault = self.choose(request)
         if fault is None:
-            return await self.inner.read_into(pin, start, target)
+            return await self.inner.read_into(pin, start, target, landed)
         self.met.append((request, fault))
         self.hit.set()
-        await self._meet(fault, pin, start, target)
+        await self._meet(fault, pin, start, target, landed)
 
-    async def _meet(self, fault: Fault, pin: Pin, start: int, target: memoryview) -> None:
+    async def _meet(self, fault: Fault, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         if fault.kind == "denied":
             raise AccessDenied(f"{pin.name}: access denied (HTTP 403)")
         if fault.kind == "throttled":
@@ -140,19 +141,21 @@ class FaultStore:
         if fault.kind in ("slow", "stall"):
             await asyncio.sleep(fault.seconds)
         good = bytearray(target.nbytes)
-        await self.inner.read_into(pin, start, memoryview(good))
+        await self.inner.read_into(pin, start, memoryview(good), lambda _: None)
         if fault.kind == "long":
             where = self.location.child(pin.name)
             raise BadResponse(f"{where}: asked for {len(good)} bytes, {len(good) + 1} are sent; use another server")
-        target[:] = _mangled(fault, bytes(good), target)
+        target[:] = _mangled(fault, bytes(good), target, landed)
+        landed(target)
 
 
-def _mangled(fault: Fault, good: bytes, target: memoryview) -> bytes:
+def _mangled(fault: Fault, good: bytes, target: memoryview, landed: OnLanded) -> bytes:
     at = min(fault.at, len(good) - 1)
     if fault.kind in ("reset", "short"):
-        landed = min(fault.at, len(good))  # all of it, perhaps: then only the connection is lost
-        target[:landed] = good[:landed]
-        raise Interrupted(f"{fault.kind} at byte {landed}", landed=landed)
+        whole = min(fault.at, len(good))  # all of it, perhaps: then only the connection is lost
+        target[:whole] = good[:whole]
+        landed(target[:whole])
+        raise Interrupted(f"{fault.kind} at byte {whole}")
     if fault.kind in ("lost", "stall"):
         target[:at] = good[:at][::-1]  # nobody may rely on them
         raise Interrupted(f"{fault.kind} at byte {at}")

@@ -19,7 +19,7 @@ from coldstream.errors import HeaderError, IndexMismatch, NoConfig
 from coldstream.weights import checkpoint as limits
 from coldstream.weights.checkpoint import open_checkpoint_async
 from coldstream.weights.header import MAX_HEADER, MAX_TENSORS
-from coldstream.weights.store import Pin
+from coldstream.weights.store import OnLanded, Pin
 from tests.faults.stores import MemoryStore
 from tests.weights import files
 
@@ -100,10 +100,11 @@ class Announced(MemoryStore):
         super().__init__(contents)
         self.size = size
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         stored = min(target.nbytes, max(0, len(self.files[pin.name]) - start))
-        await super().read_into(pin, start, target[:stored])
+        await super().read_into(pin, start, target[:stored], landed)
         target[stored:] = bytes(target.nbytes - stored)
+        landed(target[stored:])
 
     def _pin(self, name: str) -> Pin:
         pin = super()._pin(name)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import mmap
 
 import google_crc32c
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from coldstream.weights.checksum import Fold, combine, crc32c, pinned
+from coldstream.weights.checksum import Digest, Fold, combine, crc32c, pinned
 
 # RFC 3720, appendix B.4.
 VECTORS = {
@@ -44,11 +48,11 @@ def test_terabytes_of_zeros_are_combined_without_being_there() -> None:
 
 @pytest.mark.parametrize("buffer", [bytearray(b"123456789"), b"123456789"])
 def test_writable_and_read_only_buffers_are_both_read_in_place(buffer: bytes | bytearray) -> None:
-    with pinned(memoryview(buffer)) as array:
-        assert bytes(array) == b"123456789"
+    with pinned(memoryview(buffer)) as address:
+        assert ctypes.string_at(address, 9) == b"123456789"
         if isinstance(buffer, bytearray):
             buffer[0] = 0
-            assert bytes(array)[0] == 0
+            assert ctypes.string_at(address, 1) == b"\0"
             with pytest.raises(BufferError):  # it cannot move while it is pinned
                 buffer.append(1)
 
@@ -87,3 +91,39 @@ def test_a_byte_that_came_twice_is_refused() -> None:
     fold.add(4, 9, 1)
     with pytest.raises(ValueError, match="overlap at 4"):
         assert fold.value
+
+
+@given(st.binary(), st.lists(st.integers(0, 40)), st.booleans())
+def test_a_digest_is_that_of_all_its_pieces(data: bytes, cuts: list[int], appended: bool) -> None:
+    digest = Digest()
+    edges = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
+    for low, high in itertools.pairwise(edges):
+        if appended:
+            digest.append(digest_of(data[low:high]))
+        else:
+            digest.add(memoryview(data)[low:high])
+        assert digest.so_far == (high, google_crc32c.value(data[:high]))
+
+
+def digest_of(data: bytes) -> Digest:
+    digest = Digest()
+    digest.add(memoryview(data))
+    return digest
+
+
+def test_a_digest_can_go_back() -> None:
+    digest = digest_of(b"12345")
+    before = digest.so_far
+    digest.add(memoryview(b"wrong"))
+    digest.restart(before)
+    digest.append(digest_of(b"6789"))
+    assert digest.so_far == (9, 0xE3069283)
+
+
+def test_a_digest_that_is_not_checked_counts() -> None:
+    digest = Digest(checked=False)
+    digest.add(memoryview(b"12345"))
+    other = digest.another()
+    other.add(memoryview(b"6789"))
+    digest.append(other)
+    assert digest.so_far == (9, 0)

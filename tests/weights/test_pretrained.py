@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +14,9 @@ from safetensors.torch import save_file
 
 import coldstream
 from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.checksum import pinned
+from coldstream.weights.memory import address
 from coldstream.weights.open_store import open_store
-from coldstream.weights.store import Pin
+from coldstream.weights.store import OnLanded, Pin
 from coldstream.weights.stream import StreamOptions
 from coldstream.weights.uri import Location
 
@@ -47,10 +46,9 @@ class LandingStore:
     async def pin(self, name: str) -> Pin | None:
         return await self._inner.pin(name)
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
-        await self._inner.read_into(pin, start, target)
-        with pinned(target) as array:
-            self._landed.append((ctypes.addressof(array), target.nbytes))
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
+        await self._inner.read_into(pin, start, target, landed)
+        self._landed.append((address(target), target.nbytes))
         self._kept.append(target)
 
     def close_idle(self) -> None:

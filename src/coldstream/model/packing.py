@@ -8,7 +8,6 @@ assembly.adopt(packing)                 # once the decoder stands: it runs on th
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,8 +108,7 @@ class Packing:
     def _pack(self, place: _Place, landed: Landed) -> None:
         whole, info = place.whole, landed.info
         first = place.first + (info.start - whole.start) * whole.shape[0] // whole.nbytes
-        with pinned(landed.data) as array:
-            address = ctypes.addressof(array)
+        with pinned(landed.data) as address:
             self._packer.pack(place.matrix, address, DTYPE_CODES[info.dtype], first, info.shape[0])
 
     def _note(self, info: TensorInfo) -> None:

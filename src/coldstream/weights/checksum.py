@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import import_module
-from typing import cast
+from typing import NamedTuple, cast
 
 import google_crc32c
 
@@ -36,31 +36,30 @@ class _PyBuffer(ctypes.Structure):
 
 
 @contextmanager
-def pinned(buffer: memoryview) -> Iterator[ctypes.Array[ctypes.c_char]]:
-    """The buffer's own bytes as a ctypes array, also when it is read-only; valid within the block only."""
+def pinned(buffer: memoryview) -> Iterator[int]:
+    """The address of the buffer's own bytes, also when it is read-only; valid within the block only."""
     view = _PyBuffer()
     api = ctypes.pythonapi
     api.PyObject_GetBuffer(ctypes.py_object(buffer), ctypes.byref(view), 0)
     try:
-        yield (ctypes.c_char * view.len).from_address(view.buf or 0)
+        yield view.buf or 0
     finally:
         api.PyBuffer_Release(ctypes.byref(view))
 
 
-def crc32c(buffer: memoryview) -> int:
-    """CRC32C of a buffer, without a copy and without the GIL."""
+def crc32c(buffer: memoryview, crc: int = 0) -> int:
+    """CRC32C of a buffer behind bytes that have `crc`, without a copy and without the GIL."""
     if not buffer.nbytes:
-        return 0
+        return crc
     extend = _extend()
-    with pinned(buffer) as array:
-        if extend is None:
-            # google_crc32c refuses memoryviews, whose release it could not order; an array has no release.
-            return int(google_crc32c.extend(0, array))
-        return int(extend(0, array, buffer.nbytes))
+    if extend is None:
+        return int(google_crc32c.extend(crc, bytes(buffer)))
+    with pinned(buffer) as address:
+        return int(extend(crc, address, buffer.nbytes))
 
 
 @cache
-def _extend() -> Callable[[int, ctypes.Array[ctypes.c_char], int], int] | None:
+def _extend() -> Callable[[int, int, int], int] | None:
     """The library that google_crc32c is built on (crc32c/crc32c.h): the package keeps the GIL for all but `bytes`.
 
     None where the package has no compiled part.
@@ -72,7 +71,7 @@ def _extend() -> Callable[[int, ctypes.Array[ctypes.c_char], int], int] | None:
         return None
     function.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t)
     function.restype = ctypes.c_uint32
-    return cast("Callable[[int, ctypes.Array[ctypes.c_char], int], int]", function)
+    return cast("Callable[[int, int, int], int]", function)
 
 
 def combine(first: int, second: int, second_length: int) -> int:
@@ -116,6 +115,52 @@ def _square(exponent: int) -> int:
         return _ONE >> 1
     half = _square(exponent - 1)
     return _multiply(half, half)
+
+
+class SoFar(NamedTuple):
+    """The first bytes of something: how many, and their CRC32C."""
+
+    nbytes: int
+    crc: int
+
+
+class Digest:
+    """The CRC32C of bytes that come one after the other; only their number if they are not to be `checked`.
+
+    One thread may add while another looks.
+    """
+
+    def __init__(self, *, checked: bool = True) -> None:
+        self._checked = checked
+        self.so_far = SoFar(0, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """How many have come."""
+        return self.so_far.nbytes
+
+    @property
+    def crc(self) -> int:
+        """Their CRC32C, or 0."""
+        return self.so_far.crc
+
+    def another(self) -> Digest:
+        """Of the same kind, for other bytes."""
+        return Digest(checked=self._checked)
+
+    def add(self, piece: memoryview) -> None:
+        """The next bytes."""
+        nbytes, crc = self.so_far
+        self.so_far = SoFar(nbytes + piece.nbytes, crc32c(piece, crc) if self._checked else 0)
+
+    def append(self, other: Digest) -> None:
+        """Bytes that were looked at elsewhere."""
+        nbytes, crc = self.so_far
+        self.so_far = SoFar(nbytes + other.nbytes, combine(crc, other.crc, other.nbytes) if self._checked else 0)
+
+    def restart(self, so_far: SoFar) -> None:
+        """Forget what came after that."""
+        self.so_far = so_far
 
 
 class Fold:

@@ -15,7 +15,7 @@ from coldstream.errors import BadResponse, ObjectNotFound
 from coldstream.weights import http
 from coldstream.weights.answers import changed, raise_for_status, range_of
 from coldstream.weights.credentials import GoogleToken, google_token
-from coldstream.weights.store import Interrupted, Pin
+from coldstream.weights.store import Interrupted, OnLanded, Pin
 from coldstream.weights.uri import Location
 from coldstream.weights.wire import Wire
 
@@ -90,7 +90,7 @@ class GoogleStore:
             raise BadResponse(f"{self.location}: {self._api} did not answer a JSON object; is it a storage server?")
         return value
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         """See `Store.read_into`."""
         where, end = self.location.child(pin.name), start + target.nbytes
         query = f"?{urlencode({'generation': pin.generation})}" if pin.generation else ""
@@ -98,7 +98,7 @@ class GoogleStore:
         headers = {"Range": f"bytes={start}-{end - 1}", **await self._headers()}
         accept = range_of(pin, start, end, where, version=("x-goog-generation", pin.generation))
         try:
-            await self._wire.get(url, headers, target, accept)
+            await self._wire.get(url, headers, target, accept, landed)
         except ObjectNotFound:
             # A generation that is gone looks like an object that never was.
             if await self.pin(pin.name) is not None:

@@ -11,7 +11,7 @@ from coldstream.errors import ObjectNotFound
 from coldstream.weights.answers import changed, denied
 from coldstream.weights.memory import steps
 from coldstream.weights.readers import Readers
-from coldstream.weights.store import Interrupted, Pin
+from coldstream.weights.store import Interrupted, OnLanded, Pin
 from coldstream.weights.uri import Location
 
 
@@ -42,9 +42,9 @@ class LocalStore:
             raise denied(self.location.child(name), 403) from exc
         return _pinned(name, status) if stat.S_ISREG(status.st_mode) else None
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         """See `Store.read_into`."""
-        reading = _Reading(self.location.child(pin.name), pin, start, target)
+        reading = _Reading(self.location.child(pin.name), pin, start, target, landed)
         await self._readers.run(reading.run, reading.abort)
 
     def close_idle(self) -> None:
@@ -56,8 +56,8 @@ class LocalStore:
 
 
 class _Reading:
-    def __init__(self, where: Location, pin: Pin, start: int, target: memoryview) -> None:
-        self._where, self._pin, self._start, self._target = where, pin, start, target
+    def __init__(self, where: Location, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
+        self._where, self._pin, self._start, self._target, self._landed = where, pin, start, target, landed
         self._aborted = False
 
     def abort(self) -> None:
@@ -85,20 +85,21 @@ class _Reading:
             raise changed(self._where)
 
     def _read(self, file: int) -> None:
-        landed = 0
+        position = self._start
         for step in steps(self._target):
             filled = 0
-            while filled < step.nbytes and not self._aborted:
+            while filled < step.nbytes:
+                if self._aborted:
+                    return
                 try:
-                    count = os.preadv(file, [step[filled:]], self._start + landed)
+                    count = os.preadv(file, [step[filled:]], position)
                 except OSError as exc:
-                    raise Interrupted(f"{exc.strerror}", landed=landed) from exc
+                    raise Interrupted(f"{exc.strerror}") from exc
                 if not count:
                     raise changed(self._where)
+                self._landed(step[filled : filled + count])
                 filled += count
-                landed += count
-            if self._aborted:
-                return
+                position += count
 
 
 def _pinned(name: str, status: os.stat_result) -> Pin:

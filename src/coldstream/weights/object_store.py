@@ -23,7 +23,7 @@ from obstore.exceptions import (
 
 from coldstream.errors import BadResponse, ObjectNotFound
 from coldstream.weights.answers import RETRIED, changed, denied, ignores_ranges, range_of, refusal
-from coldstream.weights.store import Interrupted, Pin
+from coldstream.weights.store import Interrupted, OnLanded, Pin
 from coldstream.weights.uri import Location
 from coldstream.weights.wire import Wire
 
@@ -71,7 +71,7 @@ class ObjectStoreAdapter:
         except ObjectNotFound:
             return None
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         """See `Store.read_into`."""
         where = self.location.child(pin.name)
         options: GetOptions = {"range": (start, start + target.nbytes)}
@@ -80,7 +80,7 @@ class ObjectStoreAdapter:
         with _mapped(where):
             result = await obstore.get_async(self._store, self._path(pin.name), options=options)
             self._check_reply(pin, start, start + target.nbytes, result)
-            await _fill(target, result)
+            await _fill(target, result, landed)
 
     def close_idle(self) -> None:
         """See `Store.close_idle`; obstore keeps its own."""
@@ -113,11 +113,11 @@ class S3(ObjectStoreAdapter):
         self._s3 = store
         self._wire = wire
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         """See `Store.read_into`."""
         with _mapped(self.location):
             url = await obstore.sign_async(self._s3, "GET", self._path(pin.name), _SIGNED)
-        await _over(self._wire, url, pin, start, target, self.location.child(pin.name))
+        await _over(self._wire, url, pin, start, target, landed, self.location.child(pin.name))
 
     def close_idle(self) -> None:
         """See `Store.close_idle`."""
@@ -136,35 +136,39 @@ class WebStore(ObjectStoreAdapter):
         pins = await asyncio.gather(*(self.pin(name) for name in WELL_KNOWN))
         return {pin.name: pin for pin in pins if pin is not None}
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         """See `Store.read_into`."""
         where = self.location.child(pin.name)
-        await _over(self._wire, str(where), pin, start, target, where)
+        await _over(self._wire, str(where), pin, start, target, landed, where)
 
     def close_idle(self) -> None:
         """See `Store.close_idle`."""
         self._wire.close_idle()
 
 
-async def _over(wire: Wire, url: str, pin: Pin, start: int, target: memoryview, where: Location) -> None:
+async def _over(
+    wire: Wire, url: str, pin: Pin, start: int, target: memoryview, landed: OnLanded, where: Location
+) -> None:
     end = start + target.nbytes
     headers = {"Range": f"bytes={start}-{end - 1}"}
     if pin.etag:
         headers["If-Match"] = pin.etag
-    await wire.get(url, headers, target, range_of(pin, start, end, where, version=("etag", pin.etag)))
+    await wire.get(url, headers, target, range_of(pin, start, end, where, version=("etag", pin.etag)), landed)
 
 
-async def _fill(target: memoryview, result: GetResult) -> None:
+async def _fill(target: memoryview, result: GetResult, landed: OnLanded) -> None:
     """The body, piece by piece, so that what has landed outlives a broken connection."""
-    landed = 0
+    filled = 0
     try:
         async for piece in result.stream():
-            target[landed : landed + len(piece)] = piece
-            landed += len(piece)
+            end = filled + len(piece)
+            target[filled:end] = piece
+            landed(target[filled:end])
+            filled = end
     except BaseError as exc:
-        raise Interrupted(_summary(exc), landed=landed) from exc
-    if landed < target.nbytes:
-        raise Interrupted(f"only {landed} bytes came", landed=landed)
+        raise Interrupted(_summary(exc)) from exc
+    if filled < target.nbytes:
+        raise Interrupted(f"only {filled} bytes came")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ and the executor (fetch.py) decides what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +30,7 @@ class Pin:
 
 
 class Interrupted(Exception):
-    """A read ended before its last byte. The first `landed` bytes of its target are good.
+    """A read ended before its last byte. What `read_into` told of has landed.
 
     `throttled`: the server asked for less, `retry_after` (seconds) says when. `refused`: nobody listened.
     Never seen by users: the executor turns it into a retry or an error of errors.py.
@@ -40,16 +40,18 @@ class Interrupted(Exception):
         self,
         message: str,
         *,
-        landed: int = 0,
         throttled: bool = False,
         refused: bool = False,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.landed = landed
         self.throttled = throttled
         self.refused = refused
         self.retry_after = retry_after
+
+
+# Told of what a read fills, piece by piece, in order, each byte once, by the thread that has it in its cache.
+OnLanded = Callable[[memoryview], None]
 
 
 class Store(Protocol):
@@ -78,10 +80,11 @@ class Store(Protocol):
         """
         ...
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview) -> None:
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         """Fill `target` (writable bytes) with those of exactly this version from `start` on.
 
-        When it ends, in whatever way, nobody writes to `target` any more.
+        `landed` is told of every byte that is good, also when the read fails. When it ends, in whatever way, nobody
+        writes to `target` any more.
 
         Raises:
             Interrupted: it may work when asked again. Also when no byte came for some seconds.
@@ -101,5 +104,5 @@ async def read(store: Store, pin: Pin, start: int, end: int) -> bytearray:
         As `Store.read_into`.
     """
     data = bytearray(end - start)
-    await store.read_into(pin, start, memoryview(data))
+    await store.read_into(pin, start, memoryview(data), lambda _: None)
     return data

@@ -218,7 +218,7 @@ class _Run:
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = list(range(self.options.bounds.high))
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix="coldstream-crc32c")
+        self._mapper = ThreadPoolExecutor(1, thread_name_prefix="coldstream-memory")
 
     async def ranges(self) -> AsyncGenerator[LandedRange, None]:
         """The reads as they land; what is yielded holds its part of the budget until the caller releases it."""
@@ -294,7 +294,6 @@ class _Run:
     async def _one(self, read: Read, connection: int) -> None:
         try:
             data = await self._on_connection(read, connection)
-            await self._check(read, data)
             self.progress.landed(read.nbytes)
             tensor = self._assembly.landed(read) if self._assembly is not None and not read.whole else None
             self._ready.put_nowait(LandedRange(read, data, tensor))
@@ -307,12 +306,16 @@ class _Run:
         start = self.timeline.now()
         try:
             target = await self._place(read)
-            await self._fetcher.read(self._files[read.file].shard.pin, read.start, target)
+            file = self._files[read.file]
+            checked = self._is_checked(file)
+            crc = await self._fetcher.read(file.shard.pin, read.start, target, checked=checked)
         finally:
             self._idle.append(connection)
             self._changed.set()
         end = self.timeline.now()
         details: dict[str, str | int | float] = {"file": read.file, "start": read.start, "bytes": read.nbytes}
+        if checked:
+            file.fold.add(read.start, read.end, crc)
         self.timeline.record(Span("range", start, end, f"connection {connection}", details))
         self._concurrency.completed(read.nbytes, now=now())
         return target.toreadonly()
@@ -321,15 +324,7 @@ class _Run:
         if self._assembly is not None and not read.whole:
             return self._assembly.place(read, self._slabs)
         # Off the event loop: mapping memory waits for those who find pages.
-        return await asyncio.get_running_loop().run_in_executor(self._workers, self._slabs.take, read.nbytes)
-
-    async def _check(self, read: Read, data: memoryview) -> None:
-        file = self._files[read.file]
-        if self._is_checked(file):
-            start = self.timeline.now()
-            crc = await asyncio.get_running_loop().run_in_executor(self._workers, crc32c, data)
-            file.fold.add(read.start, read.end, crc)
-            self.timeline.record(Span("crc32c", start, self.timeline.now(), read.file, {"bytes": read.nbytes}))
+        return await asyncio.get_running_loop().run_in_executor(self._mapper, self._slabs.take, read.nbytes)
 
     async def _landed(self, file: _File) -> None:
         file.left -= 1
@@ -391,4 +386,4 @@ class _Run:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         self.checkpoint.store.close_idle()
-        self._workers.shutdown(wait=True)
+        self._mapper.shutdown(wait=True)

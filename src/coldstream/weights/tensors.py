@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -10,6 +11,7 @@ import torch
 from coldstream.errors import HeaderError
 from coldstream.weights.checksum import pinned
 from coldstream.weights.header import TensorInfo
+from coldstream.weights.memory import bytes_type
 from coldstream.weights.stream import Landed
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -62,15 +64,20 @@ def as_tensor(landed: Landed) -> torch.Tensor:
     dtype = torch_dtype(landed.info)
     if not landed.info.nbytes:
         return torch.empty(landed.info.shape, dtype=dtype)
-    raw = raw_bytes(landed.data)
-    if raw.data_ptr() % dtype.itemsize:
-        raw = raw.clone()
-    return raw.view(dtype).view(landed.info.shape)
+    array = _array(landed.data)
+    if ctypes.addressof(array) % dtype.itemsize:
+        return torch.frombuffer(array, dtype=torch.uint8).clone().view(dtype).view(landed.info.shape)
+    return torch.frombuffer(array, dtype=dtype).view(landed.info.shape)
 
 
 def raw_bytes(data: memoryview) -> torch.Tensor:
     """A uint8 tensor over a buffer that is not empty, which it keeps alive."""
-    # torch.frombuffer warns about every read-only buffer; an array over the same bytes says nothing of the kind.
-    with pinned(data) as array:
-        array.__dict__["owner"] = data
-        return torch.frombuffer(array, dtype=torch.uint8)
+    return torch.frombuffer(_array(data), dtype=torch.uint8)
+
+
+def _array(data: memoryview) -> ctypes.Array[ctypes.c_ubyte]:
+    """The same bytes; torch warns about every read-only buffer, but an array says nothing of the kind."""
+    with pinned(data) as address:
+        array = bytes_type(data.nbytes).from_address(address)
+    array.__dict__["owner"] = data
+    return array

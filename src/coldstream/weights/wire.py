@@ -20,7 +20,7 @@ from coldstream.errors import BadResponse
 from coldstream.weights.http import Response, parse_head
 from coldstream.weights.memory import steps
 from coldstream.weights.readers import Readers
-from coldstream.weights.store import Interrupted
+from coldstream.weights.store import Interrupted, OnLanded
 
 CONNECT_SECONDS = 10.0
 MAX_HEAD = 64 * 1024
@@ -64,15 +64,17 @@ class Wire:
         self._secure: Callable[[socket.socket, str], _SecureSocket] | None = None
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
 
-    async def get(self, url: str, headers: Mapping[str, str], target: memoryview, accept: Accept) -> None:
-        """Fill `target` with the body of the answer.
+    async def get(
+        self, url: str, headers: Mapping[str, str], target: memoryview, accept: Accept, landed: OnLanded
+    ) -> None:
+        """Fill `target` with the body of the answer; `landed` is told of every good byte, by the thread that reads.
 
         Raises:
-            Interrupted: there was no answer, or less of it; `landed` bytes of `target` are good.
+            Interrupted: there was no answer, or less of it.
             BadResponse: it is not HTTP, or has another length. Whatever `accept` raises.
         """
         for _ in range(MAX_REDIRECTS + 1):
-            where = await self._one(url, headers, target, accept)
+            where = await self._one(url, headers, _Sink(target, accept, landed))
             if where is None:
                 return
             url = _redirected(url, where)
@@ -83,10 +85,10 @@ class Wire:
         _close_all(self._idle)
         self._readers.close()
 
-    async def _one(self, url: str, headers: Mapping[str, str], target: memoryview, accept: Accept) -> str | None:
+    async def _one(self, url: str, headers: Mapping[str, str], sink: _Sink) -> str | None:
         """One exchange; where it is redirected to."""
         origin, request = _request(url, headers)
-        call = _Call(request, target, accept, self._follow)
+        call = _Call(request, sink, self._follow)
         kept = self._take(origin)
         if kept is not None:
             with contextlib.suppress(_Stale):
@@ -164,10 +166,18 @@ class Wire:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
-    request: bytes
+class _Sink:
+    """Where a body goes, who looks at its head before, and who is told what has landed."""
+
     target: memoryview
     accept: Accept
+    landed: OnLanded
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    request: bytes
+    sink: _Sink
     follow: bool
 
 
@@ -224,11 +234,11 @@ class _Connection:
         except (OSError, EOFError) as exc:
             if self._used and not isinstance(exc, TimeoutError | BlockingIOError):
                 raise _Stale from exc
-            raise self._interrupted(exc, 0) from exc
+            raise self._interrupted(exc) from exc
         if call.follow and head.status in _REDIRECTS and "location" in head.headers:
             return head.headers["location"]
-        call.accept(head)
-        self._body(head, rest, call.target)
+        call.sink.accept(head)
+        self._body(head, rest, call.sink)
         self._used = True
         self.reusable = head.headers.get("connection", "").lower() != "close"
         return None
@@ -252,16 +262,16 @@ class _Connection:
             if head.status >= 200:
                 return head, data
 
-    def _body(self, head: Response, rest: bytes, target: memoryview) -> None:
-        source = _Source(self._socket, self._wake_after, rest)
+    def _body(self, head: Response, rest: bytes, sink: _Sink) -> None:
+        source = _Source(self._socket, self._wake_after, sink.landed, rest)
         try:
             if head.headers.get("transfer-encoding", "").lower() == "chunked":
-                _unchunk(source, target)
+                _unchunk(source, sink.target)
             else:
-                _check_length(head, target.nbytes)
-                source.fill(target)
+                _check_length(head, sink.target.nbytes)
+                source.fill(sink.target)
         except (OSError, EOFError) as exc:
-            raise self._interrupted(exc, min(source.landed, target.nbytes)) from exc
+            raise self._interrupted(exc) from exc
         except ValueError as exc:
             raise BadResponse(f"{self.origin.host}:{self.origin.port}: {exc}; is it a storage server?") from exc
 
@@ -270,20 +280,20 @@ class _Connection:
         with contextlib.suppress(OSError):  # only a matter of speed
             self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, nbytes)
 
-    def _interrupted(self, failure: Exception, landed: int) -> Interrupted:
+    def _interrupted(self, failure: Exception) -> Interrupted:
         if isinstance(failure, TimeoutError | BlockingIOError):
-            return Interrupted(f"no byte for {self._stall:g} s", landed=landed)
-        return Interrupted(str(failure) or type(failure).__name__, landed=landed)
+            return Interrupted(f"no byte for {self._stall:g} s")
+        return Interrupted(str(failure) or type(failure).__name__)
 
 
 @dataclass(slots=True)
 class _Source:
-    """The body: what came along with the head, then the socket. `landed` counts what went into targets."""
+    """The body: what came along with the head, then the socket."""
 
     socket: _Socket
     wake_after: Callable[[int], None]
+    landed: OnLanded
     rest: bytes
-    landed: int = 0
 
     def fill(self, target: memoryview) -> None:
         """All of `target`."""
@@ -296,16 +306,17 @@ class _Source:
             filled = min(len(self.rest), step.nbytes)
             step[:filled] = self.rest[:filled]
             self.rest = self.rest[filled:]
-            self.landed += filled
             self._fill_step(step, filled)
 
     def _fill_step(self, step: memoryview, filled: int) -> None:
-        while filled < step.nbytes:
-            count = self.socket.recv_into(step[filled:], 0, socket.MSG_WAITALL)
-            if not count:
-                raise EOFError("the connection was closed in the middle of the body")
-            filled += count
-            self.landed += count
+        try:
+            while filled < step.nbytes:
+                count = self.socket.recv_into(step[filled:], 0, socket.MSG_WAITALL)
+                if not count:
+                    raise EOFError("the connection was closed in the middle of the body")
+                filled += count
+        finally:
+            self.landed(step[:filled])
 
     def read_line(self) -> bytes:
         """Up to the next end of line, without it."""

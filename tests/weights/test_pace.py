@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.weights.fetch import HEDGE_FACTOR, HEDGE_FLOOR, HEDGE_SAMPLES, TAIL_FLOOR, Pace, Running
+from coldstream.weights.pace import HEDGE_FACTOR, HEDGE_FLOOR, HEDGE_SAMPLES, TAIL_FLOOR, Pace, Running
 
 MB = 1_000_000
 
