@@ -12,7 +12,7 @@ from coldstream.weights.background import BackgroundIterator
 from coldstream.weights.checkpoint import Checkpoint, open_checkpoint_async
 from coldstream.weights.device import DeviceCopier
 from coldstream.weights.progress import Progress
-from coldstream.weights.stream import Select, StreamOptions, chosen, stream, stream_ranges
+from coldstream.weights.stream import Select, StreamOptions, chosen, stream_groups, stream_ranges
 from coldstream.weights.tensors import as_tensor, torch_dtype
 
 Named = tuple[str, torch.Tensor]
@@ -49,8 +49,12 @@ def iter_tensors(
         _tensors(uri, torch.device(device), select, options, report, timeline or Timeline()), name="coldstream-load"
     )
     try:
-        for name, tensor in tensors:
-            yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        for group in tensors:
+            group.reverse()
+            while group:
+                name, tensor = group.pop()
+                yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+                del tensor
     finally:
         tensors.close()
 
@@ -83,7 +87,8 @@ async def _tensors(
     options: StreamOptions | None,
     progress: Progress,
     timeline: Timeline,
-) -> AsyncGenerator[Named, None]:
+) -> AsyncGenerator[list[Named], None]:
+    """In groups, because each has to wake another thread."""
     if isinstance(uri, Checkpoint):
         checkpoint = uri
     else:
@@ -91,20 +96,20 @@ async def _tensors(
     for info in chosen(checkpoint, select):
         torch_dtype(info)  # refused before the first byte is read
     if device.type == "cpu":
-        whole = stream(checkpoint, select=select, options=options, progress=progress, timeline=timeline)
-        async with aclosing(whole):
-            async for landed in whole:
-                named = landed.info.name, as_tensor(landed)
-                del landed
-                yield named
-                del named
+        groups = stream_groups(checkpoint, select=select, options=options, progress=progress, timeline=timeline)
+        async with aclosing(groups):
+            async for group in groups:
+                named = [[(landed.info.name, as_tensor(landed)) for landed in group]]
+                del group
+                yield named.pop()
         return
     copier = DeviceCopier(device)
     for info in chosen(checkpoint, select):
         if not info.nbytes:
-            yield info.name, torch.empty(info.shape, dtype=torch_dtype(info), device=device)
+            yield [(info.name, torch.empty(info.shape, dtype=torch_dtype(info), device=device))]
     ranges = stream_ranges(checkpoint, select=select, options=options, progress=progress, timeline=timeline)
     async with aclosing(ranges):
         async for part in ranges:
-            for item in copier.add(part):
-                yield item
+            done = [list(copier.add(part))]
+            del part
+            yield done.pop()

@@ -89,24 +89,43 @@ async def stream(
     Raises:
         StoreError: see `coldstream.errors`; then nothing that was yielded may be used.
     """
+    groups = stream_groups(
+        checkpoint, select=select, pieces=pieces, options=options, progress=progress, timeline=timeline
+    )
+    async with contextlib.aclosing(groups):
+        async for group in groups:
+            group.reverse()
+            while group:
+                yield group.pop()
+
+
+async def stream_groups(
+    checkpoint: Checkpoint,
+    *,
+    select: Select | None = None,
+    pieces: Pieces | None = None,
+    options: StreamOptions | None = None,
+    progress: Progress | None = None,
+    timeline: Timeline | None = None,
+) -> AsyncGenerator[list[Landed], None]:
+    """Like `stream`, but what one read brought at once: for whoever has to carry it to another thread.
+
+    A group holds its part of `max_bytes_in_flight` until the next one is asked for.
+    """
     tensors = chosen(checkpoint, select)
     if pieces is not None:
         tensors = [piece for info in tensors for piece in pieces(info)]
     run = _Run(checkpoint, tensors, options, progress, timeline, assembly=_Assembly())
-    for info in run.plan.empty:
-        yield Landed(info, memoryview(b""))
+    if run.plan.empty:
+        yield [Landed(info, memoryview(b"")) for info in run.plan.empty]
     async with contextlib.aclosing(run.ranges()) as ranges:
         async for landed in ranges:
-            if landed.read.whole:
-                for piece in _views(landed):
-                    run.budget.release(piece.info.nbytes)
-                    yield piece
-                    del piece
-            else:
-                run.budget.release(landed.read.nbytes)
-                if landed.tensor is not None:
-                    yield Landed(landed.read.tensors[0], landed.tensor)
+            nbytes = landed.read.nbytes
+            groups = [_group(landed)]
             del landed  # a name that outlives its use here would keep a whole tensor's bytes in memory
+            if groups[0]:
+                yield groups.pop()
+            run.budget.release(nbytes)
 
 
 async def stream_ranges(
@@ -136,10 +155,12 @@ def chosen(checkpoint: Checkpoint, select: Select | None) -> list[TensorInfo]:
     return [info if answer is True else answer for info, answer in answers if answer]
 
 
-def _views(landed: LandedRange) -> Iterator[Landed]:
-    base = landed.read.start
-    for info in landed.read.tensors:
-        yield Landed(info, landed.data[info.start - base : info.end - base])
+def _group(landed: LandedRange) -> list[Landed]:
+    """The tensors that are whole now."""
+    read, base = landed.read, landed.read.start
+    if read.whole:
+        return [Landed(info, landed.data[info.start - base : info.end - base]) for info in read.tensors]
+    return [] if landed.tensor is None else [Landed(read.tensors[0], landed.tensor)]
 
 
 class _Assembly:
