@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.bench.load import LoadBench, Round, check_contenders, contenders_for, run_load_bench
+from coldstream.bench.load import LoadBench, Round, _order, check_contenders, contenders_for, run_load_bench
 from coldstream.bench.load_tls import Certificate, make_certificate
 from coldstream.demo.bucket import LocalBucket
 from coldstream.errors import SettingsError
@@ -82,6 +82,15 @@ def test_the_command_fills_a_bucket_and_prints_a_row(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert [(item["contender"], item["error"]) for item in report["summaries"]] == [("curl drain", None)]
     assert report["uri"] == f"{tmp_path} in a bucket over https"
+
+
+def test_rounds_have_all_contenders_in_different_orders() -> None:
+    names = ("a", "b", "c", "d", "e")
+    orders = [_order(names, number) for number in range(5)]
+    assert orders[0] == list(names)
+    assert all(sorted(order) == list(names) for order in orders)
+    before = {order[order.index("a") - 1] for order in orders if order[0] != "a"}
+    assert len(before) >= 3  # not always the same one's memory
 
 
 def test_medians_are_over_the_rounds_that_ended_well() -> None:

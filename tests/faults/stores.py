@@ -79,6 +79,7 @@ class Fault:
 
 KINDS = (
     "slow",
+    "paused",
     "stall",
     "reset",
     "lost",
@@ -145,6 +146,12 @@ class FaultStore:
         if fault.kind == "long":
             where = self.location.child(pin.name)
             raise BadResponse(f"{where}: asked for {len(good)} bytes, {len(good) + 1} are sent; use another server")
+        if fault.kind == "paused":  # half-way, and goes on
+            target[: fault.at] = good[: fault.at]
+            landed(target[: fault.at])
+            await asyncio.sleep(fault.seconds)
+            target[fault.at :] = good[fault.at :]
+            return landed(target[fault.at :])
         target[:] = _mangled(fault, bytes(good), target, landed)
         landed(target)
 

@@ -21,6 +21,7 @@ from coldstream.weights.progress import Progress
 from coldstream.weights.retry import RetryPolicy
 from coldstream.weights.store import Store
 from coldstream.weights.stream import Landed, StreamOptions, stream, stream_ranges
+from tests.faults.shaped import VirtualLoop
 from tests.faults.stores import Choose, Fault, FaultStore, MemoryStore, Request, damaged, once, times
 from tests.weights import files
 
@@ -168,6 +169,27 @@ async def test_a_late_read_is_overtaken_by_a_second_one() -> None:
     assert len(loaded) == 40
     assert progress.counters.hedges == 1
     assert progress.counters.hedged_bytes == progress.counters.wasted_bytes == 256
+
+
+async def test_a_second_read_fetches_only_what_is_left() -> None:
+    tensors = {f"model.layers.{n}.w": ("U8", (256,), bytes([n]) * 256) for n in range(40)}
+    store = FaultStore(MemoryStore(files.checkpoint(tensors)), once("paused", after=20, at=200, seconds=60.0))
+    loaded, progress = await load(store)
+    assert loaded == {name: data for name, (_, _, data) in tensors.items()}
+    assert progress.counters.hedged_bytes == progress.counters.wasted_bytes == 56
+    assert progress.verified_files == 1
+    assert store.inner.requests[-1].end - store.inner.requests[-1].start == 56
+
+
+def test_a_read_that_was_cut_for_its_time_goes_on_where_it_was() -> None:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        patient = RetryPolicy(attempts=2, deadline=600.0)
+        options = StreamOptions(part_size=256, retry=patient, hedge_fraction=0)
+        progress, store = runner.run(load_with(once("paused", after=2, at=100, seconds=300.0), options))
+    cut = store.met[0][0]
+    assert Request(cut.name, cut.start + 100, cut.end) in store.inner.requests
+    assert (progress.counters.stalls, progress.counters.resumes) == (1, 1)
+    assert progress.verified_files == 2
 
 
 async def test_hedging_stops_at_its_share_of_the_bytes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
+import mmap
 from collections.abc import Callable
 
 from hypothesis import given
@@ -35,6 +36,30 @@ def test_a_slice_keeps_the_slab() -> None:
     gc.collect()
     slabs.take(10_000_000)[:] = bytes(10_000_000)
     assert bytes(part) == b"12345"
+
+
+def test_what_is_not_kept_goes_back_to_the_system_though_its_neighbours_stay() -> None:
+    slabs = Slabs(keep=0)
+    held = slabs.take(HUGE_PAGE)
+    large = slabs.take(64 * HUGE_PAGE)
+    address_after = address(slabs.take(1))
+    assert address(large) == address(held) + HUGE_PAGE  # one behind the other
+    assert address_after == address(large) + large.nbytes
+    held[:3] = b"abc"
+    before = resident()
+    for step in steps(large):
+        step[0] = 1
+    assert resident() - before > 60 * HUGE_PAGE
+    del step, large
+    gc.collect()
+    assert resident() - before < 8 * HUGE_PAGE
+    assert bytes(held[:3]) == b"abc"
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
 
 
 def test_small_reads_do_not_get_large_slabs() -> None:

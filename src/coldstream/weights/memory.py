@@ -102,7 +102,8 @@ class Slabs:
         if self.kept + slab.nbytes <= self._keep:
             self._free.append(slab)
         else:
-            slab.arena.madvise(mmap.MADV_DONTNEED, slab.offset, slab.nbytes)
+            begin = ctypes.addressof(ctypes.c_ubyte.from_buffer(slab.arena, slab.offset))
+            advise(begin, slab.nbytes, mmap.MADV_DONTNEED)  # mmap's own would keep the GIL
 
 
 def _arena(nbytes: int) -> mmap.mmap:
