@@ -7,13 +7,13 @@ import importlib.util
 import json
 import os
 import platform
-import random
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import gcd
 from statistics import median
 from typing import Any
 
@@ -129,7 +129,7 @@ def run_load_bench(
     title: str | None = None,
     report: Callable[[Round], None] | None = None,
 ) -> LoadBench:
-    """Every contender once a round, each in a fresh process and in another order, so that noise meets all of them alike.
+    """Every contender once a round, each in a fresh process, in another order each time, so that noise meets all alike.
 
     Args:
         contenders: only these, by name.
@@ -158,10 +158,10 @@ def _order(contenders: Sequence[str], number: int) -> list[str]:
     """That of a round; the first is as they stand. What a load leaves behind is what the next one finds: memory that a
     virtual machine's host has not yet taken back. In one order, whoever comes after `curl` would never find any.
     """
-    shuffled = list(contenders)
-    if number:
-        random.Random(number).shuffle(shuffled)  # noqa: S311  the same orders every time
-    return shuffled
+    count = len(contenders)
+    strides = [stride for stride in range(1, count) if gcd(stride, count) == 1] or [1]
+    stride = strides[number % len(strides)]
+    return [contenders[index * stride % count] for index in range(count)]
 
 
 def _once(name: str, uri: str, environment: Mapping[str, str], touch_memory: bool) -> Round:
