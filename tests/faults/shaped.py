@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from coldstream.weights import memory
 from coldstream.weights.checkpoint import Checkpoint, Shard
 from coldstream.weights.header import Header, TensorInfo
 from coldstream.weights.progress import Counters, Progress
@@ -25,7 +26,6 @@ from coldstream.weights.uri import Location
 FIRST_BYTE, CONNECTION, TOTAL = 0.060, 100e6, 1e9
 SLOW_SHARE, SLOW_FACTOR = 0.02, 20
 STEP = 0.002
-TOLD = 2 * 1024 * 1024
 # A layer of a 1.3 B model: four attention and three MLP matrices.
 LAYERS, SIZES = 20, (8_388_608,) * 4 + (33_554_432,) * 3
 TOTAL_BYTES = LAYERS * sum(SIZES)
@@ -60,7 +60,7 @@ class ShapedStore:
                 await asyncio.sleep(STEP)
                 left -= STEP * self._rate(slow)
                 # As the wire does, which tells of whole steps.
-                whole = target.nbytes if left <= 0 else int(target.nbytes - left) // TOLD * TOLD
+                whole = target.nbytes if left <= 0 else int(target.nbytes - left) // memory.STEP * memory.STEP
                 landed(target[told:whole])
                 told = whole
         finally:

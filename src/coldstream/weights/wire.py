@@ -26,7 +26,7 @@ CONNECT_SECONDS = 10.0
 MAX_HEAD = 64 * 1024
 # Bytes that the kernel collects before it wakes a reader, while more than that is to come. Woken for every segment, the
 # readers of a fast network switched twice as often, and took a fifth more CPU seconds.
-PATIENCE = 1024 * 1024
+PATIENCE = 2 * 1024 * 1024
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
