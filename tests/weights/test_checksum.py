@@ -115,7 +115,7 @@ def test_a_digest_can_go_back() -> None:
     digest = digest_of(b"12345")
     before = digest.so_far
     digest.add(memoryview(b"wrong"))
-    digest.restart(before)
+    digest.so_far = before
     digest.append(digest_of(b"6789"))
     assert digest.so_far == (9, 0xE3069283)
 

@@ -158,10 +158,6 @@ class Digest:
         nbytes, crc = self.so_far
         self.so_far = SoFar(nbytes + other.nbytes, combine(crc, other.crc, other.nbytes) if self._checked else 0)
 
-    def restart(self, so_far: SoFar) -> None:
-        """Forget what came after that."""
-        self.so_far = so_far
-
 
 class Fold:
     """The CRC32C of bytes 0 to `size`, from pieces that come in any order; each byte exactly once."""

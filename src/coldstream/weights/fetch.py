@@ -150,7 +150,7 @@ class Fetcher:
             await _ended(racers)
         if second is not None and winner is racers[1]:
             wanted.target[split.nbytes :] = second.target
-            landed.restart(split)
+            landed.so_far = split  # what came after it is overwritten
             landed.append(second.landed)
         return winner.result()
 

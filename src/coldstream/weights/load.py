@@ -99,6 +99,7 @@ async def _tensors(
         groups = stream_groups(checkpoint, select=select, options=options, progress=progress, timeline=timeline)
         async with aclosing(groups):
             async for group in groups:
+                # Handed over out of a list: a name here would keep the group while the caller has it.
                 named = [[(landed.info.name, as_tensor(landed)) for landed in group]]
                 del group
                 yield named.pop()

@@ -167,7 +167,7 @@ def steps(target: memoryview, *, choice: PageChoice = _CHOICE) -> Iterator[memor
     while begin < target.nbytes:
         end = min(begin + STEP - address(target[begin:]) % STEP, target.nbytes)
         step = target[begin:end]
-        if step.nbytes < STEP:  # shares its huge page with another read: tells nothing
+        if step.nbytes < STEP:  # may share its huge page with another read: tells nothing
             populate(step)
         else:
             huge = choice.next()
