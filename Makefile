@@ -1,14 +1,16 @@
 # Two commands do everything, set-up included: `make demo` and `make test`.
-# On a machine with Python 3.11 or newer, make and pip. Nothing outside .venv/ and the demo's cache is written.
+# On a machine with Python 3.11 or newer, pip, make and a C compiler. Nothing outside .venv/ and the demo's cache is written.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# What is no part of the wheel, but is code all the same.
+CODE := src tests bench docker fuzz hatch_build.py
 SOURCES := $(shell find src -type f -not -name '*.pyc' -not -name '*.so')
 WHEEL = $(shell ls dist/coldstream-*.whl)
 
-.PHONY: demo test lint format image clean
+.PHONY: demo test test-more lint format image clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -18,19 +20,22 @@ help: ## Say what can be made
 demo: $(VENV)/demo ## Serve two real models from a local bucket and ask them (ARGS=--check to stop after the questions)
 	$(BIN)/coldstream demo $(ARGS)
 
-test: $(VENV)/dev $(VENV)/browser ## Run every test against the installed wheel (ARGS="-k name" to choose)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/dev ## Run the tests that need only Python, against the installed wheel (ARGS="-k name" to choose)
+	$(BIN)/python -m pytest --ignore=tests/browser $(ARGS)
+
+test-more: $(VENV)/dev $(VENV)/browser ## Run the tests that need Chromium and npm (root installs them on Debian)
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 lint: $(VENV)/dev ## ruff, mypy strict, import-linter, the C compiler's warnings
-	$(BIN)/ruff format --check src tests hatch_build.py
-	$(BIN)/ruff check src tests hatch_build.py
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
 	$(BIN)/python src/coldstream/model/native/compile.py --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev ## Format the code and mend what ruff can mend
-	$(BIN)/ruff format src tests
-	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
 
 image: $(VENV)/demo ## Build the CPU image without a Docker daemon, start it and ask it (root, debootstrap, buildah)
 	$(BIN)/python docker/build_image.py --check $(ARGS)
@@ -45,7 +50,7 @@ $(VENV)/python:
 
 # The wheel is what users get: it is what is demonstrated and tested, never the folder. Its kernels are C.
 dist/built: $(VENV)/python pyproject.toml hatch_build.py README.md LICENSE $(SOURCES)
-	command -v cc >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends gcc libc6-dev; }
+	@command -v cc >/dev/null || { echo "coldstream's kernels need a C compiler: apt-get install gcc libc6-dev (as root)"; exit 1; }
 	rm -rf dist && mkdir -p dist
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .
 	touch $@
