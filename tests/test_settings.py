@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from coldstream.errors import SettingsError
-from coldstream.settings import Settings, for_uri, load, template_variables
+from coldstream.settings import Settings, for_uri, load, reference, template_variables
 
 GOOD = """
 [server]
@@ -97,3 +98,64 @@ def test_a_file_that_is_not_there_names_the_next_step(tmp_path: Path) -> None:
 
 def test_doubled_braces_are_literal() -> None:
     assert template_variables('{{"a": {b}}}') == ("b",)
+
+
+MODEL = '[models.gemma]\nuri = "gs://bucket/gemma"\n'
+
+
+def test_the_deploy_table_is_read_with_the_rest(tmp_path: Path) -> None:
+    text = MODEL + '[deploy]\nproject = "demo-project"\nmax_instances = 2\n[deploy.smoke.sql]\nexpect = "SELECT"\n'
+    deploy = read(tmp_path, text).deploy
+    assert (deploy.project, deploy.max_instances, deploy.smoke["sql"].expect) == ("demo-project", 2, "SELECT")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[deploy]\nprojekt = "x"', "deploy.projekt is unknown"),
+        ('[deploy]\nmax_instances = "2"', "deploy.max_instances must be a whole number"),
+        ("[deploy]\nmax_instances = true", "deploy.max_instances must be a whole number"),
+        ("[deploy]\nmax_instances = 0", "deploy.max_instances = 0 must be at least 1"),
+        ("[deploy]\nmin_instances = 3\nmax_instances = 2", "is more than max_instances"),
+        ('[deploy]\npublic = "yes"', "deploy.public must be a true or false"),
+        ('[deploy.smoke.sql]\nwant = "SELECT"', "deploy.smoke.sql.want is unknown"),
+        ("[deploy.smoke.sql]\ninputs = { a = 1 }", "deploy.smoke.sql.inputs.a must be a string"),
+        ("[deploy]\nsmoke = []", "deploy.smoke must be a table"),
+        ("[server]\nport = 70000", "server.port = 70000 must be at least 0 and at most 65535"),
+        ("[server]\nmax_queue = 0", "server.max_queue = 0 must be at least 1"),
+        ("[server]\nrequest_timeout = 0", "server.request_timeout = 0.0 must be more than 0"),
+        ("[engine]\nstep_tokens = -1", "engine.step_tokens = -1 must be at least 1"),
+        ("[load]\nconcurrency = 0", "load.concurrency = 0 must be at least 1"),
+        ('[images]\nformats = ["tiff"]', "images.formats: 'tiff' is unknown; known here: jpeg"),
+        (
+            "[tasks.t.sampling]\ntemperature = 2.5",
+            "tasks.t.sampling.temperature = 2.5 must be at least 0 and at most 2",
+        ),
+        ("[tasks.t.sampling]\ntop_p = 0", "tasks.t.sampling.top_p = 0.0 must be more than 0 and at most 1"),
+        ("[tasks]\nt = 1", "tasks.t must be a table"),
+    ],
+)
+def test_a_value_out_of_range_or_of_another_type_is_refused_by_name(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(tmp_path, MODEL + text)
+    assert words in str(caught.value)
+
+
+def test_every_default_of_the_schema_is_in_its_own_range() -> None:
+    for section in reference.sections():
+        for entry in section.entries:
+            if entry.default:
+                entry.key.check(tomllib.loads(f"value = {entry.default}")["value"], entry.name)
+
+
+def test_every_key_says_what_it_is_and_has_an_example_or_a_default() -> None:
+    for section in reference.sections():
+        for entry in section.entries:
+            assert entry.key.help, (section.name, entry.name)
+            tomllib.loads(f"value = {entry.key.example or entry.default or 0}")
+            assert entry.key.example or entry.default or entry.is_required, (section.name, entry.name)
+
+
+def test_the_reference_in_the_documents_is_the_schemas() -> None:
+    """`coldstream config reference` writes it; docs/configuration.md holds it as it is."""
+    assert reference.markdown() in (Path(__file__).parents[1] / "docs" / "configuration.md").read_text("utf-8")

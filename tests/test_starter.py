@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import fields
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from coldstream import cli, settings, starter
 from coldstream.errors import SettingsError
+from coldstream.settings.parse import record
 
 
 def test_the_file_has_the_three_tasks_and_the_given_model(tmp_path: Path) -> None:
@@ -39,16 +40,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         starter.write(tmp_path / "nowhere" / "coldstream.toml")
 
 
-@pytest.mark.parametrize("table", ["images", "server", "engine"])
-def test_what_is_commented_out_are_real_keys_with_their_defaults(table: str) -> None:
-    """Apart from examples of what is empty by default."""
-    text = files("coldstream").joinpath("starter.toml").read_text(encoding="utf-8")
-    section = text.split(f"\n[{table}]\n")[1].split("\n# ----")[0]
-    uncommented = re.sub(r"^# (\w+ = )", r"\1", section, flags=re.MULTILINE)
-    shown = tomllib.loads(re.sub(r"^#.*$", "", uncommented, flags=re.MULTILINE))
+@pytest.mark.parametrize("table", ["images", "server", "engine", "load", "deploy"])
+def test_every_key_of_a_table_is_there_and_may_be_uncommented(table: str) -> None:
+    section = starter.starter().split(f"\n[{table}]\n")[1].split("\n\n")[0]
+    shown = tomllib.loads(re.sub(r"^# ", "", section, flags=re.MULTILINE))
     defaults = getattr(settings.for_uri("gs://b/m"), table)
-    assert set(shown) <= {item.name for item in fields(defaults)}
-    assert shown
+    tables = {item.name for item in fields(defaults) if isinstance(getattr(defaults, item.name), Mapping)}
+    assert set(shown) == {item.name for item in fields(defaults)} - tables
+    assert record(type(defaults), shown, table)
     for key, value in shown.items():
         default = getattr(defaults, key)
         if default not in ((), None):

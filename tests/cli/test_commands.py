@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
+import coldstream as coldstream_package
 from coldstream.cli import _GROUPS
 
 COMMANDS = [command for commands in _GROUPS.values() for command in commands]
@@ -28,6 +30,14 @@ def test_every_command_explains_itself(command: str) -> None:
     assert finished.returncode == 0
     assert f"coldstream {command}" in finished.stdout
     assert len(finished.stdout.splitlines()) > 6
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert coldstream("--version").stdout.strip() == version("coldstream") == coldstream_package.__version__
+
+
+def test_a_shell_can_complete_commands() -> None:
+    assert "complete -o default" in coldstream("--show-completion", "bash").stdout
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from google.oauth2.credentials import Credentials
 
-from coldstream.deploy import access, apply, settings, smoke
+from coldstream.deploy import access, apply, smoke
 from coldstream.deploy.apply import Deployed, Event
 from coldstream.deploy.google import Endpoints, Google
 from coldstream.deploy.image import Context, Variant
 from coldstream.deploy.session import Job, Session
 from coldstream.deploy.target import LABELS, Kind
 from coldstream.errors import ObjectNotFound
-from coldstream.settings import ModelSettings, Settings, TaskSettings
+from coldstream.settings import DeploySettings, ModelSettings, Settings, TaskSettings
+from coldstream.settings.parse import record
 from tests.fakecloud import Bucket, FakeCloud, World, add_account
 
 ME = "user:me@example.com"
@@ -81,7 +82,7 @@ class Site:
         return Session(self.google(who), self.world.clock, self.shelf.open, small_context)
 
     def job(self, who: str = ME, *, chosen: Settings | None = None, **wanted: Any) -> Job:
-        read = settings.read({"project": self.world.project, **wanted})
+        read = record(DeploySettings, {"project": self.world.project, **wanted}, "deploy")
         return Job(self.session(who), chosen or one_model(), read)
 
     def deploy(

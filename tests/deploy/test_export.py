@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from coldstream.deploy import export, plan
 from coldstream.deploy.plan import Model, Plan
-from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.sizing import Weights, shape
 from coldstream.deploy.target import target
+from coldstream.settings import DeploySettings
 from tests.deploy.conftest import GEMMA_270M, MODEL, one_model, small_context
 from tests.fakecloud import discovery
 

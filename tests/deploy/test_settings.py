@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream import settings as configuration
-from coldstream.deploy import plan, service, settings
-from coldstream.deploy.settings import DeploySettings
+from coldstream.deploy import plan, service
 from coldstream.deploy.target import target
 from coldstream.errors import SettingsError
 from coldstream.settings import (
+    DeploySettings,
     EngineSettings,
     ImageSettings,
     InputSettings,
@@ -28,30 +28,6 @@ from coldstream.settings import (
     TaskSettings,
 )
 from tests.deploy.conftest import MODEL, one_model, small_context
-
-
-def test_a_table_becomes_settings() -> None:
-    read = settings.read({"project": "demo-project", "max_instances": 2, "smoke": {"sql": {"expect": "SELECT"}}})
-    assert (read.project, read.max_instances, read.smoke["sql"].expect) == ("demo-project", 2, "SELECT")
-
-
-@pytest.mark.parametrize(
-    ("table", "says"),
-    [
-        ({"projekt": "x"}, "deploy.projekt is unknown"),
-        ({"max_instances": "2"}, "deploy.max_instances must be of type int"),
-        ({"max_instances": True}, "deploy.max_instances must be of type int"),
-        ({"max_instances": 0}, "must be at least 1"),
-        ({"min_instances": 3, "max_instances": 2}, "is more than max_instances"),
-        ({"public": "yes"}, "deploy.public must be of type bool"),
-        ({"smoke": {"sql": {"want": "SELECT"}}}, "deploy.smoke.sql.want is unknown"),
-        ({"smoke": {"sql": {"inputs": {"a": 1}}}}, "deploy.smoke.sql.inputs.a must be a string"),
-        ({"smoke": []}, "deploy.smoke must be a table"),
-    ],
-)
-def test_what_is_wrong_in_the_table_is_named(table: dict[str, object], says: str) -> None:
-    with pytest.raises(SettingsError, match=says):
-        settings.read(table)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from coldstream.deploy import quota, service, sizing
 from coldstream.deploy.quota import CPU_QUOTA, L4_QUOTA, L4_REDUNDANT_QUOTA, MEMORY_QUOTA
 from coldstream.deploy.service import Scaling
-from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.sizing import CPU, GIB, L4, Machine, Prices, Shape, Size, Weights, Wish
 from coldstream.deploy.target import target
 from coldstream.errors import DeployError, UnsupportedConfig
+from coldstream.settings import DeploySettings
 from tests.deploy.conftest import GEMMA_270M
 
 TARGET = target(DeploySettings(project="demo-project"), ("gs://models/gemma",))

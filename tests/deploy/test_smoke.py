@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from coldstream.deploy import smoke
-from coldstream.deploy.settings import SmokeSettings
 from coldstream.deploy.smoke import Question, problem
 from coldstream.errors import DeployError
-from coldstream.settings import InputSettings, ModelSettings, Settings, TaskSettings
+from coldstream.settings import InputSettings, ModelSettings, Settings, SmokeSettings, TaskSettings
 
 QUESTION = Question("text", {"prompt": "What is the capital of France?"}, None)
 

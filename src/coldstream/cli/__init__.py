@@ -22,6 +22,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "serve": ("serve",),
         "init": ("init",),
+        "config": ("config",),
         "inspect": ("inspect",),
         "verify": ("verify",),
         "demo": ("demo",),
@@ -38,6 +39,7 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
 
     def root(
         debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error, not only its message."),
+        version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="Print the version."),
     ) -> None:
         if debug:
             os.environ["COLDSTREAM_DEBUG"] = "1"
@@ -47,7 +49,6 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
         help="From gs://bucket/model to the first token, in the time the bytes need to cross the wire.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        add_completion=False,
         rich_markup_mode=None,
     )
     app.callback()(root)
@@ -56,6 +57,16 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
     for group in chosen or _GROUPS:
         import_module(f"coldstream.cli.{group}").register(app)
     return app
+
+
+def _version(asked: bool) -> None:
+    import typer
+
+    if asked:
+        from coldstream import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 def main() -> None:

@@ -338,7 +338,6 @@ def export(
 def _job(ctx: typer.Context, place: Place, *groups: Kind | Size | Instances, model_needed: bool = True) -> Job:
     """Settings, the command line on top of them, and the session (which tests put into the context)."""
     from coldstream.deploy import session as sessions
-    from coldstream.deploy import settings as deploy_settings
 
     settings = _settings(place.uri, place.config, model_needed=model_needed)
     options: dict[str, Any] = {"project": place.project, "region": place.region, "service": place.service}
@@ -346,7 +345,7 @@ def _job(ctx: typer.Context, place: Place, *groups: Kind | Size | Instances, mod
         options |= asdict(group)
     # A switch that was not given leaves the file's word in force.
     given = {name: value for name, value in options.items() if value is not False}
-    wanted = deploy_settings.read(settings.deploy).overridden(**given)
+    wanted = settings.deploy.overridden(**given)
     session = ctx.obj if isinstance(ctx.obj, sessions.Session) else sessions.open_session()
     return sessions.Job(session, settings, wanted)
 

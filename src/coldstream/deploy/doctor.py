@@ -12,11 +12,10 @@ from coldstream.deploy.access import NOBODY, Check, Grant
 from coldstream.deploy.evidence import Evidence, Said, ask
 from coldstream.deploy.google import Google
 from coldstream.deploy.plan import Model, OpenModel
-from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.sizing import GIB
 from coldstream.deploy.target import Kind, Target
 from coldstream.errors import ColdstreamError, PermissionRefused
-from coldstream.settings import Settings
+from coldstream.settings import DeploySettings, Settings
 
 OK, MISSING, UNKNOWN = 0, 1, 2
 

@@ -13,11 +13,10 @@ from coldstream.deploy.evidence import Said, ask
 from coldstream.deploy.google import Google
 from coldstream.deploy.quota import Fit
 from coldstream.deploy.service import Change, Scaling
-from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.sizing import CPU, GIB, L4, Prices, Size, Weights, Wish
 from coldstream.deploy.target import Target
 from coldstream.errors import DeployError, SettingsError
-from coldstream.settings import Settings
+from coldstream.settings import DeploySettings, Settings
 
 # https://cloud.google.com/run/quotas: an environment variable ends at 32 KiB.
 MOST_CONFIG = 32 * 1024

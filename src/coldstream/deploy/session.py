@@ -10,10 +10,9 @@ from coldstream.deploy.clock import Clock, SystemClock
 from coldstream.deploy.doctor import Report
 from coldstream.deploy.google import Google, default_credentials
 from coldstream.deploy.plan import MakeContext, OpenModel, Plan
-from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.target import Target, target
 from coldstream.errors import ResourceNotFound
-from coldstream.settings import Settings
+from coldstream.settings import DeploySettings, Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,8 @@ from importlib import import_module
 from typing import Any
 
 from coldstream.deploy.clock import Clock
-from coldstream.deploy.settings import SmokeSettings
 from coldstream.errors import DeployError, PermissionRefused
-from coldstream.settings import InputSettings, Settings, TaskSettings
+from coldstream.settings import InputSettings, Settings, SmokeSettings, TaskSettings
 
 PROMPT = "What is the capital of France?"
 MAX_TOKENS = 64

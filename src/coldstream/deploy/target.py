@@ -11,8 +11,8 @@ from enum import StrEnum
 from hashlib import sha256
 from urllib.parse import urlsplit
 
-from coldstream.deploy.settings import DeploySettings
 from coldstream.errors import SettingsError
+from coldstream.settings import DeploySettings
 
 LABELS = {"managed-by": "coldstream"}
 PROJECT = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")

@@ -1,0 +1,16 @@
+"""Values of options that coldstream.toml has as well: held against the same schema."""
+
+from __future__ import annotations
+
+from coldstream.settings.parse import fit
+from coldstream.settings.schema import Precision
+
+
+def check_precision(text: str) -> Precision:
+    """A precision's name as given on the command line.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    precision: Precision = fit(text, Precision, "--precision")
+    return precision

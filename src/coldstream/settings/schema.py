@@ -1,0 +1,222 @@
+"""What coldstream.toml may hold: a frozen dataclass a table, a `key` each line of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+from coldstream.settings.key import key
+from coldstream.settings.template import template_variables
+
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+InputKind = Literal["text", "choice", "image"]
+
+DEFAULT_PORT = 8080
+IMAGE_FORMATS = ("jpeg", "png", "webp", "gif")
+
+
+def _nothing() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """Sampling defaults of a task; None leaves the model's generation_config in force."""
+
+    max_tokens: int | None = key("tokens of an answer, at most", None, at_least=1, example="256")
+    temperature: float | None = key("0 takes the best token each time", None, at_least=0, at_most=2, example="0.0")
+    top_p: float | None = key(
+        "draw from the best tokens that make up this probability", None, above=0, at_most=1, example="0.9"
+    )
+    top_k: int | None = key("draw from this many of the best tokens; 0: all", None, at_least=0, example="40")
+    min_p: float | None = key(
+        "leave out tokens below this share of the best one's probability", None, at_least=0, at_most=1, example="0.05"
+    )
+    repetition_penalty: float | None = key(
+        "above 1: what occurred, prompt included, becomes less likely", None, above=0, example="1.1"
+    )
+    presence_penalty: float | None = key(
+        "taken off tokens that the answer holds", None, at_least=-2, at_most=2, example="0.0"
+    )
+    frequency_penalty: float | None = key(
+        "taken off tokens each time that the answer holds them", None, at_least=-2, at_most=2, example="0.0"
+    )
+    seed: int | None = key("the same seed draws the same answer", None, example="1")
+    stop: tuple[str, ...] = key("texts that end the answer and are not part of it", (), example='["\\n\\n"]')
+
+
+@dataclass(frozen=True, slots=True)
+class InputSettings:
+    """One variable of a task's template. Without a default it must be given."""
+
+    kind: InputKind = key("text, choice or image", "text")
+    default: str | None = key(
+        "what stands for an input that is not sent; of an image a file beside this one", None, example='"none"'
+    )
+    choices: tuple[str, ...] = key('the values that kind "choice" takes', (), example='["home", "garden"]')
+    help: str = key("shown on the page and in GET /v1/tasks", "")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """A checkpoint to serve."""
+
+    name: str
+    uri: str = key("a folder: gs://, s3://, az://, https://, file:// or a path", example='"gs://my-bucket/my-model"')
+    precision: Precision = key("auto, float32, bfloat16 or int8", "auto")
+    max_context: int | None = key(
+        "tokens of prompt and answer; left out: the model's own limit, as memory allows",
+        None,
+        at_least=1,
+        example="8192",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """What `{"type": NAME}` means: a model, a template, sampling defaults."""
+
+    name: str
+    model: str = key("a name from [models]; may be left out where there is one")
+    prompt: str = key("the template; {name} is an input, {{ a literal brace", "{prompt}")
+    system: str | None = key("a template of the system message", None, example='"Answer in one sentence."')
+    prompt_input: str = key("the input that the request's `prompt` fills", "prompt")
+    images: int = key("how many unnamed images it takes; they stand before the text", 0, at_least=0)
+    help: str = key("shown on the page and in GET /v1/tasks", "")
+    inputs: Mapping[str, InputSettings] = key("a table for each input", default_factory=_nothing)
+    sampling: SamplingSettings = key("how tokens are drawn", SamplingSettings())
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The names in the system text and the prompt template, each once, in order of appearance."""
+        names = [*template_variables(self.system or ""), *template_variables(self.prompt)]
+        return tuple(dict.fromkeys(names))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How the HTTP server listens, limits and protects itself.
+
+    API keys come from the environment variable or the file that is named here, never from coldstream.toml itself.
+    """
+
+    # Cloud Run reaches the container from outside; IAM guards the door.
+    host: str = key("the address to listen on", "0.0.0.0")  # noqa: S104
+    port: int = key("$PORT goes before it, as Cloud Run wants it", DEFAULT_PORT, at_least=0, at_most=65535)
+    max_queue: int = key("requests that may wait; beyond that, 429 with Retry-After", 64, at_least=1)
+    max_queue_tokens: int = key("tokens of the prompts that may wait", 65536, at_least=1)
+    max_body_bytes: int = key("bytes of a request's body", 32 * 1024 * 1024, at_least=1)
+    request_timeout: float = key("seconds a request may take", 300.0, above=0)
+    grace: float = key("seconds that running answers get after SIGTERM", 10.0, at_least=0)
+    api_keys_env: str | None = key(
+        "an environment variable that holds the API keys", None, example='"COLDSTREAM_API_KEYS"'
+    )
+    api_keys_file: str | None = key("a file that holds the API keys, one a line", None, example='"/secrets/keys"')
+    cors_origins: tuple[str, ...] = key("pages of other origins that may call", (), example='["https://example.com"]')
+    playground: bool = key("a page at / to try it all out", True)
+    log_prompts: bool = key("write prompts into the log", False)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSettings:
+    """Which images a request may carry, and from where. Nothing is fetched unless it is named here."""
+
+    max_count: int = key("images in one request", 8, at_least=1)
+    max_bytes: int = key("bytes of one image file", 20 * 1024 * 1024, at_least=1)
+    max_pixels: int = key("width times height, read from the header before anything is decoded", 50_000_000, at_least=1)
+    formats: tuple[str, ...] = key("what is taken", IMAGE_FORMATS, known=IMAGE_FORMATS)
+    url_hosts: tuple[str, ...] = key(
+        'hosts of https URLs; "*.example.com", "host:8443", "*" for every public one',
+        (),
+        example='["images.example.com"]',
+    )
+    buckets: tuple[str, ...] = key("buckets of gs:// objects", (), example='["my-bucket"]')
+    fetch_seconds: float = key("seconds of a whole fetch, redirects included", 10.0, above=0)
+    decoders: int = key("pictures decoded at a time", 2, at_least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How bytes are fetched. None lets the plan choose."""
+
+    max_bytes_in_flight: int | None = key("bytes asked for and not yet taken", None, at_least=1, example="268435456")
+    concurrency: int | None = key("reads at a time", None, at_least=1, example="16")
+    deadline: float = key("seconds until a load gives up", 1800.0, above=0)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How many sequences run together, and how much memory their keys and values may take."""
+
+    max_sequences: int = key("requests that are computed together", 16, at_least=1)
+    step_tokens: int = key("tokens of one step, prompts and answers together", 512, at_least=1)
+    kv_bytes: int | None = key(
+        "bytes of keys and values; left out: a share of the memory that is free", None, at_least=1, example="1073741824"
+    )
+    prefix_cache: bool = key("what prompts have in common is computed once, images included", True)
+    threads: int | None = key("processor threads; left out: those of the container", None, at_least=1, example="4")
+
+
+@dataclass(frozen=True, slots=True)
+class SmokeSettings:
+    """One question for one task, asked before a new revision gets traffic."""
+
+    prompt: str | None = key("the request's `prompt`", None, example='"How many rows are there?"')
+    expect: str | None = key("what the answer must contain", None, example='"SELECT"')
+    inputs: Mapping[str, str] = key("the request's `inputs`", default_factory=_nothing)
+
+
+@dataclass(frozen=True, slots=True)
+class DeploySettings:
+    """Where `coldstream deploy` puts the service, and how large. What is left out the plan chooses."""
+
+    project: str | None = key("the project", None, example='"my-project"')
+    region: str = key("where the bucket is", "us-central1")
+    service: str = key("the service's name", "coldstream")
+    repository: str = key("the repository of images", "coldstream")
+    source_bucket: str | None = key("where builds take their source from", None, example='"my-project-source"')
+    build_account: str | None = key(
+        'who builds; left out: an account of its own, "default": Cloud Build\'s', None, example='"default"'
+    )
+    runtime_account: str | None = key("who reads the model", None, example='"run@my-project.iam.gserviceaccount.com"')
+    invoker_account: str | None = key(
+        "who asks the smoke test's questions", None, example='"ask@my-project.iam.gserviceaccount.com"'
+    )
+    image: str | None = key("an image of your own; builds none", None, example='"REGION-docker.pkg.dev/P/R/IMAGE"')
+    public: bool = key("anybody may call it", False)
+    cpu_only: bool = key("no GPU", False)
+    zonal_redundancy: bool = key("another quota, and more dollars", False)
+    cpu: int | None = key("vCPU", None, at_least=1, example="4")
+    memory_gib: int | None = key("GiB of memory", None, at_least=1, example="16")
+    concurrency: int | None = key("requests at a time on an instance", None, at_least=1, example="12")
+    min_instances: int = key("instances that are always there", 0, at_least=0)
+    max_instances: int | None = key(
+        "left out: what the quota holds, at most 3; 1 where nobody may see the quota", None, at_least=1, example="2"
+    )
+    request_timeout: int = key("seconds a request may take", 600, at_least=1)
+    smoke: Mapping[str, SmokeSettings] = key("a table for a task's question", default_factory=_nothing)
+
+    def overridden(self, **options: Any) -> DeploySettings:
+        """With the command line's options on top; an option that was not given is None."""
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of coldstream.toml."""
+
+    models: Mapping[str, ModelSettings] = key("one table a model", default_factory=_nothing)
+    tasks: Mapping[str, TaskSettings] = key("one table a task", default_factory=_nothing)
+    server: ServerSettings = key("the HTTP server", ServerSettings())
+    load: LoadSettings = key("the transfer of weights", LoadSettings())
+    engine: EngineSettings = key("the engine", EngineSettings())
+    images: ImageSettings = key("images in requests", ImageSettings())
+    deploy: DeploySettings = key("where `coldstream deploy` puts it", DeploySettings())
+
+
+def for_uri(uri: str) -> Settings:
+    """The settings of `coldstream serve URI` without a file: one model, and the one task `text`."""
+    model = ModelSettings(name="default", uri=uri)
+    return Settings(models={"default": model}, tasks={"text": TaskSettings(name="text", model="default")})
