@@ -64,7 +64,7 @@ def fit(value: Any, hint: Any, where: str) -> Any:
         return tuple(value)
     if origin is not None and issubclass(origin, Mapping):
         return _mapping(value, get_args(hint)[1], where)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return record(hint, table_of(value, where), where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -95,7 +95,7 @@ def _mapping(value: Any, hint: Any, where: str) -> Mapping[str, Any]:
     named = any(item.name == NAME for item in fields(hint))
     return {
         name: record(
-            hint,  # type: ignore[arg-type]  a class, by the annotation it came from
+            hint,  # type: ignore[arg-type]  # a class, by the annotation it came from
             table_of(item, _join(where, name)),
             _join(where, name),
             **({NAME: name} if named else {}),
