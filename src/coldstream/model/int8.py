@@ -6,7 +6,7 @@ alone and in any batch, on any CPU.
 
 Both sides are multiplied by the same orthogonal matrix, Hadamard matrices along the diagonal (QuaRot, Ashkboos et al.
 2024), which changes nothing, `x @ W.T == (x @ H) @ (W @ H).T`, and spreads a row's outliers, which would else decide
-its scale, over a block of columns. What it brings is in docs/kernels.md.
+its scale, over a block of columns. What it brings is in docs/lab/2026-11-23-kernels.md.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def choose_precision(
     """The precision to run in and the reason, in words for a person. `stored` is the checkpoint's dtype, by its name;
     `native` False means the fallback, which has no int8.
 
-    int8 is held to a mean KL of 0.02 nats to float32 (see docs/kernels.md), so auto takes it wherever it is fastest.
+    int8 is held to a mean KL of 0.02 nats to float32, so auto takes it wherever it is fastest.
     """
     if wanted != "auto":
         return wanted, "asked for"

@@ -1,6 +1,6 @@
 """Memory for what lands: from the kernel, given back to it or used again, and never written before it is filled.
 
-What a page costs is most of what a byte costs: see docs/streaming.md.
+What a page costs is most of what a byte costs: see docs/lab/2026-11-23-streaming.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """TLS with the OpenSSL that Python brings, called without Python's ssl in between: a whole step of plaintext a call.
 
 Python's ssl hands out a record (16 KiB) a call and takes the interpreter's lock after each: ten threads spend more time
-on handing it to and fro than on decrypting (docs/streaming.md). Here OpenSSL's own loop fills a whole step without the
+on handing it to and fro than on decrypting. Here OpenSSL's own loop fills a whole step without the
 lock. Who is trusted is decided by OpenSSL too, by the same rules: the system's authorities, the chain, the name or
 address of the server, TLS 1.2 or later.
 

@@ -1,7 +1,7 @@
 """Ranges over HTTP/1.1, from the socket straight into the caller's memory: one copy, by the kernel, without the GIL.
 
 A range is a few system calls (MSG_WAITALL) on a thread of its own. A general client reads a quarter of a megabyte at a
-time, and copies it once or twice more; what that costs is in docs/streaming.md.
+time, and copies it once or twice more; what that costs is in docs/lab/2026-11-23-streaming.md.
 """
 
 from __future__ import annotations
