@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
+WeightsFrom = Literal["index", "file"]
 InputKind = Literal["text", "choice", "image"]
 
 DEFAULT_PORT = 8080
@@ -71,11 +72,15 @@ class InputSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """A checkpoint to serve. `max_context` is in tokens; None means the model's own limit, as memory allows."""
+    """A checkpoint to serve. `max_context` is in tokens; None means the model's own limit, as memory allows.
+
+    `weights`: where an index and a whole model.safetensors lie side by side, which of them is taken.
+    """
 
     name: str
     uri: str
     precision: Precision = "auto"
+    weights: WeightsFrom = "index"
     max_context: int | None = None
 
 
@@ -221,6 +226,16 @@ def check_precision(text: str) -> Precision:
     """
     precision: Precision = _fit(text, Precision, "--precision")
     return precision
+
+
+def check_weights(text: str) -> WeightsFrom:
+    """Which weights, as given on the command line.
+
+    Raises:
+        SettingsError: there is no such choice.
+    """
+    chosen: WeightsFrom = _fit(text, WeightsFrom, "--weights")
+    return chosen
 
 
 def template_variables(template: str) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coldstream.errors import ModelError, UnknownArchitecture, UnsupportedConfig
-from coldstream.model.config import ModelConfig, RopeConfig, is_native
+from coldstream.model.config import ModelConfig, is_native
+from coldstream.model.rope_config import RopeConfig
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -85,7 +86,12 @@ def test_an_unknown_architecture_is_named_with_the_extra_that_serves_it() -> Non
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"is_causal": False}, "is_causal"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"sliding_window": 64}, "sliding_window"),
+        ({"layer_types": ["sliding_attention"] * 3}, "layer_types"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "full_attention"),
+        ({"hidden_size": 66}, "hidden_size"),
     ],
 )
 def test_a_value_that_is_not_implemented_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
