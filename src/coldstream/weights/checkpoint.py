@@ -362,15 +362,17 @@ def _check_index(weight_map: Mapping[str, str], shards: tuple[Shard, ...], where
             raise IndexMismatch(
                 f"{where}: tensor {name!r} should lie in {file}, but lies in {found[name]}; upload both again"
             )
+    absent = [name for name in weight_map if name not in found]
     extra = found.keys() - weight_map.keys()
     if extra:
+        others = f", and names {_some(absent)}, which they do not" if absent else ""
         raise IndexMismatch(
-            f"{where}: does not name {_some(sorted(extra))}, but the shards hold them; upload both again"
+            f"{where}: does not name {_some(extra)}, but the shards hold them{others}; upload both again"
         )
     hollow = set(weight_map.values()) - set(found.values())
     if hollow:
         raise IndexMismatch(f"{where}: {_some(hollow)} holds none of the tensors named for it; upload both again")
-    return [name for name in weight_map if name not in found]
+    return absent
 
 
 def _safe(name: str) -> bool:
