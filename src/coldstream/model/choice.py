@@ -63,4 +63,8 @@ def _fallback(
         decoder = FallbackDecoder(config, device=device, precision=precision)
     except MissingExtra:
         raise refusal from None
+    except (UnknownArchitecture, UnsupportedConfig) as exc:
+        if isinstance(refusal, UnknownArchitecture):
+            raise
+        raise UnsupportedConfig(f"{refusal}; and through transformers: {exc}") from exc
     return decoder, FallbackAssembly(decoder, shapes)

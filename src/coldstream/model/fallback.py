@@ -21,7 +21,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from coldstream.errors import EngineError, MissingExtra, ParameterMismatch, UnknownArchitecture, UnsupportedConfig
+from coldstream.errors import (
+    ColdstreamError,
+    EngineError,
+    MissingExtra,
+    ParameterMismatch,
+    UnknownArchitecture,
+    UnsupportedConfig,
+)
 from coldstream.model.architecture import listed
 from coldstream.model.decoder import Embeds
 from coldstream.model.gate import Gate
@@ -74,11 +81,16 @@ class FallbackDecoder:
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self.loaded = Gate("transformers model")
         self._transformers = _transformers()
-        self._class, self._model_config = _class_and_config(self._transformers, config)
         self._attend: Attention | None = None
         self._model: nn.Module | None = None
-        with torch.device("meta"):
-            self.config = _described(self._class(self._model_config), self._model_config)
+        try:
+            self._class, self._model_config = _class_and_config(self._transformers, config)
+            with torch.device("meta"):
+                self.config = _described(self._class(self._model_config), self._model_config)
+        except ColdstreamError:
+            raise
+        except Exception as exc:  # of whatever kind a config class or a model's constructor complains with
+            raise UnsupportedConfig(f"config.json: transformers makes no model of it: {exc}") from exc
 
     @property
     def vision(self) -> None:
