@@ -91,7 +91,8 @@ class Engine:
         self.config = config
         self._settings = settings
         self._hold, self._hold_images = hold, hold_images or hold
-        self._stop_ids = tokenizer.stop_ids if stop_ids is None else stop_ids
+        ends = tokenizer.stop_ids if stop_ids is None else stop_ids
+        self._stop_ids = frozenset(number for number in ends if 0 <= number < config.vocab_size)
         wanted = min(config.max_positions, max_context or config.max_positions)
         # An image is computed in one piece.
         step = min(max(settings.step_tokens, sees.tokens_per_image if sees is not None else 0), wanted)

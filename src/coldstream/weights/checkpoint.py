@@ -56,6 +56,7 @@ WAVE = 256
 # Cloud Storage's limit for a name, in bytes of UTF-8; S3's and Azure's are the same.
 MAX_NAME = 1024
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_CHOOSE = 'choose the file (weights = "file" for the model in coldstream.toml, or --weights file)'
 _ADAPTER = "adapter_model.safetensors"
 
 
@@ -333,7 +334,7 @@ def _way_out(files: Mapping[str, Pin]) -> str:
     """What to do about an index that cannot be followed, where the whole model lies beside it."""
     if SINGLE not in files:
         return ""
-    return f'. A whole {SINGLE} lies beside it: delete {INDEX}, or set weights = "file" for this model'
+    return f". A whole {SINGLE} lies beside it: delete {INDEX}, or {_CHOOSE}"
 
 
 def _beside(files: Mapping[str, Pin], read: set[str], location: Location) -> Iterator[str]:
@@ -341,7 +342,7 @@ def _beside(files: Mapping[str, Pin], read: set[str], location: Location) -> Ite
     if SINGLE in files and INDEX in files and SINGLE not in read:
         yield (
             f"{location}: both {INDEX} and {SINGLE} are there. The index decides: {_some(read)} are read, {SINGLE} is "
-            'not. Delete the older one, or set weights = "file" for this model'
+            f"not. Delete the older one, or {_CHOOSE}"
         )
     elif SINGLE in read and INDEX in files and len(read) == 1:
         yield f'{location}: {SINGLE} is read, as weights = "file" asks for; {INDEX} is left alone'
