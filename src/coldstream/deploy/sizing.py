@@ -99,7 +99,7 @@ def _sliding_layers(text: Mapping[str, Any], layers: int) -> int:
     kinds = text.get("layer_types")
     if isinstance(kinds, list):
         return sum(1 for kind in kinds if kind == "sliding_attention")
-    pattern = text.get("sliding_window_pattern")
+    pattern: int | None = text.get("sliding_window_pattern")
     if pattern:
         return layers - layers // pattern
     return 0 if text.get("use_sliding_window") is False else layers

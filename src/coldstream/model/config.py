@@ -30,6 +30,7 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
+MOST_LAYERS = 10_000
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -172,7 +173,7 @@ def _gemma3(name: str, fields: Fields, *, tied: bool, softcap: float | None) -> 
 
 
 def _gemma3_layer_types(fields: Fields) -> tuple[str, ...]:
-    layers = fields.whole("num_hidden_layers")
+    layers = fields.whole("num_hidden_layers", most=MOST_LAYERS)
     if not fields.is_null("layer_types"):
         return _layer_types(fields)
     written = fields.over({"sliding_window_pattern": 6, "_sliding_window_pattern": 6})
@@ -335,7 +336,7 @@ def _llama_windows(fields: Fields, member: LlamaMember) -> tuple[int | None, ...
     kind = _SLIDING if member.windows == "all" and has_window else _FULL
     if not fields.is_null("layer_types") and set(_layer_types(fields)) != {kind}:
         raise fields.wrong("layer_types", f"can only be {kind} in all layers of {member.architecture}")
-    return _windows(fields, (kind,) * fields.whole("num_hidden_layers"))
+    return _windows(fields, (kind,) * fields.whole("num_hidden_layers", most=MOST_LAYERS))
 
 
 def _qwen_layer_types(fields: Fields) -> tuple[str, ...]:
@@ -345,11 +346,13 @@ def _qwen_layer_types(fields: Fields) -> tuple[str, ...]:
     if isinstance(first, bool) or not isinstance(first, int):
         raise fields.wrong("max_window_layers", "must be a whole number")
     slides = fields.flag("use_sliding_window") and not fields.is_null("sliding_window")
-    return tuple(_SLIDING if slides and i >= first else _FULL for i in range(fields.whole("num_hidden_layers")))
+    return tuple(
+        _SLIDING if slides and i >= first else _FULL for i in range(fields.whole("num_hidden_layers", most=MOST_LAYERS))
+    )
 
 
 def _layer_types(fields: Fields) -> tuple[str, ...]:
-    types, layers = fields.value("layer_types"), fields.whole("num_hidden_layers")
+    types, layers = fields.value("layer_types"), fields.whole("num_hidden_layers", most=MOST_LAYERS)
     if not isinstance(types, Sequence) or len(types) != layers or not all(item in (_FULL, _SLIDING) for item in types):
         raise fields.wrong("layer_types", f"must list full_attention or sliding_attention for each of {layers} layers")
     return tuple(types)

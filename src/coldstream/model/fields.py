@@ -5,13 +5,16 @@ An absent key has its default; a key that is there and null does not, since tran
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from coldstream.errors import UnsupportedConfig
+
+MOST_WHOLE = 1 << 40
+MOST = 1e30
+"""Beyond them a value is an accident or an attack: no product of two of them overflows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,11 @@ class Fields:
         """Whether there is nothing to use: null, or absent without a default."""
         return self.value(name) is None
 
-    def whole(self, name: str) -> int:
-        """A positive whole number."""
+    def whole(self, name: str, *, most: int = MOST_WHOLE) -> int:
+        """A positive whole number, no larger than `most`."""
         value = self.value(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.wrong(name, "must be a positive whole number")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise self.wrong(name, "must be a positive whole number" + (f" up to {most}" if most < MOST_WHOLE else ""))
         return value
 
     def optional_whole(self, name: str) -> int | None:
@@ -46,14 +49,14 @@ class Fields:
         return None if self.is_null(name) else self.whole(name)
 
     def number(self, name: str) -> float:
-        """A positive, finite number."""
+        """A positive number of a size that can be computed with."""
         value = self.value(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST:
             raise self.wrong(name, "must be a positive number")
         return float(value)
 
     def optional_number(self, name: str) -> float | None:
-        """A positive, finite number, or None."""
+        """A positive number of a size that can be computed with, or None."""
         return None if self.is_null(name) else self.number(name)
 
     def flag(self, name: str) -> bool:

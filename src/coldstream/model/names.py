@@ -20,6 +20,7 @@ _WRAPPERS = frozenset(
     {
         "_checkpoint_wrapped_module",
         "_forward_module",
+        "_fpw_module",
         "_fsdp_wrapped_module",
         "_orig_mod",
         "base_layer",
