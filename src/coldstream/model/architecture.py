@@ -48,7 +48,7 @@ def architecture(config: Mapping[str, Any]) -> str:
     found = next((name for name in names if name in BY_MODEL_TYPE.values()), None)
     if found is not None and not model_type:
         return found
-    what = f"model_type {model_type!r}" if model_type else ", ".join(names) or "a config without model_type"
+    what = ", ".join([*names, *([f"model_type {model_type!r}"] if model_type else [])]) or "a config without model_type"
     raise UnknownArchitecture(
         f"config.json: the native decoder does not know {what} (it knows {', '.join(sorted(BY_MODEL_TYPE))}); "
         "install coldstream[transformers] to serve it through transformers"
