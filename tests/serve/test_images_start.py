@@ -121,12 +121,12 @@ async def blind(folder: Path, tmp_path: Path, serve) -> AsyncIterator:
         yield served
 
 
-async def test_without_its_tower_text_is_served_images_are_refused_and_startup_says_so(blind) -> None:
+async def test_without_its_tower_text_is_served_images_are_refused_and_the_load_s_state_says_so(blind) -> None:
     answer = await blind.client.post("/generate", json={"type": "text", "prompt": "hello", "max_tokens": 3}, timeout=60)
     assert answer.status_code == 200, answer.text
     body = {"type": "look", "prompt": PROMPT, "image": base64.b64encode(png(1)).decode()}
     refused = await blind.client.post("/generate", json=body, timeout=60)
     assert refused.status_code == 422
     assert "text only" in refused.text
-    (warning,) = (await blind.client.get("/startup")).json()["models"]["m"]["warnings"]
+    (warning,) = blind.state.models["m"].load.as_json()["warnings"]
     assert "vision_config" in warning
