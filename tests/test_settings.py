@@ -67,6 +67,7 @@ def test_models_without_tasks_give_the_task_text(tmp_path: Path) -> None:
         (("port = 9000", 'port = "9000"'), "server.port must be a whole number"),
         (("port = 9000", "port = true"), "server.port must be a whole number"),
         (('uri = "gs://bucket/gemma"', ""), "models.gemma.uri is missing"),
+        (('precision = "int8"', 'weights = "both"'), "models.gemma.weights = 'both'; allowed: index, file"),
         (('precision = "int8"', 'precision = "int4"'), "models.gemma.precision = 'int4'; allowed: auto"),
         (('model = "gemma"', 'model = "llama"'), "tasks.sql.model = 'llama', but the models are: gemma"),
         (("{context}", "{context.__class__}"), "only plain names stand in braces"),

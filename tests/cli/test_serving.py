@@ -16,7 +16,7 @@ from coldstream.cli.serving import Command, read_plain
 PLAIN = [
     ["gs://bucket/model"],
     ["gs://bucket/모델", "--host", "127.0.0.1", "--port", "0", "--quiet"],
-    ["--port", "8080", "-q", "/models/one", "--precision", "int8"],
+    ["--port", "8080", "-q", "/models/one", "--precision", "int8", "--weights", "file"],
     ["--config", "my.toml", "--timeline", "/tmp/t.json"],
     ["--port", "1", "--port", "2"],
     [],

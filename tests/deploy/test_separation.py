@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+READS_A_CONFIG = {f"coldstream.model.{name}" for name in ("config", "architecture", "fields", "foreign", "rope_config")}
+"""The part of another room that the plan needs: what a config.json means."""
+
 
 def loaded(code: str) -> set[str]:
     """The modules that a fresh interpreter has after some code."""
@@ -26,9 +29,8 @@ def test_the_whole_wing_imports_neither_torch_nor_the_server() -> None:
     modules = loaded(WHOLE_WING)
     assert "coldstream.deploy.apply" in modules
     assert not modules & {"torch", "fastapi", "starlette", "uvicorn", "transformers"}
-    assert not [
-        name for name in modules if name.startswith(("coldstream.model", "coldstream.engine", "coldstream.serve"))
-    ]
+    assert not [name for name in modules if name.startswith(("coldstream.engine", "coldstream.serve"))]
+    assert {name for name in modules if name.startswith("coldstream.model.")} <= READS_A_CONFIG
 
 
 def test_importing_the_wing_loads_no_google_client() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from coldstream.deploy.service import Scaling
 from coldstream.deploy.sizing import CPU, GIB, L4, Machine, Prices, Shape, Size, Weights, Wish
 from coldstream.deploy.target import target
 from coldstream.errors import DeployError, UnsupportedConfig
+from coldstream.model.config import ModelConfig
 from coldstream.settings import DeploySettings
 from tests.deploy.conftest import GEMMA_270M
 
@@ -45,6 +47,23 @@ def test_a_vision_model_is_sized_by_its_text_part() -> None:
     text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
     shape = sizing.shape({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text})
     assert (shape.layers, shape.hidden, shape.vocab) == (34, 2560, 262_208)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "mistral"},
+        {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 2, "sliding_window": 64},
+        {"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": False},
+        {"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 4.0}, "max_position_embeddings": 1024},
+        {"model_type": "gemma3", "text_config": {"hidden_size": 2560, "num_attention_heads": 8}},
+    ],
+)
+def test_the_plan_counts_what_the_decoder_keeps(changes: dict[str, Any]) -> None:
+    shape, model = sizing.shape(changes), ModelConfig.from_json(changes)
+    assert (shape.kv_heads, shape.head_dim, shape.context) == (model.kv_heads, model.head_dim, model.max_positions)
+    kept = sum(min(5000, layer.window or 5000) for layer in model.layers)
+    assert shape.kv_bytes(5000, item=2) == 2 * model.kv_heads * model.head_dim * 2 * kept
 
 
 def test_a_config_without_layers_is_refused_by_name() -> None:

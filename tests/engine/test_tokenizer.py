@@ -39,6 +39,18 @@ def test_special_tokens_are_texts_or_objects_and_stop_ids_come_from_every_place(
     assert Tokenizer.load(files | {"config.json": b'{"text_config": {"eos_token_id": 5}}'}).stop_ids == {5, EOS}
 
 
+PLACES = [
+    {"generation_config.json": b'{"eos_token_id": [1, 6]}'},
+    {"generation_config.json": b'{"eos_token_id": 1}', "config.json": b'{"eos_token_id": [1, 6]}'},
+    {"generation_config.json": b'{"eos_token_id": 1}', "config.json": b'{"text_config": {"eos_token_id": 6}}'},
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_turns_end_counts_wherever_it_is_named(place: dict[str, bytes]) -> None:
+    assert Tokenizer.load(tokenizer_files() | place).stop_ids == {1, 6, EOS}
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coldstream.errors import ModelError, UnknownArchitecture, UnsupportedConfig
-from coldstream.model.config import ModelConfig, RopeConfig, is_native
+from coldstream.model.config import ModelConfig, is_native
+from coldstream.model.rope_config import RopeConfig
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -71,6 +72,9 @@ def test_an_unknown_architecture_is_named_with_the_extra_that_serves_it() -> Non
     ("changes", "named"),
     [
         ({"hidden_size": "64"}, "hidden_size"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"rope_theta": None}, "rope_theta"),
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
         ({"hidden_size": None}, "hidden_size"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
@@ -85,7 +89,12 @@ def test_an_unknown_architecture_is_named_with_the_extra_that_serves_it() -> Non
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"is_causal": False}, "is_causal"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"sliding_window": 64}, "sliding_window"),
+        ({"layer_types": ["sliding_attention"] * 3}, "layer_types"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "full_attention"),
+        ({"hidden_size": 66}, "hidden_size"),
     ],
 )
 def test_a_value_that_is_not_implemented_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
@@ -93,10 +102,45 @@ def test_a_value_that_is_not_implemented_is_refused_by_name(changes: dict[str, A
         ModelConfig.from_json(LLAMA | changes)
 
 
+HUB: dict[str, dict[str, Any]] = {
+    "SmolLM2": {"model_type": "llama", "rope_interleaved": False, "mlp_bias": False, "is_llama_config": True},
+    "Llama 3.1": {
+        "model_type": "llama",
+        "pretraining_tp": 1,
+        "rope_scaling": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+    },
+    "Mistral v0.3": {"model_type": "mistral", "sliding_window": None, "num_key_value_heads": 2},
+    "Qwen2.5": {"model_type": "qwen2", "use_sliding_window": False, "use_mrope": False, "num_key_value_heads": 2},
+    "Qwen3": {"model_type": "qwen3", "sliding_window": None, "rope_scaling": None, "num_key_value_heads": 2},
+    "Gemma 3": {
+        "model_type": "gemma3_text",
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window_pattern": 6,
+        "use_bidirectional_attention": False,
+        "cache_implementation": "hybrid",
+    },
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_what_lies_on_the_hub_is_read(name: str) -> None:
+    assert ModelConfig.from_json(LLAMA | HUB[name]).max_positions >= 2048
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"layer_types": ["full_attention"]}, "layer_types"),
+        ({"sliding_window": None}, "sliding_window"),
+        ({"hidden_act": "silu"}, "hidden_act"),
         ({"layer_types": ["chunked_attention"] * 12}, "layer_types"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ],
@@ -106,10 +150,15 @@ def test_gemma_s_own_values_are_refused_by_name(changes: dict[str, Any], named: 
         ModelConfig.from_json(GEMMA | changes)
 
 
-_SCALARS = st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=4)
+_HUGE = st.sampled_from([10**12, 10**400])
+_SCALARS = st.none() | st.booleans() | st.integers(-3, 300) | _HUGE | st.floats() | st.text(max_size=4)
 _JSON = _SCALARS | st.lists(_SCALARS, max_size=3) | st.dictionaries(st.sampled_from(["rope_type", "factor"]), _SCALARS)
 _FIELDS = sorted(
-    {*LLAMA, "rope_parameters", "rope_scaling", "layer_types", "sliding_window", "head_dim", "text_config"}
+    {
+        *LLAMA,
+        *("rope_parameters", "rope_scaling", "layer_types", "sliding_window", "head_dim", "text_config", "model_type"),
+        *("rope_theta", "use_sliding_window", "max_window_layers", "query_pre_attn_scalar", "max_position_embeddings"),
+    }
 )
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.errors import ParameterMismatch
-from coldstream.model.names import Ignored, Text, Unknown, Vision, destination
+from coldstream.model.names import Head, Ignored, Text, Unknown, Vision, destination
 
 NAMES = ["embed_tokens.weight", "norm.weight", "lm_head.weight", "layers.11.self_attn.q_norm.weight"]
 PREFIXES = [
@@ -27,6 +27,25 @@ PREFIXES = [
 )
 def test_prefixes_and_wrappers_are_taken_off(name: str, prefix: str, wrappers: list[str]) -> None:
     assert destination("".join(wrappers) + prefix + name) == Text(name)
+
+
+PARTS = ["_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "base_layer", "module", "pretrained_model"]
+
+
+@given(
+    name=st.sampled_from([f"model.{name}" for name in NAMES]),
+    inserted=st.lists(st.tuples(st.integers(0, 6), st.sampled_from(PARTS)), max_size=3),
+)
+def test_a_wrapper_is_taken_off_wherever_it_stands(name: str, inserted: list[tuple[int, str]]) -> None:
+    parts = name.split(".")
+    for place, wrapper in inserted:
+        parts.insert(min(place, len(parts) - 1), wrapper)
+    assert destination(".".join(parts)) == Text(name.removeprefix("model."))
+
+
+@pytest.mark.parametrize("key", ["v_head.summary.weight", "pretrained_model.v_head.0.bias", "score.weight"])
+def test_a_head_beside_the_model_is_known_as_one(key: str) -> None:
+    assert isinstance(destination(key), Head)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +74,6 @@ def test_buffers_of_older_versions_are_ignored_with_a_reason(key: str) -> None:
     [
         "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight",
-        "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight",
         "base_model.model.lm_head.original_module.weight",
         "base_model.model.model.embed_tokens.modules_to_save.default.weight",
         "model.layers.0.mlp.up_proj.lora_magnitude_vector",
@@ -75,7 +93,7 @@ def test_quantised_weights_are_refused_by_name(end: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["", "weight", "model.layers.x.mlp.up_proj.weight", "transformer.h.0.attn.weight", "score.weight"]
+    "key", ["", "weight", "model.layers.x.mlp.up_proj.weight", "transformer.h.0.attn.weight", "actor.layers.0.x"]
 )
 def test_an_unknown_key_is_not_guessed(key: str) -> None:
     assert destination(key) == Unknown()
@@ -87,4 +105,4 @@ def test_any_key_has_a_destination_or_a_named_refusal(key: str) -> None:
         found = destination(key)
     except ParameterMismatch:
         return
-    assert isinstance(found, Text | Vision | Ignored | Unknown)
+    assert isinstance(found, Text | Vision | Head | Ignored | Unknown)

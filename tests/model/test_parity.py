@@ -102,6 +102,13 @@ LAYOUTS: dict[str, Callable[[str], str]] = {
     "base_model.model (PEFT)": lambda key: f"base_model.model.{key}",
     "module (DataParallel)": lambda key: f"module.{key}",
     "both wrappers": lambda key: f"module.base_model.model.{key}",
+    "torch.compile, inside": lambda key: key.replace("model.", "model._orig_mod.", 1),
+    "FSDP, outside and inside": lambda key: (
+        f"_fsdp_wrapped_module.{key.replace('.mlp.', '._checkpoint_wrapped_module.mlp.')}"
+    ),
+    "a model in a model": lambda key: f"model.{key}",
+    "PEFT, merged in place": lambda key: key.replace("_proj.", "_proj.base_layer."),
+    "TRL's value head outside": lambda key: f"pretrained_model.{key}",
     "no prefix at all": lambda key: key.removeprefix("model."),
 }
 
@@ -115,3 +122,35 @@ def test_every_key_layout_fills_the_same_parameters(layout: str, make: Callable[
     _, logits = greedy(filled(made.config, tensors), PROMPT, 1)
     with torch.inference_mode():
         assert float((logits - made.model(ids).logits[0]).abs().max()) < 1e-3
+
+
+def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def test_a_key_that_is_left_out_is_what_transformers_has_for_it() -> None:
+    """Mistral's window of 4096 is there without the key, and counts for a prompt that is longer."""
+    made = tiny.mistral(sliding_window=4096, max_position_embeddings=8192, num_hidden_layers=2)
+    prompt = torch.randint(0, 131, (4150,), generator=torch.Generator().manual_seed(1)).tolist()
+    _, logits = greedy(filled(without(made.config, "sliding_window"), made.tensors), prompt, 1)
+    with torch.inference_mode():
+        reference = made.model(torch.tensor([prompt]), logits_to_keep=1).logits[0]
+    assert float((logits[-1:] - reference).abs().max()) < 1e-3
+
+
+def test_yarn_reaches_as_far_as_it_stretches() -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    made = tiny.qwen2(max_position_embeddings=64, **tiny.rope("yarn", **without(scaling, "type")))
+    config = without(made.config, "rope_parameters") | {"rope_theta": 20_000.0, "rope_scaling": scaling}
+    assert ModelConfig.from_json(config).max_positions == 256
+    assert ModelConfig.from_json(config | {"max_position_embeddings": 300}).max_positions == 300
+    decoder, prompt = filled(config, made.tensors), (PROMPT * 20)[:200]
+    _, logits = greedy(decoder, prompt, 1)
+    with torch.inference_mode():
+        assert float((logits - made.model(torch.tensor([prompt])).logits[0]).abs().max()) < 1e-3
+
+
+def test_a_head_that_the_model_has_not_is_left_alone() -> None:
+    made = tiny.gemma3()
+    extra = {"v_head.summary.weight": torch.zeros(1, 48), "v_head.summary.bias": torch.zeros(1)}
+    assert_agrees(filled(made.config, made.tensors | extra), made.model)

@@ -90,6 +90,12 @@ def test_the_processors_file_of_either_version_is_read(tmp_path: Path) -> None:
         (b'{"do_pan_and_scan": true, "size": 56}', "do_pan_and_scan"),
         (b'{"do_resize": false, "size": 56}', "do_resize"),
         (b'{"resample": 9}', "resample"),
+        (b'{"resample": [2]}', "resample"),
+        (b'{"do_resize": null}', "do_resize"),
+        (b'{"do_rescale": null}', "do_rescale"),
+        (b'{"do_center_crop": true}', "do_center_crop"),
+        (b'{"size": {"shortest_edge": 56}}', "shortest_edge"),
+        (b'{"image_processor_type": "SiglipImageProcessor"}', "image_processor_type"),
         (b'{"size": {"height": 224, "width": 224}}', "image_size"),
         (b'{"size": 56, "image_mean": [1, 2]}', "image_mean"),
         (b'{"size": 56, "image_std": [1, 0, 1]}', "image_std"),
@@ -170,6 +176,9 @@ def test_a_text_decoder_leaves_the_tower_alone(tiny: Tiny) -> None:
         ({"image_size": 70}, "mm_tokens_per_image"),
         ({"patch_size": "14"}, "patch_size"),
         ({"layer_norm_eps": 0}, "layer_norm_eps"),
+        ({"layer_norm_eps": None}, "layer_norm_eps"),
+        ({"hidden_act": None}, "hidden_act"),
+        ({"model_type": "clip_vision_model"}, "model_type"),
     ],
 )
 def test_a_tower_that_is_not_implemented_is_refused_by_name(tiny: Tiny, change: dict[str, object], named: str) -> None:

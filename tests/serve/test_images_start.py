@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from coldstream.serve.startup import Startup
 from coldstream.settings import EngineSettings, ModelSettings, Settings, TaskSettings
@@ -44,6 +45,11 @@ def folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def seeing(folder: Path, serve) -> AsyncIterator:
+    async for served in started(folder, serve):
+        yield served
+
+
+async def started(folder: Path, serve) -> AsyncIterator:
     settings = Settings(
         {"m": ModelSettings("m", str(folder), precision="float32")},
         {"look": TaskSettings("look", "m", images=1), "text": TaskSettings("text", "m")},
@@ -103,3 +109,24 @@ async def test_text_is_answered_beside_it(seeing) -> None:
         "/generate", json={"type": "text", "prompt": "hello", "max_tokens": 3}, timeout=60
     )
     assert answer.status_code == 200, answer.text
+
+
+@pytest.fixture
+async def blind(folder: Path, tmp_path: Path, serve) -> AsyncIterator:
+    """The same checkpoint as a trainer saves it that never saw an image: without the tower's tensors."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tensors = {name: item for name, item in load_file(folder / "model.safetensors").items() if "language" in name}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    async for served in started(tmp_path, serve):
+        yield served
+
+
+async def test_without_its_tower_text_is_served_images_are_refused_and_the_load_s_state_says_so(blind) -> None:
+    answer = await blind.client.post("/generate", json={"type": "text", "prompt": "hello", "max_tokens": 3}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    body = {"type": "look", "prompt": PROMPT, "image": base64.b64encode(png(1)).decode()}
+    refused = await blind.client.post("/generate", json=body, timeout=60)
+    assert refused.status_code == 422
+    assert "text only" in refused.text
+    (warning,) = blind.state.models["m"].load.as_json()["warnings"]
+    assert "vision_config" in warning

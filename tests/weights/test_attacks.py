@@ -128,7 +128,7 @@ async def test_only_so_many_headers_are_read_at_once() -> None:
     names = [f"{n}.safetensors" for n in range(2 * limits.WAVE)]
     store = MemoryStore({**folder(names, files.header("{}")), limits.INDEX: b""})
     store.files[limits.INDEX] = json.dumps({"weight_map": {name: name for name in names}}).encode()
-    with pytest.raises(IndexMismatch, match="lies in no file"):
+    with pytest.raises(IndexMismatch, match="holds none of the tensors"):
         await open_checkpoint_async(store.location, store=store)
     assert store.most_running == limits.WAVE
 

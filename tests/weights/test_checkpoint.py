@@ -59,6 +59,45 @@ async def test_the_index_decides_and_nothing_else_is_read() -> None:
     assert {request.name for request in store.requests}.isdisjoint(extra)
 
 
+async def test_an_index_beside_a_whole_file_decides_and_the_warning_names_both() -> None:
+    folder = files.checkpoint(files.model(), shards=2)
+    checkpoint, _ = await opened({**folder, "model.safetensors": files.safetensors(files.model(seed=1))})
+    (warning,) = checkpoint.warnings
+    assert all(word in warning for word in (INDEX, "model.safetensors is not", 'weights = "file"'))
+    assert (await opened(folder))[0].warnings == ()
+
+
+async def test_the_whole_file_is_read_where_it_is_chosen() -> None:
+    folder = files.checkpoint(files.model(), shards=2)
+    store = MemoryStore({**folder, "model.safetensors": files.safetensors(files.model(seed=1))})
+    checkpoint = await open_checkpoint_async(store.location, store=store, weights="file")
+    assert [shard.name for shard in checkpoint.shards] == ["model.safetensors"]
+    assert INDEX in checkpoint.warnings[0]
+    with pytest.raises(NoWeights, match=r"no model\.safetensors"):
+        await open_checkpoint_async(store.location, store=MemoryStore(folder), weights="file")
+
+
+@pytest.mark.parametrize("index", [b"{}", b'{"weight_map": {"w": "model-00001-of-00002.safetensors"}}'])
+async def test_a_stale_index_beside_a_whole_file_says_so_and_how_to_take_it(index: bytes) -> None:
+    folder = {**files.checkpoint(files.model()), INDEX: index}
+    error = IndexMismatch if index == b"{}" else ShardMissing
+    await refused(folder, error, r'whole model\.safetensors lies beside it.*weights = "file"')
+
+
+async def test_a_tensor_that_the_index_names_and_no_file_holds_is_a_warning() -> None:
+    folder = files.checkpoint(files.model(), shards=2)
+    index = json.loads(folder[INDEX])
+    index["weight_map"]["lm_head.weight"] = "model-00002-of-00002.safetensors"
+    checkpoint, _ = await opened({**folder, INDEX: json.dumps(index).encode()})
+    assert checkpoint.tensors.keys() == files.model().keys()
+    assert "lm_head.weight" in checkpoint.warnings[0]
+
+
+async def test_an_adapter_beside_the_model_is_said_to_be_not_applied() -> None:
+    checkpoint, _ = await opened({**files.checkpoint(files.model()), "adapter_model.safetensors": b"?"})
+    assert "not applied" in checkpoint.warnings[0]
+
+
 async def test_a_short_header_is_one_request_a_shard() -> None:
     _, store = await opened(files.checkpoint(files.model(), shards=3))
     assert len([request for request in store.requests if "-of-" in request.name]) == 3

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -136,3 +137,15 @@ def test_the_dtype_of_most_bytes_is_kept_whatever_the_config_says(tmp_path: Path
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16", "torch_dtype": "bfloat16"}))
     assert copied(tmp_path, model) == set()
+
+
+@pytest.mark.parametrize("architectures", [["FSDPMistralForCausalLM"], ["LlamaForCausalLM"], ["PeftModel"]])
+def test_model_type_chooses_the_class_and_a_left_over_quantization_config_does_nothing(
+    tmp_path: Path, architectures: list[str]
+) -> None:
+    model = saved(tmp_path, transformers.MistralConfig(**SIZES), "MistralForCausalLM")
+    config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": architectures}
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert copied(tmp_path, model) == set()
+    assert isinstance(coldstream.from_pretrained(str(tmp_path)), transformers.MistralForCausalLM)

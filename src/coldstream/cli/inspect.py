@@ -18,12 +18,14 @@ def inspect(
     uri: Annotated[str, typer.Argument(help="The checkpoint's folder: gs://, s3://, az://, https:// or a path.")],
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor too.")] = False,
+    weights: Annotated[str, typer.Option(help="index, or file: model.safetensors though an index is there.")] = "index",
 ) -> None:
     """Show a checkpoint's architecture, tensors and memory needs. Reads headers and small files only."""
     from coldstream.model.summary import summarize
+    from coldstream.settings import check_weights
     from coldstream.weights.checkpoint import open_checkpoint
 
-    report = summarize(open_checkpoint(uri), tensors=tensors)
+    report = summarize(open_checkpoint(uri, weights=check_weights(weights)), tensors=tensors)
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
@@ -33,6 +35,7 @@ def inspect(
 def _print(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.filesize import decimal
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -46,6 +49,8 @@ def _print(report: Mapping[str, Any]) -> None:
             shard["name"], decimal(shard["bytes"]), str(shard["tensors"]), "yes" if shard["crc32c"] else "no"
         )
     console.print(shards)
+    for warning in report["warnings"]:
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     if "tensor_list" in report:
         tensors = Table("tensor", "dtype", "shape", "size", "shard")
         for item in report["tensor_list"]:

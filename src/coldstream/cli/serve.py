@@ -27,6 +27,9 @@ def serve(
     precision: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16 or int8; auto picks by the CPU and says why.")
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="index, or file: model.safetensors though an index lies beside it.")
+    ] = None,
     timeline: Annotated[
         Path | None, typer.Option(help="Write the start as a trace for ui.perfetto.dev when the server ends.")
     ] = None,
@@ -40,4 +43,4 @@ def serve(
     wait. Nothing is written to disk. Credentials are Google's application default credentials; STORAGE_EMULATOR_HOST is
     honoured.
     """
-    run(Command(uri, config, host, port, precision, timeline, quiet))
+    run(Command(uri, config, host, port, precision, weights, timeline, quiet))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from coldstream.serve.startup import Startup
 
 _DEFAULT_CONFIG = Path("coldstream.toml")
-_WITH_VALUE = ("--config", "--host", "--port", "--precision", "--timeline")
+_WITH_VALUE = ("--config", "--host", "--port", "--precision", "--weights", "--timeline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Command:
     host: str | None = None
     port: int | None = None
     precision: str | None = None
+    weights: str | None = None
     timeline: Path | None = None
     quiet: bool = False
 
@@ -64,6 +65,7 @@ def read_plain(words: Sequence[str]) -> Command | None:
         host=found.get("--host"),
         port=int(port) if port is not None else None,
         precision=found.get("--precision"),
+        weights=found.get("--weights"),
         timeline=Path(found["--timeline"]) if "--timeline" in found else None,
         quiet="--quiet" in found,
     )
@@ -108,6 +110,9 @@ def _override(settings: Settings, command: Command) -> Settings:
     if command.precision is not None:
         known = configuration.check_precision(command.precision)
         models = {name: dataclasses.replace(model, precision=known) for name, model in models.items()}
+    if command.weights is not None:
+        chosen = configuration.check_weights(command.weights)
+        models = {name: dataclasses.replace(model, weights=chosen) for name, model in models.items()}
     return dataclasses.replace(settings, server=server, models=models)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coldstream.errors import DeployError, UnsupportedConfig
+from coldstream.errors import DeployError, UnknownArchitecture, UnsupportedConfig
+from coldstream.model.config import ModelConfig
 
 GIB = 1024**3
 DEFAULT_CONTEXT = 8192
@@ -44,12 +45,32 @@ class Shape:
 
 
 def shape(config: Mapping[str, Any]) -> Shape:
-    """From config.json, in transformers' 4.x or 5.x spelling.
+    """From config.json, as the decoder reads it; as it is written, where only transformers knows the architecture.
 
     Raises:
         UnsupportedConfig: a number that the plan needs is missing.
     """
-    text = config.get("text_config", config)
+    try:
+        model = ModelConfig.from_json(config)
+    except (UnknownArchitecture, UnsupportedConfig):
+        return _written(config)
+    windows = [layer.window for layer in model.layers if layer.window is not None]
+    return Shape(
+        architecture=model.architecture,
+        layers=len(model.layers),
+        sliding_layers=len(windows),
+        window=max(windows, default=0),
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        hidden=model.hidden_size,
+        intermediate=model.intermediate_size,
+        vocab=model.vocab_size,
+        context=model.max_positions,
+    )
+
+
+def _written(config: Mapping[str, Any]) -> Shape:
+    text = config.get("text_config") or config
     heads, hidden = _number(text, "num_attention_heads"), _number(text, "hidden_size")
     layers = _number(text, "num_hidden_layers")
     window = text.get("sliding_window") or 0
@@ -68,8 +89,7 @@ def shape(config: Mapping[str, Any]) -> Shape:
 
 
 def _number(text: Mapping[str, Any], key: str) -> int:
-    defaults = {"num_attention_heads": 8, "vocab_size": 262_208} if text.get("model_type") == "gemma3_text" else {}
-    value = text.get(key, defaults.get(key))
+    value = text.get(key)
     if not isinstance(value, int) or value < 1:
         raise UnsupportedConfig(f"config.json: {key} = {value!r}; the plan needs it as a whole number")
     return value
@@ -79,7 +99,7 @@ def _sliding_layers(text: Mapping[str, Any], layers: int) -> int:
     kinds = text.get("layer_types")
     if isinstance(kinds, list):
         return sum(1 for kind in kinds if kind == "sliding_attention")
-    pattern = text.get("sliding_window_pattern") or (6 if str(text.get("model_type", "")).startswith("gemma3") else 0)
+    pattern: int | None = text.get("sliding_window_pattern")
     if pattern:
         return layers - layers // pattern
     return 0 if text.get("use_sliding_window") is False else layers

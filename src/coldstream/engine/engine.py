@@ -37,6 +37,7 @@ from coldstream.engine.scheduler import Scheduler, Step
 from coldstream.engine.stats import Meter, Stats
 from coldstream.engine.steps import Steps
 from coldstream.engine.tokenizer import Tokenizer
+from coldstream.engine.turns import refuse_unknown_ids
 from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError
 from coldstream.model.native.library import load
 from coldstream.model.native.packed import is_built
@@ -65,6 +66,8 @@ class Engine:
     what holds text holds them. `stop_ids` None takes the tokenizer's. `max_context`, in tokens, can only lower the
     model's own limit; what the memory for keys and values allows may lower it further. `sees` is the vision tower of a
     model that takes images.
+
+    Raises TokenizerError where every prompt would hold an id that the model's embedding has not.
     """
 
     def __init__(
@@ -82,12 +85,14 @@ class Engine:
         device: torch.device | str = "cpu",
         name: str = "engine",
     ) -> None:
+        refuse_unknown_ids(tokenizer, config.vocab_size)
         self.name = name
         self.tokenizer = tokenizer
         self.config = config
         self._settings = settings
         self._hold, self._hold_images = hold, hold_images or hold
-        self._stop_ids = tokenizer.stop_ids if stop_ids is None else stop_ids
+        ends = tokenizer.stop_ids if stop_ids is None else stop_ids
+        self._stop_ids = frozenset(number for number in ends if 0 <= number < config.vocab_size)
         wanted = min(config.max_positions, max_context or config.max_positions)
         # An image is computed in one piece.
         step = min(max(settings.step_tokens, sees.tokens_per_image if sees is not None else 0), wanted)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from coldstream.engine.template import ChatTemplate
 from coldstream.engine.tokenizer_files import TOKENIZER_FILES as TOKENIZER_FILES
+from coldstream.engine.turns import turn_ends
 from coldstream.engine.vocabulary import Vocabulary, vocabulary
 from coldstream.errors import InvalidRequest, TokenizerError
 
@@ -72,7 +73,8 @@ class Tokenizer:
     """The tokenizer of one model. Safe to use from several threads: nothing in it changes after `load`.
 
     `bos`, `eos` are the texts of the special tokens, None where the model has none; `stop_ids` are the ids that end a
-    generation (generation_config.json, else config.json, and the tokenizer's own eos token).
+    generation: those of generation_config.json, of config.json, the tokenizer's own eos token, and what the chat
+    template ends a turn with, together, since many checkpoints name one of them in one place only.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class Tokenizer:
         config = _json(files, "tokenizer_config.json", source)
         special = _special_tokens(_json(files, "special_tokens_map.json", source), config)
         generation = _json(files, "generation_config.json", source)
-        return cls(
+        made = cls(
             backend,
             special_tokens=special,
             stop_ids=_stop_ids(backend, special, generation, _json(files, "config.json", source)),
@@ -125,6 +127,8 @@ class Tokenizer:
             generation_defaults=generation,
             source=source,
         )
+        made.stop_ids |= turn_ends(made)
+        return made
 
     @property
     def bos(self) -> str | None:
@@ -239,10 +243,7 @@ def _stop_ids(
 ) -> frozenset[int]:
     text_config = config.get("text_config")
     nested = text_config if isinstance(text_config, dict) else {}
-    for place in (generation, config, nested):
-        ids = _ids(place.get("eos_token_id"))
-        if ids:
-            break
+    ids = [item for place in (generation, config, nested) for item in _ids(place.get("eos_token_id"))]
     own = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
     return frozenset(ids) | (frozenset() if own is None else {own})
 

@@ -19,7 +19,7 @@ from coldstream.errors import ParameterMismatch
 from coldstream.model.crew import Crew
 from coldstream.model.decoder import Decoder
 from coldstream.model.matrices import EMBEDDING, HEAD
-from coldstream.model.names import Ignored, Text, Unknown, Vision, destination
+from coldstream.model.names import Head, Ignored, Text, Unknown, Vision, destination
 from coldstream.model.packing import Packing
 from coldstream.model.parameter import Parameter, Unit
 from coldstream.model.vision import UNUSED, canonical
@@ -163,6 +163,8 @@ class Assembly:
                     pass
                 case Ignored(reason):
                     self._ignored[key] = reason
+                case Head():
+                    self._ignored[key] = "a head beside the model's own, which text does not need"
                 case Text(name) if name in self._parameters:
                     if name in sources:
                         yield f"{key} and {sources[name]} would both fill {name}"
@@ -174,7 +176,7 @@ class Assembly:
                     yield f"{key} is unexpected: no parameter of {self._decoder.config.architecture} has that name"
         yield from (f"{name} is missing" for name in self._parameters if name not in sources and name != HEAD)
 
-    def _destination(self, key: str) -> Text | Ignored | Unknown | None:
+    def _destination(self, key: str) -> Text | Head | Ignored | Unknown | None:
         """Where a tensor belongs in this model; None for one of a vision tower that this model has not."""
         found = destination(key)
         if not isinstance(found, Vision):

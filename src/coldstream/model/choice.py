@@ -11,6 +11,7 @@ from coldstream.errors import MissingExtra, UnknownArchitecture, UnsupportedConf
 from coldstream.model.build import Assembly
 from coldstream.model.config import ModelConfig
 from coldstream.model.decoder import Decoder
+from coldstream.model.findings import holds_vision
 from coldstream.model.packing import Packing
 from coldstream.model.precision import RunPrecision
 from coldstream.model.vision_config import VisionConfig
@@ -29,7 +30,8 @@ def stand_up(
 ) -> tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]:
     """A decoder that stands before its bytes, and what fills it; native, with its vision tower, where that is possible.
 
-    What `packing` has begun to fill it goes on filling.
+    Without tensors of the tower an image-text config makes a text model. What `packing` has begun to fill it goes on
+    filling.
     Raises what ModelConfig, Assembly and FallbackDecoder raise. Without the `[transformers]` extra the error is the
     native decoder's, which says what it does not know.
     """
@@ -37,7 +39,9 @@ def stand_up(
         native = ModelConfig.from_json(config)
     except (UnknownArchitecture, UnsupportedConfig) as refusal:
         return _fallback(config, shapes, precision, device, refusal)
-    decoder = Decoder(native, precision=precision, device=device, vision=VisionConfig.from_json(config))
+    # without the tower's tensors it is a text model, as a trainer saves one that never saw an image
+    vision = VisionConfig.from_json(config) if holds_vision(shapes) else None
+    decoder = Decoder(native, precision=precision, device=device, vision=vision)
     assembly = Assembly(decoder, shapes)
     if packing is not None:
         assembly.adopt(packing)
@@ -59,4 +63,8 @@ def _fallback(
         decoder = FallbackDecoder(config, device=device, precision=precision)
     except MissingExtra:
         raise refusal from None
+    except (UnknownArchitecture, UnsupportedConfig) as exc:
+        if isinstance(refusal, UnknownArchitecture):
+            raise
+        raise UnsupportedConfig(f"{refusal}; and through transformers: {exc}") from exc
     return decoder, FallbackAssembly(decoder, shapes)

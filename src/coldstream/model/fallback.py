@@ -21,7 +21,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from coldstream.errors import EngineError, MissingExtra, ParameterMismatch, UnknownArchitecture, UnsupportedConfig
+from coldstream.errors import (
+    ColdstreamError,
+    EngineError,
+    MissingExtra,
+    ParameterMismatch,
+    UnknownArchitecture,
+    UnsupportedConfig,
+)
+from coldstream.model.architecture import listed
 from coldstream.model.decoder import Embeds
 from coldstream.model.gate import Gate
 from coldstream.model.layers import Attention
@@ -29,6 +37,8 @@ from coldstream.model.layers import Attention
 _NAME = "coldstream"
 _UNCARRIED = ("softcap", "s_aux", "position_bias", "alibi")
 _UNCARRIED_ATTRIBUTES = ("attn_logit_softcapping", "sinks")
+_NOT_READ = frozenset({"auto_map", "quantization_config"})
+_EIGHT_BITS = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz})
 _SHOWN = 8
 
 
@@ -71,11 +81,16 @@ class FallbackDecoder:
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self.loaded = Gate("transformers model")
         self._transformers = _transformers()
-        self._class, self._model_config = _class_and_config(self._transformers, config)
         self._attend: Attention | None = None
         self._model: nn.Module | None = None
-        with torch.device("meta"):
-            self.config = _described(self._class(self._model_config), self._model_config)
+        try:
+            self._class, self._model_config = _class_and_config(self._transformers, config)
+            with torch.device("meta"):
+                self.config = _described(self._class(self._model_config), self._model_config)
+        except ColdstreamError:
+            raise
+        except Exception as exc:  # of whatever kind a config class or a model's constructor complains with
+            raise UnsupportedConfig(f"config.json: transformers makes no model of it: {exc}") from exc
 
     @property
     def vision(self) -> None:
@@ -103,7 +118,16 @@ class FallbackDecoder:
         self._model = model.to(self.device).eval()
         for module, _ in _attentions(model):
             object.__setattr__(module, "coldstream_decoder", self)
+        self._try_one_token()
         self.loaded.open()
+
+    @torch.inference_mode()
+    def _try_one_token(self) -> None:
+        """What a layer asks of attention is seen only when it runs; what is refused is refused before a request."""
+        assert self._model is not None
+        self._attend = lambda layer, q, k, v: q.reshape(len(q), -1)
+        first = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        self._model(input_ids=first, position_ids=first, use_cache=False)
 
     @torch.inference_mode()
     def forward(
@@ -147,6 +171,8 @@ class FallbackAssembly:
         """Keep a tensor until the end; a second delivery replaces the first."""
         if name not in self._shapes:
             raise ParameterMismatch(f"{name} was not announced by the checkpoint's headers")
+        if tensor.dtype in _EIGHT_BITS:
+            raise ParameterMismatch(f"{name} has dtype {tensor.dtype}; weights must be bfloat16, float16 or float32")
         with self._lock:
             self._tensors[name] = tensor
 
@@ -194,17 +220,23 @@ def _attention(
 
 
 def _class_and_config(library: Any, config: Mapping[str, Any]) -> tuple[Any, Any]:
-    names = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    """`model_type` decides, as in AutoModelForCausalLM; `architectures` where there is none.
+
+    A quantization_config is left out: whether the weights are quantised is seen by their dtypes.
+    """
+    model_type, names = config.get("model_type"), listed(config)
+    by_type: Mapping[str, str] = library.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if isinstance(model_type, str) and model_type in by_type:
+        names = [by_type[model_type]]
     name = next((name for name in names if name.endswith(("ForCausalLM", "LMHeadModel"))), None)
     found = getattr(library, name, None) if name else None
-    if found is None or found.config_class is None:
+    if found is None or found.config_class is None or model_type not in (None, found.config_class.model_type):
         raise UnknownArchitecture(
             f"config.json: neither the native decoder nor transformers {library.__version__} has "
-            f"{', '.join(names) or 'an architecture'} as a decoder of text; code from the checkpoint is never run"
+            f"{', '.join(names) or 'an architecture'} (model_type {model_type!r}) as a decoder of text; "
+            "code from the checkpoint is never run"
         )
-    if config.get("quantization_config"):
-        raise UnsupportedConfig("config.json: quantization_config: save the checkpoint in bfloat16 or float32")
-    parsed = found.config_class.from_dict({key: value for key, value in config.items() if key != "auto_map"})
+    parsed = found.config_class.from_dict({key: value for key, value in config.items() if key not in _NOT_READ})
     parsed._attn_implementation = _NAME
     return found, parsed
 
@@ -228,6 +260,8 @@ def _described(model: nn.Module, config: Any) -> FallbackConfig:
     for attribute in _UNCARRIED_ATTRIBUTES:
         if any(getattr(module, attribute, None) is not None for module in found.values()):
             raise UnsupportedConfig(f"{name}: its attention needs {attribute}, which the engine has not")
+    if getattr(config, "is_causal", True) is not True or any(module.is_causal is False for module in found.values()):
+        raise UnsupportedConfig(f"{name}: config.json asks for attention to later tokens, which the engine has not")
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     scales = {float(getattr(module, "scaling", None) or head_dim**-0.5) for module in found.values()}
@@ -241,14 +275,35 @@ def _described(model: nn.Module, config: Any) -> FallbackConfig:
         head_dim=head_dim,
         layers=tuple(FallbackLayer(_window(found[index], config)) for index in range(layers)),
         attention_scale=scales.pop(),
-        max_positions=int(config.max_position_embeddings),
+        max_positions=_positions(config),
     )
+
+
+def _positions(config: Any) -> int:
+    """How far positions reach: YaRN's stretch counts where it is longer than what the config declares.
+
+    LongRoPE turns every position of a step by another table once one of them is beyond the original context, other
+    sequences' too; so it ends there.
+    """
+    declared, rope = int(config.max_position_embeddings), getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings")
+    match rope.get("rope_type"):
+        case "yarn" if original and rope.get("factor"):
+            return max(declared, int(original * rope["factor"]))
+        case "longrope" if original:
+            return min(declared, int(original))
+    return declared
 
 
 def _window(module: Any, config: Any) -> int | None:
     types = getattr(config, "layer_types", None)
     if types is not None:
-        return getattr(config, "sliding_window", None) if types[module.layer_idx] == "sliding_attention" else None
+        kind = types[module.layer_idx]
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UnsupportedConfig(f"config.json: layer_types has {kind}, which the engine has not")
+        return getattr(config, "sliding_window", None) if kind == "sliding_attention" else None
+    if getattr(config, "attention_chunk_size", None):
+        raise UnsupportedConfig("config.json: attention_chunk_size asks for attention that the engine has not")
     window = getattr(module, "sliding_window", None) or getattr(config, "sliding_window", None)
     return int(window) if window else None
 
@@ -258,10 +313,14 @@ def _check_options(module: Any, options: Mapping[str, Any], config: FallbackConf
         if options.get(name) is not None:
             raise UnsupportedConfig(f"{config.architecture}: its attention needs {name}, which the engine has not")
     scale, window = options.get("scaling"), options.get("sliding_window")
+    expected = config.layers[module.layer_idx].window
     if scale is not None and abs(scale - config.attention_scale) > 1e-6:
         raise UnsupportedConfig(f"{config.architecture}: layer {module.layer_idx} scales its scores by {scale}")
-    if window is not None and window != config.layers[module.layer_idx].window:
-        raise UnsupportedConfig(f"{config.architecture}: layer {module.layer_idx} has a window of {window}")
+    if window != expected:
+        raise UnsupportedConfig(
+            f"{config.architecture}: config.json gives layer {module.layer_idx} a window of {expected} tokens "
+            f"(sliding_window, layer_types), but it attends over {window or 'all'}"
+        )
 
 
 def _refuse_misfits(model: nn.Module, report: Mapping[str, Any]) -> None:

@@ -25,6 +25,11 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """Where transformers keeps it: on its own, or (5.x) as `image_processor` beside the tokenizer's part."""
 
 _FILTERS = frozenset(range(6))
+_KEYS = frozenset(
+    {"size", "resample", "image_mean", "image_std", "rescale_factor", "image_processor_type"}
+    | {f"do_{step}" for step in ("resize", "rescale", "normalize", "pan_and_scan", "center_crop", "pad")}
+)
+_TYPE = "Gemma3ImageProcessor"
 Pixels = NDArray[np.uint8]
 
 
@@ -53,28 +58,25 @@ class ImageProcessor:
             if name in files:
                 data = _object(name, files[name])
                 data = data.get("image_processor", data) if name.startswith("processor") else data
-                if isinstance(data, Mapping) and ("size" in data or "image_mean" in data or "resample" in data):
+                if isinstance(data, Mapping) and data.keys() & _KEYS:
                     return _fitting(name, cls._from_json(name, data, image_size), image_size)
         return cls(image_size, image_size)
 
     @classmethod
     def _from_json(cls, name: str, data: Mapping[str, Any], image_size: int) -> ImageProcessor:
-        if data.get("do_pan_and_scan"):
-            raise UnsupportedConfig(
-                f"{name}: do_pan_and_scan is on, which is not implemented; set it to null or false, as Gemma 3 has it"
-            )
-        if data.get("do_resize") is False:
-            raise UnsupportedConfig(f"{name}: do_resize = false; the tower takes images of one size only")
-        size = data.get("size") or {}
+        _refuse_other_steps(name, data)
+        size = data.get("size", {})
+        if isinstance(size, Mapping) and size.keys() - {"height", "width"}:
+            raise UnsupportedConfig(f"{name}: size = {size!r}; the tower takes images of one height and width only")
         resample = data.get("resample", 2)
-        if isinstance(resample, bool) or resample not in _FILTERS:
+        if isinstance(resample, bool) or not isinstance(resample, int) or resample not in _FILTERS:
             raise UnsupportedConfig(f"{name}: resample = {resample!r} is none of pillow's filters (0 to 5)")
-        normalises = data.get("do_normalize") is not False
+        normalises = _flag(name, data, "do_normalize")
         return cls(
             width=_pixels(name, size, "width", image_size),
             height=_pixels(name, size, "height", image_size),
             resample=resample,
-            scale=_number(name, data, "rescale_factor", 1 / 255) if data.get("do_rescale") is not False else 1.0,
+            scale=_number(name, data, "rescale_factor", 1 / 255) if _flag(name, data, "do_rescale") else 1.0,
             mean=_three(name, data, "image_mean", 0.5) if normalises else (0.0, 0.0, 0.0),
             std=_three(name, data, "image_std", 0.5) if normalises else (1.0, 1.0, 1.0),
         )
@@ -116,6 +118,29 @@ def _fitting(name: str, processor: ImageProcessor, image_size: int) -> ImageProc
     return processor
 
 
+def _refuse_other_steps(name: str, data: Mapping[str, Any]) -> None:
+    kind = data.get("image_processor_type", _TYPE)
+    if not isinstance(kind, str) or not kind.startswith(_TYPE):
+        raise UnsupportedConfig(f"{name}: image_processor_type = {kind!r}; only {_TYPE} is implemented")
+    if data.get("do_pan_and_scan"):
+        raise UnsupportedConfig(
+            f"{name}: do_pan_and_scan is on, which is not implemented; set it to null or false, as Gemma 3 has it"
+        )
+    for step in ("do_center_crop", "do_pad"):
+        if data.get(step):
+            raise UnsupportedConfig(f"{name}: {step} = {data[step]!r} is not implemented; Gemma 3 does no such thing")
+    if not _flag(name, data, "do_resize"):
+        raise UnsupportedConfig(f"{name}: do_resize = false; the tower takes images of one size only")
+
+
+def _flag(name: str, data: Mapping[str, Any], key: str) -> bool:
+    """True where it is absent."""
+    value = data.get(key, True)
+    if not isinstance(value, bool):
+        raise UnsupportedConfig(f"{name}: {key} must be true or false, not {value!r}")
+    return value
+
+
 def _pixels(name: str, size: Any, key: str, default: int) -> int:
     value = size.get(key, default) if isinstance(size, Mapping) else size
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -124,16 +149,14 @@ def _pixels(name: str, size: Any, key: str, default: int) -> int:
 
 
 def _number(name: str, data: Mapping[str, Any], key: str, default: float) -> float:
-    value = data.get(key)
-    value = default if value is None else value
+    value = data.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UnsupportedConfig(f"{name}: {key} must be a number, not {value!r}")
     return float(value)
 
 
 def _three(name: str, data: Mapping[str, Any], key: str, default: float) -> tuple[float, ...]:
-    value = data.get(key)
-    value = [default] * 3 if value is None else value
+    value = data.get(key, [default] * 3)
     if not isinstance(value, list) or len(value) != 3 or not all(isinstance(item, int | float) for item in value):
         raise UnsupportedConfig(f"{name}: {key} must be three numbers, not {value!r}")
     if key == "image_std" and not all(value):

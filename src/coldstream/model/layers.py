@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coldstream.model.config import Activation, ModelConfig, RopeConfig
+from coldstream.model.config import Activation, ModelConfig
+from coldstream.model.rope_config import RopeConfig
 
 
 class Attention(Protocol):

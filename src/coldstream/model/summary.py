@@ -6,7 +6,9 @@ from collections import Counter
 from typing import Any
 
 from coldstream.errors import ModelError
+from coldstream.model.architecture import listed
 from coldstream.model.config import ModelConfig
+from coldstream.model.findings import findings
 from coldstream.weights.checkpoint import Checkpoint
 
 _RUN_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.05}
@@ -16,15 +18,16 @@ _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 def summarize(checkpoint: Checkpoint, *, tensors: bool = False) -> dict[str, Any]:
     """Plain data for JSON; sizes in bytes. `tensors` adds a row for each."""
-    config = checkpoint.config
+    decoder = _decoder(checkpoint)
     dtypes = Counter[str]()
     for info in checkpoint.tensors.values():
         dtypes[info.dtype] += info.numel
     report: dict[str, Any] = {
         "uri": str(checkpoint.location),
         "revision": checkpoint.revision,
-        "architecture": next(iter(config.get("architectures") or []), config.get("model_type", "unknown")),
-        "decoder": _decoder(checkpoint),
+        "architecture": decoder.pop("architecture"),
+        "decoder": decoder,
+        "warnings": decoder.pop("warnings"),
         "parameters": checkpoint.total_parameters,
         "dtypes": dict(dtypes),
         "tensors": len(checkpoint.tensors),
@@ -50,13 +53,18 @@ def summarize(checkpoint: Checkpoint, *, tensors: bool = False) -> dict[str, Any
 
 
 def _decoder(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Which decoder would serve it; `native` false comes with the reason."""
+    """Which decoder would serve it, with what is odd about it; `native` false comes with the reason."""
+    said = next(iter(listed(checkpoint.config)), checkpoint.config.get("model_type", "unknown"))
+    warnings = checkpoint.warnings
     try:
+        warnings = findings(checkpoint)
         config = ModelConfig.from_json(checkpoint.config)
     except ModelError as exc:
-        return {"native": False, "why": str(exc)}
+        return {"architecture": said, "warnings": list(warnings), "native": False, "why": str(exc)}
     windows = Counter("full" if layer.window is None else f"window {layer.window}" for layer in config.layers)
     return {
+        "architecture": config.architecture,
+        "warnings": list(warnings),
         "native": True,
         "layers": len(config.layers),
         "attention": dict(windows),

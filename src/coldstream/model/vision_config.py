@@ -11,10 +11,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from coldstream.errors import UnsupportedConfig
+from coldstream.errors import UnknownArchitecture, UnsupportedConfig
+from coldstream.model.architecture import architecture
+from coldstream.model.config import GEMMA3_DEFAULTS
+from coldstream.model.fields import Fields
 
 _ARCHITECTURE = "Gemma3ForConditionalGeneration"
 _ACTIVATIONS: Mapping[str, Literal["gelu", "gelu_tanh"]] = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+_TOWERS = ("siglip_vision_model", "siglip")
+_IMAGE_DEFAULTS: Mapping[str, Any] = {
+    "mm_tokens_per_image": 256,
+    "boi_token_index": 255_999,
+    "eoi_token_index": 256_000,
+    "image_token_index": 262_144,
+}
+SIGLIP_DEFAULTS: Mapping[str, Any] = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+"""Of SiglipVisionConfig."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,35 +84,42 @@ class VisionConfig:
         Raises:
             UnsupportedConfig: a value that is missing, or that the native tower does not implement.
         """
-        vision = config.get("vision_config")
-        if vision is None or _ARCHITECTURE not in (config.get("architectures") or [_ARCHITECTURE]):
+        outer = Fields(config, "", _IMAGE_DEFAULTS)
+        if _described(config) != _ARCHITECTURE or outer.is_null("vision_config"):
             return None
-        text = config.get("text_config") or {}
-        if not isinstance(vision, Mapping) or not isinstance(text, Mapping):
-            raise UnsupportedConfig("config.json: vision_config and text_config must be objects")
-        activation = vision.get("hidden_act") or "gelu_pytorch_tanh"
+        vision = (outer.inside("vision_config") or Fields({})).over(SIGLIP_DEFAULTS)
+        text = (outer.inside("text_config") or Fields({})).over(GEMMA3_DEFAULTS)
+        if vision.text("model_type") not in _TOWERS:
+            raise vision.wrong("model_type", f"must be {_TOWERS[0]} for the native tower")
+        activation = vision.text("hidden_act")
         if activation not in _ACTIVATIONS:
-            known = ", ".join(_ACTIVATIONS)
-            raise UnsupportedConfig(f"config.json: vision_config.hidden_act = {activation!r}; the tower has {known}")
+            raise vision.wrong("hidden_act", f"must be one of {', '.join(_ACTIVATIONS)} for the native tower")
         return _fitting(
             cls(
-                image_size=_whole(vision, "image_size", 224),
-                patch_size=_whole(vision, "patch_size", 16),
-                channels=_whole(vision, "num_channels", 3),
-                hidden_size=_whole(vision, "hidden_size", 768),
-                intermediate_size=_whole(vision, "intermediate_size", 3072),
-                layers=_whole(vision, "num_hidden_layers", 12),
-                heads=_whole(vision, "num_attention_heads", 12),
+                image_size=vision.whole("image_size"),
+                patch_size=vision.whole("patch_size"),
+                channels=vision.whole("num_channels"),
+                hidden_size=vision.whole("hidden_size"),
+                intermediate_size=vision.whole("intermediate_size"),
+                layers=vision.whole("num_hidden_layers"),
+                heads=vision.whole("num_attention_heads"),
                 norm_eps=_epsilon(vision),
                 activation=_ACTIVATIONS[activation],
-                text_hidden_size=_whole(text, "hidden_size", 2304, where="text_config"),
-                tokens_per_image=_whole(config, "mm_tokens_per_image", 256, where=""),
-                begin_id=_token(config, "boi_token", 255_999),
-                image_id=_token(config, "image_token", 262_144),
-                end_id=_token(config, "eoi_token", 256_000),
+                text_hidden_size=text.whole("hidden_size"),
+                tokens_per_image=outer.whole("mm_tokens_per_image"),
+                begin_id=_token(outer, "boi_token"),
+                image_id=_token(outer, "image_token"),
+                end_id=_token(outer, "eoi_token"),
             ),
-            _whole(text, "vocab_size", 262_208, where="text_config"),
+            text.whole("vocab_size"),
         )
+
+
+def _described(config: Mapping[str, Any]) -> str | None:
+    try:
+        return architecture(config)
+    except UnknownArchitecture:
+        return None
 
 
 def _fitting(vision: VisionConfig, vocab_size: int) -> VisionConfig:
@@ -114,23 +144,13 @@ def _fitting(vision: VisionConfig, vocab_size: int) -> VisionConfig:
     return vision
 
 
-def _whole(data: Mapping[str, Any], name: str, default: int, *, where: str = "vision_config") -> int:
-    value = data.get(name)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        place = f"{where}.{name}" if where else name
-        raise UnsupportedConfig(f"config.json: {place} must be a positive whole number, not {value!r}")
+def _epsilon(vision: Fields) -> float:
+    value = vision.number("layer_norm_eps")
+    if value >= 1:
+        raise vision.wrong("layer_norm_eps", "must be a small number")
     return value
 
 
-def _epsilon(vision: Mapping[str, Any]) -> float:
-    value = vision.get("layer_norm_eps")
-    value = 1e-6 if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise UnsupportedConfig(f"config.json: vision_config.layer_norm_eps must be a small number, not {value!r}")
-    return float(value)
-
-
-def _token(config: Mapping[str, Any], name: str, default: int) -> int:
-    spelled = next((key for key in (f"{name}_index", f"{name}_id") if config.get(key) is not None), f"{name}_index")
-    return _whole(config, spelled, default, where="")
+def _token(config: Fields, name: str) -> int:
+    """`..._index`, as Gemma3Config has it; `..._id` is an alias of it there, and is obeyed where both are given."""
+    return config.whole(f"{name}_id" if f"{name}_id" in config.data else f"{name}_index")

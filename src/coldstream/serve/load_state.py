@@ -23,13 +23,15 @@ class LoadState:
     """What is known of one model's load; written by its strands, read by anybody.
 
     `is_ready`: every byte is there, verified, and the engine runs. `is_wanted`: a request waits for it. `gives_way`:
-    another model answers, and is to have the processor as long as nobody waits for this one.
+    another model answers, and is to have the processor as long as nobody waits for this one. `warnings` are what
+    `model.findings` says of the checkpoint.
     """
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self.progress: Progress | None = None
         self.plan: RunPlan | None = None
+        self.warnings: tuple[str, ...] = ()
         self.error: ColdstreamError | None = None
         self.all_landed = False
         self.is_ready = False
@@ -87,6 +89,7 @@ class LoadState:
             "rate": round(self.rate),
             "seconds_left": round(self.seconds_left, 1),
             "unverified": list(progress.unverified_files) if progress else [],
+            "warnings": list(self.warnings),
         }
         if self.plan is not None:
             state |= {"device": self.plan.device, "precision": self.plan.precision, "why": self.plan.reason}

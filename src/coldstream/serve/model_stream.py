@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from coldstream.weights.progress import Progress
     from coldstream.weights.stream import StreamOptions
 
+_log = logging.getLogger(__name__)
 _CONVERTED_AHEAD = 32 * 1024 * 1024
 """Bytes that may be in flight, and again that may wait, for conversion: the wire is faster than any conversion."""
 
@@ -65,6 +67,7 @@ class ModelStream:
 
     async def _run(self, order: Order) -> None:
         with self._timeline.span("import the streamer", model=self._model.name):
+            from coldstream.model.findings import findings
             from coldstream.weights.checkpoint import open_checkpoint_async
             from coldstream.weights.progress import Progress
             from coldstream.weights.retry import RetryPolicy
@@ -72,7 +75,12 @@ class ModelStream:
         retry = RetryPolicy(deadline=self._settings.load.deadline)
         progress = self._load.progress = Progress(on_change=self._noticed)
         uri, timeline = self._model.uri, self._timeline
-        checkpoint = await open_checkpoint_async(uri, retry=retry, progress=progress, timeline=timeline)
+        checkpoint = await open_checkpoint_async(
+            uri, weights=self._model.weights, retry=retry, progress=progress, timeline=timeline
+        )
+        self._load.warnings = findings(checkpoint)
+        for warning in self._load.warnings:
+            _log.warning("model %s: %s", self._model.name, warning, extra={"fields": {"model": self._model.name}})
         plan = self._plan(checkpoint)
         load = self._settings.load
         options = StreamOptions(

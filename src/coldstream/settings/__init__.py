@@ -20,6 +20,7 @@ Standard library only: this is read before anything else is imported.
 """
 
 from coldstream.settings.command_line import check_precision as check_precision
+from coldstream.settings.command_line import check_weights as check_weights
 from coldstream.settings.file import load as load
 from coldstream.settings.file import port_from_environment as port_from_environment
 from coldstream.settings.schema import DEFAULT_PORT as DEFAULT_PORT
@@ -36,5 +37,6 @@ from coldstream.settings.schema import ServerSettings as ServerSettings
 from coldstream.settings.schema import Settings as Settings
 from coldstream.settings.schema import SmokeSettings as SmokeSettings
 from coldstream.settings.schema import TaskSettings as TaskSettings
+from coldstream.settings.schema import WeightsFrom as WeightsFrom
 from coldstream.settings.schema import for_uri as for_uri
 from coldstream.settings.template import template_variables as template_variables

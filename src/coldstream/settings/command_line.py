@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coldstream.settings.parse import fit
-from coldstream.settings.schema import Precision
+from coldstream.settings.schema import Precision, WeightsFrom
 
 
 def check_precision(text: str) -> Precision:
@@ -14,3 +14,13 @@ def check_precision(text: str) -> Precision:
     """
     precision: Precision = fit(text, Precision, "--precision")
     return precision
+
+
+def check_weights(text: str) -> WeightsFrom:
+    """Which weights, as given on the command line.
+
+    Raises:
+        SettingsError: there is no such choice.
+    """
+    chosen: WeightsFrom = fit(text, WeightsFrom, "--weights")
+    return chosen

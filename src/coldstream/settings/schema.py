@@ -11,6 +11,7 @@ from coldstream.settings.key import key
 from coldstream.settings.template import template_variables
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
+WeightsFrom = Literal["index", "file"]
 InputKind = Literal["text", "choice", "image"]
 
 DEFAULT_PORT = 8080
@@ -66,6 +67,7 @@ class ModelSettings:
     name: str
     uri: str = key("a folder: gs://, s3://, az://, https://, file:// or a path", example='"gs://my-bucket/my-model"')
     precision: Precision = key("auto, float32, bfloat16 or int8", "auto")
+    weights: WeightsFrom = key("what is taken where an index lies beside a whole model.safetensors", "index")
     max_context: int | None = key(
         "tokens of prompt and answer; left out: the model's own limit, as memory allows",
         None,

@@ -1,7 +1,8 @@
 """A folder -> Checkpoint: config, index and headers read, every object pinned, nothing else touched.
 
-`model.safetensors.index.json` decides which files are read. Without one, `model.safetensors` is the whole checkpoint;
-any other single `*.safetensors` will do when it is the only one.
+`model.safetensors.index.json` decides which files are read, unless the caller chooses the file. Without one,
+`model.safetensors` is the whole checkpoint; any other single `*.safetensors` will do when it is the only one. Whatever
+else lies there and could have been meant is said in `Checkpoint.warnings`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from coldstream.errors import (
     BadResponse,
@@ -31,6 +32,8 @@ from coldstream.weights.progress import Progress
 from coldstream.weights.retry import RetryPolicy, with_retries
 from coldstream.weights.store import Pin, Store, read
 from coldstream.weights.uri import Location
+
+WeightsFrom = Literal["index", "file"]
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -53,6 +56,8 @@ WAVE = 256
 # Cloud Storage's limit for a name, in bytes of UTF-8; S3's and Azure's are the same.
 MAX_NAME = 1024
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_CHOOSE = 'choose the file (weights = "file" for the model in coldstream.toml, or --weights file)'
+_ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,10 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What lies in the bucket, pinned. `files` are all objects of the folder, `tensors` only what the index names."""
+    """What lies in the bucket, pinned. `files` are all objects of the folder, `tensors` only what the index names.
+
+    `warnings` are sentences for people: what else lies there, and what the index names and no file holds.
+    """
 
     location: Location
     store: Store = field(repr=False)
@@ -80,6 +88,7 @@ class Checkpoint:
     generation_config: Mapping[str, Any] | None = field(repr=False)
     shards: tuple[Shard, ...] = field(repr=False)
     tensors: Mapping[str, TensorInfo] = field(repr=False)
+    warnings: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -120,6 +129,7 @@ async def open_checkpoint_async(
     uri: str | Location,
     *,
     store: Store | None = None,
+    weights: WeightsFrom = "index",
     retry: RetryPolicy | None = None,
     progress: Progress | None = None,
     timeline: Timeline | None = None,
@@ -129,13 +139,19 @@ async def open_checkpoint_async(
     Args:
         uri: the checkpoint's folder.
         store: another way to it than `open_store(uri)`; tests use this.
+        weights: "file" takes model.safetensors where an index lies beside it.
 
     Raises:
         StoreError, CheckpointError: each with the URI and the next step.
     """
     location = Location.parse(uri) if isinstance(uri, str) else uri
     opener = _Opener(
-        location, store or open_store(location), retry or RetryPolicy(), progress or Progress(), timeline or Timeline()
+        location,
+        store or open_store(location),
+        weights,
+        retry or RetryPolicy(),
+        progress or Progress(),
+        timeline or Timeline(),
     )
     try:
         return await opener.open()
@@ -144,13 +160,15 @@ async def open_checkpoint_async(
         raise
 
 
-def open_checkpoint(uri: str | Location, *, timeline: Timeline | None = None) -> Checkpoint:
+def open_checkpoint(
+    uri: str | Location, *, weights: WeightsFrom = "index", timeline: Timeline | None = None
+) -> Checkpoint:
     """`open_checkpoint_async` for people; must not be called inside an event loop."""
-    return asyncio.run(_opened(uri, timeline))
+    return asyncio.run(_opened(uri, weights, timeline))
 
 
-async def _opened(uri: str | Location, timeline: Timeline | None) -> Checkpoint:
-    checkpoint = await open_checkpoint_async(uri, timeline=timeline)
+async def _opened(uri: str | Location, weights: WeightsFrom, timeline: Timeline | None) -> Checkpoint:
+    checkpoint = await open_checkpoint_async(uri, weights=weights, timeline=timeline)
     # Here, not when the last reference goes: a Ctrl-C that comes then would be lost.
     checkpoint.store.close_idle()
     return checkpoint
@@ -160,9 +178,11 @@ async def _opened(uri: str | Location, timeline: Timeline | None) -> Checkpoint:
 class _Opener:
     location: Location
     store: Store
+    weights: WeightsFrom
     retry: RetryPolicy
     progress: Progress
     timeline: Timeline
+    warnings: list[str] = field(default_factory=list)
     wave: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(WAVE))
     header_bytes: int = 0
     tensor_count: int = 0
@@ -188,6 +208,7 @@ class _Opener:
             generation_config=generation,
             shards=shards,
             tensors=MappingProxyType({info.name: info for shard in shards for info in shard.header.tensors}),
+            warnings=(*self.warnings, *_beside(files, {shard.name for shard in shards}, self.location)),
         )
 
     async def _json(self, pin: Pin) -> Mapping[str, Any]:
@@ -206,13 +227,23 @@ class _Opener:
         return None if pin is None else await self._json(pin)
 
     async def _shards(self, files: dict[str, Pin]) -> tuple[Shard, ...]:
-        if INDEX not in files:
+        if self.weights == "file" and SINGLE not in files:
+            raise NoWeights(f'{self.location}: weights = "file", but there is no {SINGLE} (it has {_some(files)})')
+        if self.weights == "file" or INDEX not in files:
             name = _single(files, self.location)
             return (await self._shard(files[name]),)
+        try:
+            return await self._indexed(files)
+        except (IndexMismatch, ShardMissing) as exc:
+            raise type(exc)(f"{exc}{_way_out(files)}") from exc
+
+    async def _indexed(self, files: dict[str, Pin]) -> tuple[Shard, ...]:
         weight_map = await self._weight_map(files[INDEX])
         pins = await _all(*(self._locate(name, files) for name in dict.fromkeys(weight_map.values())))
         shards: tuple[Shard, ...] = await _all(*(self._shard(pin) for pin in pins))
-        _check_index(weight_map, shards, self.location.child(INDEX))
+        absent = _check_index(weight_map, shards, self.location.child(INDEX))
+        if absent:
+            self.warnings.append(f"{self.location.child(INDEX)}: names {_some(absent)}, which no file holds")
         return shards
 
     async def _weight_map(self, pin: Pin) -> dict[str, str]:
@@ -299,7 +330,28 @@ def _single(files: Mapping[str, Pin], location: Location) -> str:
     raise NoWeights(f"{location}: no safetensors files (it has {_some(files)}); upload {SINGLE}")
 
 
-def _check_index(weight_map: Mapping[str, str], shards: tuple[Shard, ...], where: Location) -> None:
+def _way_out(files: Mapping[str, Pin]) -> str:
+    """What to do about an index that cannot be followed, where the whole model lies beside it."""
+    if SINGLE not in files:
+        return ""
+    return f". A whole {SINGLE} lies beside it: delete {INDEX}, or {_CHOOSE}"
+
+
+def _beside(files: Mapping[str, Pin], read: set[str], location: Location) -> Iterator[str]:
+    """What lies in the folder, is not read, and could be what was meant."""
+    if SINGLE in files and INDEX in files and SINGLE not in read:
+        yield (
+            f"{location}: both {INDEX} and {SINGLE} are there. The index decides: {_some(read)} are read, {SINGLE} is "
+            f"not. Delete the older one, or {_CHOOSE}"
+        )
+    elif SINGLE in read and INDEX in files and len(read) == 1:
+        yield f'{location}: {SINGLE} is read, as weights = "file" asks for; {INDEX} is left alone'
+    if _ADAPTER in files:
+        yield f"{location}: {_ADAPTER} lies beside the model, and is not applied; merge it in if it should be"
+
+
+def _check_index(weight_map: Mapping[str, str], shards: tuple[Shard, ...], where: Location) -> list[str]:
+    """The names that no file holds; whether they are needed is for whoever builds the model to say."""
     found: dict[str, str] = {}
     for shard in shards:
         for info in shard.header.tensors:
@@ -307,16 +359,21 @@ def _check_index(weight_map: Mapping[str, str], shards: tuple[Shard, ...], where
                 raise IndexMismatch(f"{where}: tensor {info.name!r} lies in {found[info.name]} and in {shard.name}")
             found[info.name] = shard.name
     for name, file in weight_map.items():
-        if found.get(name) != file:
-            place = found.get(name, "no file")
+        if found.get(name, file) != file:
             raise IndexMismatch(
-                f"{where}: tensor {name!r} should lie in {file}, but lies in {place}; upload both again"
+                f"{where}: tensor {name!r} should lie in {file}, but lies in {found[name]}; upload both again"
             )
+    absent = [name for name in weight_map if name not in found]
     extra = found.keys() - weight_map.keys()
     if extra:
+        others = f", and names {_some(absent)}, which they do not" if absent else ""
         raise IndexMismatch(
-            f"{where}: does not name {_some(sorted(extra))}, but the shards hold them; upload both again"
+            f"{where}: does not name {_some(extra)}, but the shards hold them{others}; upload both again"
         )
+    hollow = set(weight_map.values()) - set(found.values())
+    if hollow:
+        raise IndexMismatch(f"{where}: {_some(hollow)} holds none of the tensors named for it; upload both again")
+    return absent
 
 
 def _safe(name: str) -> bool:

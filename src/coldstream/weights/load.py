@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
@@ -15,6 +16,7 @@ from coldstream.weights.progress import Progress
 from coldstream.weights.stream import Select, StreamOptions, chosen, stream_groups, stream_ranges
 from coldstream.weights.tensors import as_tensor, torch_dtype
 
+_log = logging.getLogger(__name__)
 Named = tuple[str, torch.Tensor]
 
 
@@ -93,6 +95,8 @@ async def _tensors(
         checkpoint = uri
     else:
         checkpoint = await open_checkpoint_async(uri, progress=progress, timeline=timeline)
+    for warning in checkpoint.warnings:
+        _log.warning("%s", warning)
     for info in chosen(checkpoint, select):
         torch_dtype(info)  # refused before the first byte is read
     if device.type == "cpu":

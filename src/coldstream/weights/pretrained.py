@@ -17,6 +17,8 @@ from coldstream.weights.stream import StreamOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
 
 def from_pretrained(
     uri: str | Checkpoint,
@@ -38,7 +40,8 @@ def from_pretrained(
 
     Args:
         uri: the checkpoint's folder, or a checkpoint that is open already.
-        model_class: a concrete transformers class; None takes `architectures[0]` of config.json.
+        model_class: a concrete transformers class; None takes the one that `architectures` of config.json names for
+            its `model_type`, or else AutoModelForCausalLM's.
         kwargs: handed to the class's own `from_pretrained`.
 
     Raises:
@@ -76,10 +79,12 @@ def _transformers() -> Any:
 
 
 def _class_of(checkpoint: Checkpoint) -> type[PreTrainedModel]:
+    library, model_type = _transformers(), checkpoint.config.get("model_type")
     names = checkpoint.config.get("architectures") or []
-    for name in names:
-        found: type[PreTrainedModel] | None = getattr(_transformers(), name, None)
-        if found is not None:
+    by_type = library.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    for name in [*(name.removeprefix("FSDP") for name in names), *([by_type] if by_type else [])]:
+        found: type[PreTrainedModel] | None = getattr(library, name, None)
+        if found is not None and model_type in (None, getattr(found.config_class, "model_type", None)):
             return found
     raise UnknownArchitecture(
         f"{checkpoint.location}: transformers has no class for architectures={names}; pass model_class="
@@ -90,7 +95,10 @@ def _config(checkpoint: Checkpoint, model_class: type[PreTrainedModel]) -> Any:
     config_class = model_class.config_class
     if config_class is None:
         raise UnknownArchitecture(f"{model_class.__name__} has no config class; pass a concrete model_class=")
-    return config_class.from_dict(dict(checkpoint.config))
+    config = dict(checkpoint.config)
+    if all(info.dtype in _FLOATS for info in checkpoint.tensors.values()):
+        config.pop("quantization_config", None)  # left over from a training that was; the weights are not quantised
+    return config_class.from_dict(config)
 
 
 def _main_dtype(state: dict[str, torch.Tensor]) -> torch.dtype | None:
