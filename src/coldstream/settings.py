@@ -71,12 +71,17 @@ class InputSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """A checkpoint to serve. `max_context` is in tokens; None means the model's own limit, as memory allows."""
+    """A checkpoint to serve. `max_context` is in tokens; None means the model's own limit, as memory allows.
+
+    `control_tokens` in the text of a message ("<|im_end|>") are "text", so that no text can begin another turn, or are
+    kept as control tokens ("keep"), for clients that write parts of a prompt themselves.
+    """
 
     name: str
     uri: str
     precision: Precision = "auto"
     max_context: int | None = None
+    control_tokens: Literal["text", "keep"] = "text"
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,8 @@ def test_special_tokens_are_texts_or_objects_and_stop_ids_come_from_every_place(
     "change",
     [
         {"tokenizer_config.json": json.dumps({"chat_template": "X{{ messages[0].content }}"}).encode()},
-        {"tokenizer_config.json": b'{"chat_template": [{"name": "default", "template": "X"}]}'},
-        {"chat_template.json": b'{"chat_template": "X"}'},
+        {"tokenizer_config.json": b'{"chat_template": [{"name": "default", "template": "X{{ messages[0].content}}"}]}'},
+        {"chat_template.json": b'{"chat_template": "X{{ messages[0].content }}"}'},
     ],
 )
 def test_the_template_may_lie_in_any_of_its_places(change: dict[str, bytes]) -> None:

@@ -11,10 +11,12 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from coldstream.engine.added_tokens import Declared
 from coldstream.engine.tokenizer import Tokenizer
 from coldstream.engine.tokenizer_process import TokenizerProcess
 from coldstream.errors import TokenizerError
 
+NOTHING = Declared({})
 WORDS = ["<unk>", "<bos>", "hello", "world", "안녕", "🙂"]
 
 
@@ -60,17 +62,17 @@ def test_it_answers_as_the_library_in_our_own_process_does(process: TokenizerPro
 
 def test_a_broken_file_is_an_error_that_names_it(process: TokenizerProcess) -> None:
     with pytest.raises(TokenizerError, match=r"gs://b/m/tokenizer.json"):
-        process.build(b"{}", source="gs://b/m")
+        process.build(b"{}", NOTHING, source="gs://b/m")
 
 
 def test_a_killed_process_is_started_again_from_the_same_file(process: TokenizerProcess) -> None:
-    process.build(tokenizer_json(), source="gs://b/m")
+    process.build(tokenizer_json(), NOTHING, source="gs://b/m")
     os.kill(process.pid, signal.SIGKILL)
-    assert process.encode("hello", add_special_tokens=False).ids == [2]
+    assert process.encode("hello", add_special_tokens=False) == [2]
 
 
 def test_a_call_that_fails_leaves_the_process_usable(process: TokenizerProcess) -> None:
-    process.build(tokenizer_json(), source="gs://b/m")
+    process.build(tokenizer_json(), NOTHING, source="gs://b/m")
     with pytest.raises(TokenizerError):
         process.encode("\ud800")
     assert process.decode([2, 3]) == "hello world"
@@ -78,7 +80,7 @@ def test_a_call_that_fails_leaves_the_process_usable(process: TokenizerProcess) 
 
 def test_decoding_is_the_librarys_whatever_the_tokens(process: TokenizerProcess) -> None:
     library = tokenizers.Tokenizer.from_buffer(byte_fallback_json())
-    process.build(byte_fallback_json(), source="gs://b/m")
+    process.build(byte_fallback_json(), NOTHING, source="gs://b/m")
 
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
     @given(st.lists(st.integers(0, 300), max_size=12), st.booleans())
