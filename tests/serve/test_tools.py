@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.serve.openai.tools import Call, CallReader, forced_call, forced_schema
+from coldstream.serve.openai.calls import Call, CallReader
+from coldstream.serve.openai.tools import forced_call, forced_schema
 
 F = '{"name": "f", "arguments": {"a": 1}}'
 G = '{"name": "g", "parameters": {}}'

@@ -154,7 +154,7 @@ class ChatTemplates:
     def _shaped(self, messages: Sequence[Message], call: _Call) -> Sequence[Message]:
         """The messages with their content in the form that the template reads."""
         lost = _lost(messages, call)
-        if not lost:
+        if lost == []:
             return messages
         roles = {messages[place].get("role") for place in (range(len(messages)) if lost is None else lost)}
         parted = [_in_parts(message) if message.get("role") in roles else message for message in messages]

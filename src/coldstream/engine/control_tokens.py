@@ -108,8 +108,7 @@ def encode(backend: Any, text: str, *, add_special_tokens: bool) -> list[int]:
             ids += backend.encode(piece, add_special_tokens=False).ids
         else:
             found = backend.encode(_BEFORE + piece, add_special_tokens=False).ids
-            opened = found[: len(before)] == before
-            ids += found[len(before) :] if opened else backend.encode(piece, add_special_tokens=False).ids
+            ids += _behind(before, found) or backend.encode(piece, add_special_tokens=False).ids
     return ids
 
 
@@ -126,8 +125,12 @@ def _as_text(backend: Any, token: str, before: list[int]) -> list[int]:
 
 
 def _after(backend: Any, text: str, before: list[int]) -> list[int]:
-    found = _bare(backend, _BEFORE + text)
-    return found[len(before) :] if found[: len(before)] == before else _bare(backend, text)
+    return _behind(before, _bare(backend, _BEFORE + text)) or _bare(backend, text)
+
+
+def _behind(before: list[int], ids: list[int]) -> list[int]:
+    """The ids behind those that stand before a piece; none where the tokenizer has joined the two."""
+    return ids[len(before) :] if ids[: len(before)] == before else []
 
 
 def _bare(backend: Any, text: str) -> list[int]:

@@ -9,6 +9,7 @@ itself is not needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 from coldstream.engine.added_tokens import Declared
@@ -179,10 +180,11 @@ class Tokenizer:
         """Whether the chat template looks at `tools` at all."""
         return self._templates.uses_tools
 
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """The control tokens."""
-        return self.backend.special_ids
+    @cached_property
+    def special_texts(self) -> Mapping[str, int]:
+        """The control tokens by their names."""
+        special = self.backend.special_ids
+        return {text: number for text, number in self.backend.added_tokens.items() if number in special}
 
     def longest_text(self, tokens: int) -> int | None:
         """How many characters so many tokens can hold at most; None where there is no limit. Slow the first time."""
