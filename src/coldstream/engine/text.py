@@ -44,6 +44,7 @@ class Detokenizer:
         if self._before.endswith(_REPLACEMENT):
             self._settled, self._before = [], ""
         self._pending: list[int] = []
+        self._unsettled = ""
 
     def push(self, token_id: int) -> str:
         """The text that this token makes certain; empty while a character is incomplete."""
@@ -51,6 +52,10 @@ class Detokenizer:
             return self.flush() + self._written[token_id]
         self._pending.append(token_id)
         text = self._new_text()
+        if text == self._unsettled and not self._decode([token_id]):
+            self._pending.pop()  # a control token, which is no part of a character
+            return ""
+        self._unsettled = text
         if not text and len(self._pending) <= _CONTEXT_TOKENS:
             return ""
         if text.endswith(_REPLACEMENT) and len(self._pending) < _LONGEST_CHARACTER:
@@ -70,7 +75,7 @@ class Detokenizer:
 
     def _settle(self, text: str) -> str:
         if self._pending:
-            self._settled, self._pending = self._pending, []
+            self._settled, self._pending, self._unsettled = self._pending, [], ""
             self._before = self._decode(self._settled)
         return text
 

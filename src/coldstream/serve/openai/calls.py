@@ -199,7 +199,8 @@ class CallReader:
 
     def _bare(self, text: str, start: int, final: bool) -> _Found | None:
         """JSON at the beginning of a line, with nothing but further calls behind it on its own. Waits for the end."""
-        if not _may_be_calls(text[start : start + _LOOK]):
+        is_tag = any(opening.startswith(text[start:]) for opening in _OPENINGS)
+        if not is_tag and not _may_be_calls(text[start : start + _LOOK]):
             return _Found(start + 1)
         if not final:
             return None
