@@ -8,7 +8,7 @@ what it writes is a text that the model would never see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,10 +185,7 @@ class ChatTemplates:
 def _lost(messages: Sequence[Message], call: _Call) -> list[int] | None:
     """The messages whose text would leave no trace in the prompt; None where the template cannot be tried."""
     words = {place: f"zq{place}wort{place}qz" for place, message in enumerate(messages) if _has_text(message)}
-    tried = [
-        _with_text(message, lambda _, word=words[place]: word) if place in words else message
-        for place, message in enumerate(messages)
-    ]
+    tried = [_with_text(message, words[place]) if place in words else message for place, message in enumerate(messages)]
     try:
         written = call.render(tried).lower()
     except InvalidRequest:
@@ -208,12 +205,12 @@ def _has_text(message: Message) -> bool:
     return isinstance(content, list) and any(str(part.get("text") or "").strip() for part in content)
 
 
-def _with_text(message: Message, change: Callable[[str], str]) -> Message:
-    """The message with other texts; parts that have none stay."""
+def _with_text(message: Message, word: str) -> Message:
+    """The message with this text; parts that have none stay."""
     content = message["content"]
     if isinstance(content, str):
-        return {**message, "content": change(content)}
-    parts = [{**part, "text": change(part["text"])} if part.get("text") else part for part in content]
+        return {**message, "content": word}
+    parts = [{**part, "text": word} if part.get("text") else part for part in content]
     return {**message, "content": parts}
 
 
