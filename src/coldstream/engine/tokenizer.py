@@ -17,7 +17,7 @@ from coldstream.engine.chat_templates import ChatTemplates, read_templates
 from coldstream.engine.json_file import json_object
 from coldstream.engine.tokenizer_library import LibraryTokenizer
 from coldstream.engine.vocabulary import Vocabulary
-from coldstream.errors import TokenizerError
+from coldstream.errors import PromptTooLong, TokenizerError
 
 
 class Backend(Protocol):
@@ -78,7 +78,7 @@ def build_backend(tokenizer_json: bytes, declared: Declared, *, source: str) -> 
 
 
 class Tokenizer:
-    """The tokenizer of one model. Safe to use from several threads: nothing in it changes after `load`.
+    """The tokenizer of one model. Safe to use from several threads: nothing in it changes after `load` and `bound`.
 
     `bos`, `eos` are the texts of the special tokens, None where the model has none; `stop_ids` are the ids that end a
     generation (generation_config.json, else config.json, and the tokenizer's own eos token).
@@ -100,6 +100,7 @@ class Tokenizer:
         self.generation_defaults = dict(generation_defaults)
         self.source = source
         self._templates = templates
+        self._context: int | None = None
 
     @classmethod
     def load(
@@ -186,6 +187,10 @@ class Tokenizer:
         special = self.backend.special_ids
         return {text: number for text, number in self.backend.added_tokens.items() if number in special}
 
+    def bound(self, context: int) -> None:
+        """Refuse texts that no `context` tokens can hold, before they are encoded: that takes a second a megabyte."""
+        self._context = context
+
     def longest_text(self, tokens: int) -> int | None:
         """How many characters so many tokens can hold at most; None where there is no limit. Slow the first time."""
         longest = self.backend.longest_token()
@@ -203,8 +208,10 @@ class Tokenizer:
         """The ids of the text. A chat template writes its own <bos>: encode its result without special tokens.
 
         Raises:
+            PromptTooLong: it has more characters than the context can hold, whatever they are.
             InvalidRequest: a control token of a message cannot be written as text.
         """
+        self._check_length(text)
         return self.backend.encode(text, add_special_tokens=add_special_tokens)
 
     def offsets(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -214,6 +221,17 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of the ids; bytes that are no UTF-8 become U+FFFD. Ids beyond the vocabulary have no text."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def _check_length(self, text: str) -> None:
+        if self._context is None or len(text) <= self._context:
+            return
+        limit = self.longest_text(self._context)
+        if limit is not None and len(text) > limit:
+            raise PromptTooLong(
+                f"the prompt has {len(text)} characters, but the model's context holds {self._context} tokens, which "
+                f"are {limit} characters at most",
+                field="prompt",
+            )
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token by itself, special tokens by their names; for logprobs."""

@@ -268,8 +268,8 @@ def _check_length(job: Job) -> None:
     limit = job.model.tokenizer.longest_text(job.model.max_context)
     if limit is not None and longest > limit:
         raise PromptTooLong(
-            f"the prompt has {longest} characters, but the context of model {job.model.name!r} holds "
-            f"{job.model.max_context} tokens, which are {limit} characters at most",
+            f"the prompt has {longest} characters, but the model's context holds {job.model.max_context} tokens, which "
+            f"are {limit} characters at most",
             field="prompt",
         )
 

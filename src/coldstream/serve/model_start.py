@@ -219,6 +219,7 @@ class ModelStart:
                 device=decoder.device,
                 name=self.name,
             )
+            tokenizer.bound(engine.max_context)
             engine.start()
         self._engine, self._watched = engine, WatchedEngine(engine, self._timeline)
         if self.load.error is not None:  # it failed while the engine was being made
