@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from coldstream.errors import ObjectChanged, ObjectNotFound
+from coldstream.weights import file_names
 from coldstream.weights.checkpoint import open_checkpoint_async
 from coldstream.weights.open_store import open_store
 from coldstream.weights.progress import Progress
@@ -47,6 +48,14 @@ class StoreContract:
         assert {name: pin.size for name, pin in pins.items()} == {"config.json": 2, "model.safetensors": len(DATA)}
         assert all(pin.generation or pin.etag for pin in pins.values())
         assert all((pin.crc32c is not None) is self.has_checksums for pin in pins.values())
+
+    async def test_every_file_that_makes_a_tokenizer_is_found(self, shelf: Shelf) -> None:
+        names = (*file_names.TOKENIZER, *file_names.TEMPLATES_BELOW)
+        small = {name: name.encode() for name in names if name not in ("config.json", "generation_config.json")}
+        uri = shelf.folder("named", {**files.checkpoint(files.model()), **small})
+        checkpoint = await open_checkpoint_async(uri)
+        found = await checkpoint.read_files(names)
+        assert found == {**small, "config.json": files.checkpoint(files.model())["config.json"]}
 
     async def test_a_folder_that_is_not_there_has_no_files(self, shelf: Shelf) -> None:
         uri = shelf.folder("there", {"config.json": b"{}"})

@@ -17,12 +17,13 @@ from coldstream.demo.pictures import THINGS, Product, choose, picture
 from coldstream.engine.engine import Engine
 from coldstream.engine.image_prompt import ImagePrompt
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
-from coldstream.engine.tokenizer import TOKENIZER_FILES, Tokenizer
+from coldstream.engine.tokenizer import Tokenizer
 from coldstream.model.image_processor import ImageProcessor, content_digest
 from coldstream.model.vision import Sight
 from coldstream.serve.images import Picture
 from coldstream.serve.tasks import GivenImage, render
 from coldstream.settings import EngineSettings
+from coldstream.weights import file_names
 
 DEMO = Path(str(files("coldstream.demo")))
 PHOTOS = {
@@ -39,7 +40,7 @@ class Eyes:
         folder = DEMO / "product_model"
         decoder = load_folder(folder)
         assert decoder.vision is not None
-        found = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+        found = {name: (folder / name).read_bytes() for name in file_names.TOKENIZER if (folder / name).is_file()}
         self.tokenizer = Tokenizer.load(found, source=str(folder))
         vision = decoder.vision.config
         processor = ImageProcessor.from_files(found, image_size=vision.image_size)

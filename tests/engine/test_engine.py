@@ -197,7 +197,7 @@ def test_logprobs_are_the_models_own_and_prompt_logprobs_score_the_prompt(runnin
         )
         (drawn,) = (item for event in inbox.events[key] for item in event.logprobs)
         assert drawn.logprob == pytest.approx(float(scores[-1, drawn.token_id]), abs=1e-4)
-        assert [top[0] for top in drawn.top] == scores[-1].topk(2).indices.tolist()
+        assert [top.token_id for top in drawn.top] == scores[-1].topk(2).indices.tolist()
 
 
 def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(running: Any, inbox: Inbox) -> None:

@@ -55,8 +55,8 @@ def test_a_turns_end_counts_wherever_it_is_named(place: dict[str, bytes]) -> Non
     "change",
     [
         {"tokenizer_config.json": json.dumps({"chat_template": "X{{ messages[0].content }}"}).encode()},
-        {"tokenizer_config.json": b'{"chat_template": [{"name": "default", "template": "X"}]}'},
-        {"chat_template.json": b'{"chat_template": "X"}'},
+        {"tokenizer_config.json": b'{"chat_template": [{"name": "default", "template": "X{{ messages[0].content}}"}]}'},
+        {"chat_template.json": b'{"chat_template": "X{{ messages[0].content }}"}'},
     ],
 )
 def test_the_template_may_lie_in_any_of_its_places(change: dict[str, bytes]) -> None:

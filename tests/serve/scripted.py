@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coldstream.engine.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprob, Usage
@@ -28,6 +28,7 @@ class LetterTokenizer:
     """One token a character; ids are code points. Its chat template is Gemma's in miniature."""
 
     vocab_size = 0x110000
+    special_texts: Mapping[str, int] = {}
 
     def __init__(self, *, chat: bool = True, system: bool = True, tools: bool = False) -> None:
         self.has_chat_template = chat
@@ -40,8 +41,14 @@ class LetterTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return "".join(map(chr, ids))
 
-    def token_text(self, token_id: int) -> str:
-        return chr(token_id)
+    def offsets(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(range(len(text)))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return chr(token_id).encode()
+
+    def longest_text(self, tokens: int) -> int | None:
+        return tokens
 
     def apply_chat_template(
         self,
@@ -134,7 +141,7 @@ class ScriptedEngine:
                 return
             self._running[request_id] = (request, deliver, pieces, done + 1, begun)
             prompt = () if done else _prompt_logprobs(request)
-            scored = _logprobs(request, piece)
+            scored = _logprobs(request, piece, offset=len("".join(pieces[:done])))
             deliver(TokenEvent(request_id, piece, (ord(piece[0]),), scored, prompt_logprobs=prompt))
         if self._running[request_id][3] >= min(len(pieces), limit):
             self._end(request_id, "stop" if len(pieces) <= limit else "length", min(len(pieces), limit))
@@ -148,21 +155,22 @@ class ScriptedEngine:
         deliver(TokenEvent(request_id, finish_reason=reason, usage=usage, error=error))
 
 
-def _logprobs(request: Request, piece: str) -> tuple[TokenLogprob, ...]:
+def _logprobs(request: Request, piece: str, offset: int) -> tuple[TokenLogprob, ...]:
     if request.sampling.logprobs is None:
         return ()
     top = tuple(
-        (ord(piece[0]) + rank, chr(ord(piece[0]) + rank), -0.5 - rank) for rank in range(request.sampling.logprobs)
+        TokenLogprob(ord(piece[0]) + rank, chr(ord(piece[0]) + rank), -0.5 - rank)
+        for rank in range(request.sampling.logprobs)
     )
-    return (TokenLogprob(ord(piece[0]), piece, -0.5, top),)
+    return (TokenLogprob(ord(piece[0]), piece, -0.5, top, offset=offset),)
 
 
 def _prompt_logprobs(request: Request) -> tuple[TokenLogprob | None, ...]:
     count = request.sampling.prompt_logprobs
     if count is None:
         return ()
-    rest = (TokenLogprob(item, chr(item), -1.0, ((item, chr(item), -1.0),)[:count]) for item in request.prompt_ids[1:])
-    return (None, *rest)
+    alone = [TokenLogprob(item, chr(item), -1.0) for item in request.prompt_ids[1:]]
+    return (None, *(replace(item, top=(item,)[:count]) for item in alone))
 
 
 class ScriptedModel:

@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coldstream.engine.blocks import Chain, Mark
 from coldstream.engine.grammar import Matcher
@@ -102,8 +102,9 @@ class Generation:
         self.sequence.chain = Chain(tuple(Mark(item.start, item.end, item.digest) for item in request.images))
         self.row = Row(request.sampling, self._seed, request.prompt_ids)
         self._matcher = self._new_matcher() if self._new_matcher is not None else None
-        self._text = Detokenizer(self._tokenizer, request.prompt_ids)
-        self._stops = StopStrings(request.sampling.stop)
+        self._text: Detokenizer | None = None
+        self._stops = StopStrings(request.sampling.stop, self._tokenizer.special_texts)
+        self._characters = 0
         self._unsent = _Unsent()
         self._prompt_logprobs: list[TokenLogprob | None] = []
 
@@ -152,8 +153,8 @@ class Generation:
         self.sequence.tokens.append(sampled.token_id)
         self._unsent.token_ids.append(sampled.token_id)
         if sampled.logprob is not None:
-            self._unsent.logprobs.append(self._named(sampled.logprob))
-        matched = self._stops.push(self._text.push(sampled.token_id))
+            self._unsent.logprobs.append(self._named(sampled.logprob, self._characters))
+        matched = self._stops.push(self._counted(self._detokenizer().push(sampled.token_id)))
         if matched.stop is not None:
             return self._maybe_event(matched.text), Finish("stop", stop_match=matched.stop)
         event = self._maybe_event(matched.text)
@@ -170,7 +171,7 @@ class Generation:
         """The terminal event, with the text that was held back."""
         text = ""
         if finish.reason in ("stop", "length") and not isinstance(finish.stop_match, str):
-            matched = self._stops.push(self._text.flush())
+            matched = self._stops.push(self._text.flush() if self._text is not None else "")
             text = matched.text + self._stops.flush()
             if matched.stop is not None:
                 finish = Finish("stop", stop_match=matched.stop)
@@ -206,7 +207,22 @@ class Generation:
             total_seconds=now - self.submitted,
         )
 
-    def _named(self, item: Logprob) -> TokenLogprob:
-        text = self._tokenizer.token_text
-        top = tuple((token, text(token), value) for token, value in item.top)
-        return TokenLogprob(item.token_id, text(item.token_id), item.logprob, top)
+    def _detokenizer(self) -> Detokenizer:
+        """Made with the first token, on the engine's thread: its context asks for names of tokens."""
+        if self._text is None:
+            shown = {number: self._tokenizer.token_text(number) for number in self.request.sampling.shown_tokens}
+            written = {**self._stops.marks, **shown}
+            self._text = Detokenizer(self._tokenizer, self.request.prompt_ids, written=written)
+        return self._text
+
+    def _counted(self, text: str) -> str:
+        self._characters += len(self._stops.visible(text))
+        return text
+
+    def _named(self, item: Logprob, offset: int = 0) -> TokenLogprob:
+        top = tuple(self._spelled(token, value) for token, value in item.top)
+        return replace(self._spelled(item.token_id, item.logprob), top=top, offset=offset)
+
+    def _spelled(self, token_id: int, logprob: float) -> TokenLogprob:
+        raw = self._tokenizer.token_bytes(token_id)
+        return TokenLogprob(token_id, raw.decode(errors="replace"), logprob, raw=raw)

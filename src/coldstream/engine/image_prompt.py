@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from coldstream.engine.control_tokens import bare, replaced
 from coldstream.engine.request import PromptImage
 from coldstream.engine.tokenizer import Tokenizer
 from coldstream.errors import InvalidRequest, TokenizerError
@@ -65,14 +66,15 @@ class ImagePrompt:
         Raises:
             InvalidRequest: there are more or fewer markers than images: somebody has written one into a text.
         """
-        found = text.count(self.marker)
-        if found != images or self._piece in text:
+        written = bare(text)
+        found = written.count(self.marker)
+        if found != images or self._piece in written:
             raise InvalidRequest(
                 f"the prompt has {found} of {self.marker} for {images} images; {self.marker} and {self._piece} "
                 "mark images and cannot be part of a text",
                 field="prompt",
             )
-        return text.replace(self.marker, self._whole)
+        return replaced(text, self.marker, self._whole)
 
     def place(self, ids: Sequence[int], pictures: Sequence[Pictured]) -> tuple[PromptImage, ...]:
         """Say which tokens of an expanded and encoded prompt are which picture's.

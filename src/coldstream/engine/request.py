@@ -38,9 +38,10 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. `repetition_penalty` as in
     CTRL (Keskar et al. 2019, prompt and output), presence and frequency penalties as OpenAI defines them (output only).
-    `seed` None draws one; the same seed gives the same text in any batch. `stop_token_ids` end the text and are not
-    part of it. `logprobs` None gives none, n >= 0 the chosen token's and the n best ones' before any filter. With a
-    `grammar` the output ends when nothing can be added to it.
+    `seed` None draws one; the same seed gives the same text in any batch. A string in `stop` may be, or hold, the name
+    of a control token. `stop_token_ids` end the text and are not part of it. `shown_tokens` are control tokens whose
+    names are part of the text. `logprobs` None gives none, n >= 0 the chosen token's and the n best ones' before any
+    filter. With a `grammar` the output ends when nothing can be added to it.
     """
 
     max_tokens: int = 256
@@ -54,6 +55,7 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
+    shown_tokens: frozenset[int] = frozenset()
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -90,12 +92,23 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token, its text, its log probability (nats), and the best alternatives as (id, text, logprob), best first."""
+    """A token, its text, its log probability (nats), and the best alternatives, best first, which have none themselves.
+
+    `raw` are the bytes that it stands for, which may be a part of a character (None: those of `text`); `offset` is the
+    character of the output at which it begins, or whose part it is.
+    """
 
     token_id: int
     text: str
     logprob: float
-    top: tuple[tuple[int, str, float], ...] = ()
+    top: tuple[TokenLogprob, ...] = ()
+    raw: bytes | None = None
+    offset: int = 0
+
+    @property
+    def spelled(self) -> bytes:
+        """The token's own bytes."""
+        return self.text.encode() if self.raw is None else self.raw
 
 
 @dataclass(frozen=True, slots=True)

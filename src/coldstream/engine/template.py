@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
@@ -20,6 +20,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from coldstream.engine.control_tokens import unescaped
 from coldstream.errors import InvalidRequest, TokenizerError
 
 MAX_SECONDS = 2.0
@@ -108,6 +109,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 class ChatTemplate:
     """One compiled template. `source` is the checkpoint's URI, for messages.
 
+    `literals` are all texts that stand in it, `looked_for` those that it looks for in messages, divided by NUL.
+
     Raises:
         TokenizerError: the text is not a Jinja template.
     """
@@ -118,6 +121,8 @@ class ChatTemplate:
         try:
             tree = self._environment.parse(text)
             self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
+            self.literals = "\0".join(_literals(tree))
+            self.looked_for = "\0".join(_looked_for(tree))
             self._template = self._environment.from_string(text)
         except (jinja2.TemplateError, RecursionError) as exc:
             raise TokenizerError(f"{source}: the chat template cannot be compiled: {exc}") from exc
@@ -155,6 +160,31 @@ class ChatTemplate:
             self._environment.budget.reset(token)
 
 
+# Methods of a text that look for another one in it.
+_LOOKING = frozenset(
+    {"split", "rsplit", "partition", "rpartition", "replace", "startswith", "endswith", "find", "count", "strip"}
+)
+
+
+def _literals(tree: jinja2.nodes.Template) -> Iterator[str]:
+    for data in tree.find_all(jinja2.nodes.TemplateData):
+        yield data.data
+    yield from _texts(tree.find_all(jinja2.nodes.Const))
+
+
+def _looked_for(tree: jinja2.nodes.Template) -> Iterator[str]:
+    for call in tree.find_all(jinja2.nodes.Call):
+        if isinstance(call.node, jinja2.nodes.Getattr) and call.node.attr in _LOOKING:
+            yield from _texts(call.args)
+    for compare in tree.find_all(jinja2.nodes.Compare):
+        if any(operand.op in ("in", "notin") for operand in compare.ops):
+            yield from _texts([compare.expr])
+
+
+def _texts(nodes: Iterable[jinja2.nodes.Node]) -> Iterator[str]:
+    return (node.value for node in nodes if isinstance(node, jinja2.nodes.Const) and isinstance(node.value, str))
+
+
 def _has_size(value: Any) -> bool:
     return isinstance(value, (int, str, list, tuple)) and not isinstance(value, bool)
 
@@ -167,7 +197,8 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Plain JSON; Jinja's own filter escapes HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return unescaped(text) if ensure_ascii else text
 
 
 def _raise_exception(message: str) -> None:

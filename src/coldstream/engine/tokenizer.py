@@ -1,76 +1,85 @@
 """Text <-> token ids, and chat messages -> prompt text, from a checkpoint's own files.
 
 The files are those that transformers writes: tokenizer.json (the `tokenizers` library's format), tokenizer_config.json,
-special_tokens_map.json, generation_config.json, config.json and the chat template (chat_template.jinja,
-chat_template.json or inside tokenizer_config.json). transformers itself is not needed.
+special_tokens_map.json, added_tokens.json, generation_config.json, config.json and the chat templates
+(chat_template.jinja, chat_template.json, additional_chat_templates/ or inside tokenizer_config.json). transformers
+itself is not needed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
-from coldstream.engine.template import ChatTemplate
-from coldstream.engine.tokenizer_files import TOKENIZER_FILES as TOKENIZER_FILES
+from coldstream.engine.added_tokens import Declared
+from coldstream.engine.chat_templates import ChatTemplates, read_templates
+from coldstream.engine.json_file import json_object
+from coldstream.engine.tokenizer_library import LibraryTokenizer
 from coldstream.engine.turns import turn_ends
-from coldstream.engine.vocabulary import Vocabulary, vocabulary
-from coldstream.errors import InvalidRequest, TokenizerError
-
-
-class Encoding(Protocol):
-    """What comes out of `Backend.encode`."""
-
-    @property
-    def ids(self) -> list[int]: ...
+from coldstream.engine.vocabulary import Vocabulary
+from coldstream.errors import PromptTooLong, TokenizerError
 
 
 class Backend(Protocol):
-    """The part of `tokenizers.Tokenizer` that we use; tokenizer_process.py has it in another process."""
+    """What a tokenizer does; tokenizer_library.py has it in this process, tokenizer_process.py in another one.
 
-    def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Encoding: ...
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
-    def token_to_id(self, token: str) -> int | None: ...
-    def id_to_token(self, id: int) -> str | None: ...
-    def get_vocab_size(self, *, with_added_tokens: bool = True) -> int: ...
-    def vocabulary(self) -> Vocabulary: ...
+    `special_ids` are the control tokens, which have no text of their own; `added_tokens` are all tokens that are found
+    in a text before it is cut into words, by their texts.
+    """
+
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+    @property
+    def added_tokens(self) -> Mapping[str, int]: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text, which may hold the marks of `control_tokens`.
+
+        Raises:
+            InvalidRequest: a marked control token cannot be written as text.
+        """
+
+    def offsets(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The character of the text at which each of its tokens begins."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of the ids; those that are not in the vocabulary have none."""
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token by its exact name."""
+
+    def id_to_token(self, id: int) -> str | None:
+        """The name of a token."""
+
+    def token_bytes(self, id: int) -> bytes | None:
+        """The bytes that a token stands for; None where tokens of this tokenizer have none of their own."""
+
+    def get_vocab_size(self, *, with_added_tokens: bool = True) -> int:
+        """How many tokens there are."""
+
+    def longest_token(self) -> int | None:
+        """How many characters a token covers at most; None where there is no limit. Slow the first time."""
+
+    def vocabulary(self) -> Vocabulary:
+        """The bytes of all tokens. Slow.
+
+        Raises:
+            TokenizerError: tokens of this kind of tokenizer have no bytes of their own.
+        """
 
 
-def build_backend(tokenizer_json: bytes, *, source: str) -> Backend:
+def build_backend(tokenizer_json: bytes, declared: Declared, *, source: str) -> Backend:
     """Build it in this process. Holds the GIL: for a second and more where the vocabulary is large.
 
     Raises:
         TokenizerError: it is not a tokenizer.json that the library can read.
     """
-    import tokenizers
-
-    try:
-        backend = tokenizers.Tokenizer.from_buffer(tokenizer_json)
-    except Exception as exc:  # the library raises plain Exception
-        raise TokenizerError(f"{source}/tokenizer.json cannot be read by tokenizers: {exc}") from exc
-    backend.no_truncation()
-    backend.no_padding()
-    return _Here(backend, source)
-
-
-class _Here:
-    """A `tokenizers.Tokenizer` with its vocabulary."""
-
-    def __init__(self, backend: Any, source: str) -> None:
-        self._backend, self._source = backend, source
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def vocabulary(self) -> Vocabulary:
-        try:
-            return vocabulary(self._backend)
-        except ValueError as exc:
-            raise TokenizerError(f"{self._source}/tokenizer.json: {exc}") from exc
+    return LibraryTokenizer(tokenizer_json, declared, source=source)
 
 
 class Tokenizer:
-    """The tokenizer of one model. Safe to use from several threads: nothing in it changes after `load`.
+    """The tokenizer of one model. Safe to use from several threads: nothing in it changes after `load` and `bound`.
 
     `bos`, `eos` are the texts of the special tokens, None where the model has none; `stop_ids` are the ids that end a
     generation: those of generation_config.json, of config.json, the tokenizer's own eos token, and what the chat
@@ -83,7 +92,7 @@ class Tokenizer:
         *,
         special_tokens: Mapping[str, str],
         stop_ids: frozenset[int],
-        template: ChatTemplate | None,
+        templates: ChatTemplates,
         generation_defaults: Mapping[str, Any],
         source: str,
     ) -> None:
@@ -92,7 +101,8 @@ class Tokenizer:
         self.stop_ids = stop_ids
         self.generation_defaults = dict(generation_defaults)
         self.source = source
-        self._template = template
+        self._templates = templates
+        self._context: int | None = None
 
     @classmethod
     def load(
@@ -101,10 +111,13 @@ class Tokenizer:
         *,
         source: str = "checkpoint",
         build: Callable[..., Backend] = build_backend,
+        keeps_control_tokens: bool = False,
     ) -> Tokenizer:
-        """Build it from the bytes of the files named in `TOKENIZER_FILES`; all but tokenizer.json may be absent.
+        """Build it from the bytes of the files named in `file_names.TOKENIZER` and `TEMPLATES_BELOW`; all but
+        tokenizer.json may be absent.
 
-        `source` is the checkpoint's URI, for messages. `build` says where the tokenizer lives.
+        `source` is the checkpoint's URI, for messages. `build` says where the tokenizer lives. With
+        `keeps_control_tokens` those in a message's text are control tokens.
 
         Raises:
             TokenizerError: tokenizer.json is missing or broken, or another file is not what it should be.
@@ -115,15 +128,22 @@ class Tokenizer:
                 f"{source}: there is no tokenizer.json; save the tokenizer with transformers' "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...) and upload its files"
             )
-        backend = build(raw, source=source)
-        config = _json(files, "tokenizer_config.json", source)
-        special = _special_tokens(_json(files, "special_tokens_map.json", source), config)
-        generation = _json(files, "generation_config.json", source)
+        declared = Declared.from_files(files, source=source)
+        backend = build(raw, declared, source=source)
+        special = declared.texts
+        generation = json_object(files, "generation_config.json", source)
+        templates = ChatTemplates(
+            read_templates(files, json_object(files, "tokenizer_config.json", source), source),
+            special=(text for text, number in backend.added_tokens.items() if number in backend.special_ids),
+            added=backend.added_tokens,
+            keeps_control_tokens=keeps_control_tokens,
+            source=source,
+        )
         made = cls(
             backend,
             special_tokens=special,
-            stop_ids=_stop_ids(backend, special, generation, _json(files, "config.json", source)),
-            template=_template(files, config, source),
+            stop_ids=_stop_ids(backend, special, generation, json_object(files, "config.json", source)),
+            templates=templates,
             generation_defaults=generation,
             source=source,
         )
@@ -152,18 +172,33 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `apply_chat_template` can work."""
-        return self._template is not None
+        """Whether there is a template for `apply_chat_template`."""
+        return bool(self._templates)
 
     @property
     def chat_template(self) -> str | None:
-        """The template's text."""
-        return self._template.text if self._template is not None else None
+        """The text of the template for requests without tools, or of the only one."""
+        return self._templates.text
 
     @property
     def template_uses_tools(self) -> bool:
         """Whether the chat template looks at `tools` at all."""
-        return self._template is not None and "tools" in self._template.variables
+        return self._templates.uses_tools
+
+    @cached_property
+    def special_texts(self) -> Mapping[str, int]:
+        """The control tokens by their names."""
+        special = self.backend.special_ids
+        return {text: number for text, number in self.backend.added_tokens.items() if number in special}
+
+    def bound(self, context: int) -> None:
+        """Refuse texts that no `context` tokens can hold, before they are encoded: that takes a second a megabyte."""
+        self._context = context
+
+    def longest_text(self, tokens: int) -> int | None:
+        """How many characters so many tokens can hold at most; None where there is no limit. Slow the first time."""
+        longest = self.backend.longest_token()
+        return None if longest is None else tokens * longest
 
     def vocabulary(self) -> Vocabulary:
         """The bytes of all tokens. Slow: not for an event loop.
@@ -174,16 +209,42 @@ class Tokenizer:
         return self.backend.vocabulary()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The ids of the text. A chat template writes its own <bos>: encode its result without special tokens."""
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        """The ids of the text. A chat template writes its own <bos>: encode its result without special tokens.
+
+        Raises:
+            PromptTooLong: it has more characters than the context can hold, whatever they are.
+            InvalidRequest: a control token of a message cannot be written as text.
+        """
+        self._check_length(text)
+        return self.backend.encode(text, add_special_tokens=add_special_tokens)
+
+    def offsets(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The character of the text at which each of its tokens begins."""
+        return self.backend.offsets(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of the ids; bytes that are no UTF-8 become U+FFFD. Ids beyond the vocabulary have no text."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
+    def _check_length(self, text: str) -> None:
+        if self._context is None or len(text) <= self._context:
+            return
+        limit = self.longest_text(self._context)
+        if limit is not None and len(text) > limit:
+            raise PromptTooLong(
+                f"the prompt has {len(text)} characters, but the model's context holds {self._context} tokens, which "
+                f"are {limit} characters at most",
+                field="prompt",
+            )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token by itself, special tokens by their names; for logprobs."""
+        own = self.backend.token_bytes(token_id)
+        return self.decode((token_id,), skip_special_tokens=False).encode() if own is None else own
+
     def token_text(self, token_id: int) -> str:
-        """The text of one token by itself, special tokens by their names; for logprobs."""
-        return self.decode((token_id,), skip_special_tokens=False)
+        """The text of one token by itself, special tokens by their names; bytes that are no UTF-8 become U+FFFD."""
+        return self.token_bytes(token_id).decode(errors="replace")
 
     def apply_chat_template(
         self,
@@ -195,44 +256,18 @@ class Tokenizer:
     ) -> str:
         """The prompt's text, special tokens written out; encode it with `add_special_tokens=False`.
 
+        Control tokens in the messages' own texts are marked, so that encoding takes them as text.
+
         Raises:
-            InvalidRequest: the model has no template, or the template refuses these messages.
+            InvalidRequest: the model has no template, or the template refuses these messages or leaves a text out.
         """
-        if self._template is None:
-            raise InvalidRequest(
-                f"{self.source} has no chat template; send a plain prompt to /v1/completions or /generate",
-                field="messages",
-            )
-        return self._template.render(
+        return self._templates.render(
             messages,
             add_generation_prompt=add_generation_prompt,
             tools=tools,
-            variables={**self.special_tokens, **(variables or {})},
+            special=self.special_tokens,
+            variables=variables or {},
         )
-
-
-def _json(files: Mapping[str, bytes], name: str, source: str) -> dict[str, Any]:
-    raw = files.get(name)
-    if raw is None:
-        return {}
-    try:
-        value = json.loads(bytes(raw))
-    except (ValueError, RecursionError) as exc:
-        raise TokenizerError(f"{source}/{name} is not valid JSON: {exc}") from exc
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{source}/{name} must be a JSON object, not {type(value).__name__}")
-    return value
-
-
-def _special_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token` and its like; a value is a text or an object with `content`. Later files win."""
-    found: dict[str, str] = {}
-    for config in configs:
-        for key, value in config.items():
-            text = value.get("content") if isinstance(value, dict) else value
-            if key.endswith("_token") and isinstance(text, str):
-                found[key] = text
-    return found
 
 
 def _stop_ids(
@@ -251,18 +286,3 @@ def _stop_ids(
 def _ids(value: Any) -> list[int]:
     items: Iterable[Any] = value if isinstance(value, list) else (value,)
     return [item for item in items if isinstance(item, int) and not isinstance(item, bool)]
-
-
-def _template(files: Mapping[str, bytes], config: Mapping[str, Any], source: str) -> ChatTemplate | None:
-    raw = files.get("chat_template.jinja")
-    if raw is not None:
-        try:
-            text: Any = bytes(raw).decode("utf-8")
-        except UnicodeDecodeError as exc:
-            raise TokenizerError(f"{source}/chat_template.jinja is not UTF-8: {exc}") from exc
-    else:
-        text = _json(files, "chat_template.json", source).get("chat_template", config.get("chat_template"))
-    if isinstance(text, list):
-        named = {item.get("name"): item.get("template") for item in text if isinstance(item, dict)}
-        text = named.get("default")
-    return ChatTemplate(text, source=source) if isinstance(text, str) else None

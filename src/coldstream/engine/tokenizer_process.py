@@ -1,13 +1,16 @@
-"""The tokenizers library in a process of its own, behind the methods of `tokenizers.Tokenizer` that we use.
+"""The tokenizers library in processes of its own, behind the methods of `Backend`.
 
 Building the tokenizer of a large vocabulary takes over a second (Gemma 3: 262,144 tokens, 33 MB of JSON), and the
-library holds the GIL for all of it: in our own process it would stop the event loop and `import torch`. Beside them, on
-the second core, it is free. Afterwards a call costs a round trip of some 0.2 ms; decoding, which happens for
-every token, costs none: the library's own decoder runs here, on names of tokens that the child was asked for once.
+library holds the GIL for all of it, as it does while it encodes: in our own process it would stop the event loop and
+`import torch`. Beside them, on the second core, it is free. Afterwards a call costs a round trip of some 0.2 ms;
+decoding, which happens for every token, costs none: the library's own decoder runs here, on names of tokens that the
+child was asked for once.
 
-The child is started by `exec`, gets the file through a memfd, answers one JSON message after the other on a socket, and
-ends when the socket closes, which it does when we end, however that happens. Should it be killed, the next call starts
-it again from the same memfd.
+The child is started by `exec`, gets the file through a memfd, builds the tokenizer and forks, so that there is one for
+each line: names, short texts, long ones. Nothing on one line waits for another: the name of a token is there while
+megabytes are encoded. It answers one message after the other on each line's socket, and ends when the sockets close,
+which they do when we end, however that happens. Should one be killed, the next call starts them again from the same
+memfd.
 """
 
 from __future__ import annotations
@@ -21,49 +24,64 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from coldstream.engine.vocabulary import Vocabulary, vocabulary
-from coldstream.errors import EngineError, TokenizerError
+from coldstream.engine.added_tokens import Declared
+from coldstream.engine.tokenizer_library import LibraryTokenizer, bytes_of, spell_of
+from coldstream.engine.vocabulary import Spell, Vocabulary
+from coldstream.errors import EngineError, InvalidRequest, TokenizerError
+
+LONG = 16384
+"""Characters from which on a text has the line of the long ones."""
 
 _LENGTH = struct.Struct("<I")
-_METHODS = frozenset({"encode", "names", "token_to_id", "get_vocab_size", "vocabulary"})
+_LINES = ("names", "short", "long")
+# What a message begins with: JSON, or ids as machine words, which need no parsing.
+_JSON, _IDS = b"j", b"i"
 # A tokenizer with nothing in it but a decoder: the part of the library that turns names of tokens into text.
 _ONLY_A_DECODER = """{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
 "pre_tokenizer": null, "post_processor": null, "decoder": %s,
 "model": {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}}"""
 
 
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """What `tokenizers.Encoding` is to us."""
+class _Line:
+    """One socket to the child, for one caller at a time."""
 
-    ids: list[int]
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.socket: socket.socket
 
 
 class TokenizerProcess:
     """Start it early, `begin` with a tokenizer.json when it is there, then `build`; then call it from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lines = {name: _Line() for name in _LINES}
+        self._restarting = threading.Lock()
+        self._generation = 0
         self._file: int | None = None
+        self._declared: dict[str, Any] = {}
         self._source = ""
         self._names: dict[int, str | None] = {}
-        self._special: frozenset[int] = frozenset()
         self._join: Callable[[list[str]], str] = " ".join
+        self._spell: Spell | None = None
+        self._longest: int | None = None
+        self.special_ids: frozenset[int] = frozenset()
+        self.added_tokens: dict[str, int] = {}
         self._start()
 
-    def begin(self, tokenizer_json: bytes) -> None:
-        """Hand over the file, and do not wait."""
+    def begin(self, tokenizer_json: bytes, declared: Declared) -> None:
+        """Hand over the file and what the other files say of tokens, and do not wait."""
+        self._declared = declared.as_json()
         self._file = os.memfd_create("tokenizer.json", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(self._file), "wb") as file:
             file.write(tokenizer_json)
-        with self._lock, contextlib.suppress(OSError):  # the child is gone: `build` hears of it
+        with contextlib.suppress(OSError):  # the child is gone: `build` hears of it
             self._send_file()
 
-    def build(self, tokenizer_json: bytes, *, source: str) -> TokenizerProcess:
+    def build(self, tokenizer_json: bytes, declared: Declared, *, source: str) -> TokenizerProcess:
         """Wait until the tokenizer of this file is built, and be it; the file that was begun with is not sent again.
 
         `source` is its URI, for messages.
@@ -72,54 +90,68 @@ class TokenizerProcess:
             TokenizerError: it is not a tokenizer.json that the library can read.
         """
         if self._file is None:
-            self.begin(tokenizer_json)
+            self.begin(tokenizer_json, declared)
         self._source = source
-        with self._lock:
-            built = self._reply()
-        self._special = frozenset(built["special"])
-        if built["decoder"] is not None:
+        names = self._lines["names"]
+        with names.lock:
+            built = self._reply(names)
+        self.special_ids = frozenset(built["special"])
+        self.added_tokens = built["added"]
+        self._spell = spell_of(built["decoder"])
+        if built["decoder"]:
             import tokenizers
 
-            self._join = tokenizers.Tokenizer.from_str(_ONLY_A_DECODER % built["decoder"]).decoder.decode
+            backend = tokenizers.Tokenizer.from_str(_ONLY_A_DECODER % json.dumps(built["decoder"]))
+            self._join = backend.decoder.decode
         return self
 
-    def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Encoding:
-        """The ids of a text."""
-        return Encoding(self._call("encode", sequence, add_special_tokens))
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """See `Backend.encode`."""
+        ids: list[int] = self._call(_line_for(text), "encode", text, add_special_tokens)
+        return ids
+
+    def offsets(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """See `Backend.offsets`."""
+        starts: list[int] = self._call(_line_for(text), "offsets", text, add_special_tokens)
+        return starts
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of the ids; those that are not in the vocabulary have none.
+        """See `Backend.decode`.
 
         As `TokenizerImpl::decode` does it (tokenizers/src/tokenizer/mod.rs): the names, joined by the decoder.
         """
-        unknown = [number for number in ids if number not in self._names]
-        if unknown:
-            self._names.update(zip(unknown, self._call("names", unknown), strict=True))
-        names = (self._names[number] for number in ids if not (skip_special_tokens and number in self._special))
+        self._learn(ids)
+        names = (self._names[number] for number in ids if not (skip_special_tokens and number in self.special_ids))
         return self._join([name for name in names if name is not None])
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token by its exact name."""
-        number: int | None = self._call("token_to_id", token)
+        """See `Backend.token_to_id`."""
+        number: int | None = self._call("names", "token_to_id", token)
         return number
 
     def id_to_token(self, id: int) -> str | None:
-        """The name of a token."""
-        name: str | None = self._call("names", [id])[0]
-        return name
+        """See `Backend.id_to_token`."""
+        self._learn((id,))
+        return self._names[id]
+
+    def token_bytes(self, id: int) -> bytes | None:
+        """See `Backend.token_bytes`."""
+        return bytes_of(self.id_to_token(id), self.added_tokens, self._spell)
 
     def get_vocab_size(self, *, with_added_tokens: bool = True) -> int:
-        """How many tokens there are."""
-        size: int = self._call("get_vocab_size", with_added_tokens)
+        """See `Backend.get_vocab_size`."""
+        size: int = self._call("names", "get_vocab_size", with_added_tokens)
         return size
 
-    def vocabulary(self) -> Vocabulary:
-        """The bytes of all tokens.
+    def longest_token(self) -> int | None:
+        """See `Backend.longest_token`."""
+        if self._longest is None and self._spell is not None:
+            self._longest = self._call("short", "longest_token")
+        return self._longest
 
-        Raises:
-            TokenizerError: tokens of this kind of tokenizer have no bytes of their own.
-        """
-        found = self._call("vocabulary")
+    def vocabulary(self) -> Vocabulary:
+        """See `Backend.vocabulary`."""
+        found = self._call("long", "vocabulary")
         return Vocabulary(tuple(token.encode("latin-1") for token in found["tokens"]), tuple(found["special"]))
 
     @property
@@ -129,111 +161,170 @@ class TokenizerProcess:
 
     def close(self) -> None:
         """End the child and wait for it."""
-        with self._lock:
+        with self._restarting:
             self._stop()
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
 
+    def _learn(self, ids: Sequence[int]) -> None:
+        unknown = [number for number in ids if number not in self._names]
+        if unknown:
+            self._names.update(zip(unknown, self._call("names", "names", unknown), strict=True))
+
     def _start(self) -> None:
-        self._socket, theirs = socket.socketpair()
-        code = f"from coldstream.engine.tokenizer_process import serve; serve({theirs.fileno()})"
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
-            )
+        pairs = [socket.socketpair() for _ in _LINES]
+        theirs = [pair[1].fileno() for pair in pairs]
+        code = f"from coldstream.engine.tokenizer_process import serve; serve({theirs})"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            pass_fds=theirs,
+            stdin=subprocess.DEVNULL,
+            process_group=0,  # its forks end with it
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},  # threads of the library would not survive the fork
+        )
+        for line, (ours, child) in zip(self._lines.values(), pairs, strict=True):
+            line.socket = ours
+            child.close()
 
     def _stop(self) -> None:
-        self._socket.close()
-        self._process.kill()  # it may be in the middle of building a tokenizer, and has nothing to save
+        for line in self._lines.values():
+            line.socket.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # it may be in the middle of building, and has nothing to save
         self._process.wait()
 
     def _send_file(self) -> None:
         assert self._file is not None
-        socket.send_fds(self._socket, [b"f"], [self._file])
+        connection = self._lines["names"].socket
+        socket.send_fds(connection, [b"f"], [self._file])
+        _send(connection, [self._source, self._declared])
 
-    def _call(self, method: str, *args: Any) -> Any:
-        with self._lock:
+    def _call(self, name: str, method: str, *args: Any) -> Any:
+        line = self._lines[name]
+        with line.lock:
+            generation = self._generation
             try:
-                return self._ask(method, args)
+                return self._ask(line, method, args)
             except OSError:  # the child is gone (killed for memory, say): once more, with a new one
+                pass
+        try:
+            self._restart(generation)
+            with line.lock:
+                return self._ask(line, method, args)
+        except OSError as exc:
+            raise EngineError(f"{self._source}: the tokenizer's process ended twice ({exc})") from exc
+
+    def _restart(self, generation: int) -> None:
+        """Start the child again, unless another caller has."""
+        with self._restarting:
+            if self._generation != generation:
+                return
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # so that calls on all lines come to their end
+            with contextlib.ExitStack() as all_lines:
+                for line in self._lines.values():
+                    all_lines.enter_context(line.lock)
                 self._stop()
                 self._start()
-            try:
                 self._send_file()
-                self._reply()
-                return self._ask(method, args)
-            except OSError as exc:
-                raise EngineError(f"{self._source}: the tokenizer's process ended twice ({exc})") from exc
+                self._reply(self._lines["names"])
+                self._generation += 1
 
-    def _ask(self, method: str, args: Sequence[Any]) -> Any:
-        _send(self._socket, [method, *args])
-        return self._reply()
+    def _ask(self, line: _Line, method: str, args: Sequence[Any]) -> Any:
+        _send(line.socket, [method, *args])
+        return self._reply(line)
 
-    def _reply(self) -> Any:
-        answer = _receive(self._socket)
+    def _reply(self, line: _Line) -> Any:
+        answer = _receive(line.socket)
         if answer is None:
             raise ConnectionResetError("the tokenizer's process closed its socket")
+        if isinstance(answer, list):
+            return answer
+        if "refused" in answer:
+            raise InvalidRequest(answer["refused"], field="prompt")
         if "error" in answer:
             raise TokenizerError(f"{self._source}/tokenizer.json: {answer['error']}")
         return answer["value"]
 
 
-def serve(descriptor: int) -> None:
-    """The child's whole life: receive the file, build the tokenizer, answer until the socket closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent says when to end
-    connection = socket.socket(fileno=descriptor)
-    import tokenizers
+def _line_for(text: str) -> str:
+    return "short" if len(text) < LONG else "long"
 
-    _, files, _, _ = socket.recv_fds(connection, 1, 1)
-    if not files:
+
+def serve(descriptors: Sequence[int]) -> None:
+    """The child's whole life: receive the file, build the tokenizer, answer on every line until its socket closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent says when to end
+    lines = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    names = lines[0]
+    _, files, _, _ = socket.recv_fds(names, 1, 1)
+    about = _receive(names) if files else None
+    if about is None:
         return
     try:
         with os.fdopen(files[0], "rb") as file:
             file.seek(0)
-            backend = tokenizers.Tokenizer.from_buffer(file.read())
-        backend.no_truncation()
-        backend.no_padding()
-    except Exception as exc:  # the library raises plain Exception; the parent turns it into a TokenizerError
-        _send(connection, {"error": f"cannot be read by tokenizers: {exc}"})
+            tokenizer = LibraryTokenizer(file.read(), Declared.from_json(about[1]), source=about[0])
+    except TokenizerError as exc:
+        _send(names, {"error": str(exc).partition("tokenizer.json ")[2]})
         return
-    _send(connection, {"value": _about(backend)})
-    while (message := _receive(connection)) is not None:
-        _send(connection, _answer(backend, message))
+    _send(names, {"value": _about(tokenizer)})
+    mine = names
+    for line in lines[1:]:
+        if not os.fork():
+            mine = line
+            break
+    for line in lines:
+        if line is not mine:
+            line.close()
+    while (message := _receive(mine)) is not None:
+        _send(mine, _answer(tokenizer, message))
 
 
-def _about(backend: Any) -> dict[str, Any]:
+def _about(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     """What decoding needs beside the names of the tokens."""
-    added = backend.get_added_tokens_decoder()
     return {
-        "decoder": backend.decoder.__getstate__().decode() if backend.decoder is not None else None,
-        "special": [number for number, token in added.items() if token.special],
+        "decoder": tokenizer.decoder,
+        "special": sorted(tokenizer.special_ids),
+        "added": tokenizer.added_tokens,
     }
 
 
-def _answer(backend: Any, message: list[Any]) -> dict[str, Any]:
+def _names(tokenizer: LibraryTokenizer, ids: list[int]) -> dict[str, Any]:
+    return {"value": [tokenizer.id_to_token(number) for number in ids]}
+
+
+def _vocabulary(tokenizer: LibraryTokenizer) -> dict[str, Any]:
+    """As JSON can carry it: a character for each byte."""
+    found = tokenizer.vocabulary()
+    return {"value": {"tokens": [token.decode("latin-1") for token in found.tokens], "special": found.special}}
+
+
+_ANSWERS: Mapping[str, Callable[..., Any]] = {
+    "encode": lambda tokenizer, text, special: array("I", tokenizer.encode(text, add_special_tokens=special)),
+    "offsets": lambda tokenizer, text, special: array("I", tokenizer.offsets(text, add_special_tokens=special)),
+    "names": _names,
+    "token_to_id": lambda tokenizer, token: {"value": tokenizer.token_to_id(token)},
+    "get_vocab_size": lambda tokenizer, added: {"value": tokenizer.get_vocab_size(with_added_tokens=added)},
+    "longest_token": lambda tokenizer: {"value": tokenizer.longest_token()},
+    "vocabulary": _vocabulary,
+}
+
+
+def _answer(tokenizer: LibraryTokenizer, message: list[Any]) -> Any:
     method, *args = message
     try:
-        if method not in _METHODS:
-            raise ValueError(f"no method {method}")
-        if method == "encode":
-            return {"value": backend.encode(args[0], add_special_tokens=args[1]).ids}
-        if method == "names":
-            return {"value": [backend.id_to_token(number) for number in args[0]]}
-        if method == "vocabulary":
-            return {"value": _written(vocabulary(backend))}
-        return {"value": getattr(backend, method)(*args)}
-    except Exception as exc:  # likewise: whatever it is, the parent must hear of it
+        return _ANSWERS[method](tokenizer, *args)
+    except InvalidRequest as exc:
+        return {"refused": str(exc)}
+    except TokenizerError as exc:
+        return {"error": str(exc).partition("tokenizer.json: ")[2]}
+    except Exception as exc:  # the library raises plain Exception; whatever it is, the parent must hear of it
         return {"error": f"{method}: {exc}"}
 
 
-def _written(found: Vocabulary) -> dict[str, Any]:
-    """As JSON can carry it: a character for each byte."""
-    return {"tokens": [token.decode("latin-1") for token in found.tokens], "special": found.special}
-
-
 def _send(connection: socket.socket, message: Any) -> None:
-    data = json.dumps(message).encode()
+    data = _IDS + message.tobytes() if isinstance(message, array) else _JSON + json.dumps(message).encode()
     connection.sendall(_LENGTH.pack(len(data)) + data)
 
 
@@ -242,7 +333,13 @@ def _receive(connection: socket.socket) -> Any:
     if head is None:
         return None
     body = _exactly(connection, _LENGTH.unpack(head)[0])
-    return None if body is None else json.loads(body)
+    if body is None:
+        return None
+    if body[:1] == _IDS:
+        ids = array("I")
+        ids.frombytes(body[1:])
+        return ids.tolist()
+    return json.loads(body[1:])
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes | None:

@@ -1,4 +1,4 @@
-"""The bytes of every token, which a grammar is followed by; taken from a tokenizer of the `tokenizers` library.
+"""The bytes of tokens, taken from a tokenizer of the `tokenizers` library; grammars and logprobs are told by them.
 
 Two ways of writing bytes as names are known, and every model here uses one of them: byte-level (GPT-2: a printable
 character for each byte) and byte-fallback (SentencePiece: text with U+2581 for a space, and <0x0A> for a lone byte).
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 _LONE_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+Spell = Callable[[str], bytes]
+"""The bytes that a token's name stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +26,53 @@ class Vocabulary:
     special: tuple[int, ...]
 
 
-def vocabulary(backend: Any) -> Vocabulary:
+def vocabulary(backend: Any, special: Collection[int]) -> Vocabulary:
     """Of a `tokenizers.Tokenizer`. Takes about half a second for 262,144 tokens.
 
     Raises:
         ValueError: its decoder writes bytes in neither of the two ways.
     """
-    added = backend.get_added_tokens_decoder()
-    spell = _spelling(json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {})
-    size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
-    names = (added[number].content if number in added else backend.id_to_token(number) for number in range(size))
-    tokens = tuple(
-        b"" if name is None else name.encode() if number in added else spell(name) for number, name in enumerate(names)
-    )
-    return Vocabulary(tokens, tuple(sorted(number for number, token in added.items() if token.special)))
+    return Vocabulary(tuple(_tokens(backend)), tuple(sorted(special)))
 
 
-def _spelling(decoder: Mapping[str, Any]) -> Callable[[str], bytes]:
-    kinds = {step.get("type"): step for step in decoder.get("decoders", [decoder])}
+def longest(backend: Any) -> int | None:
+    """How many characters a token covers at most; None where one may cover any number: what is unknown becomes one."""
+    try:
+        return max((len(token.decode(errors="replace")) for token in _tokens(backend)), default=None)
+    except ValueError:
+        return None
+
+
+def spelling(decoder: Mapping[str, Any]) -> Spell:
+    """How a tokenizer with this decoder writes bytes; the decoder is what its `__getstate__` says.
+
+    Raises:
+        ValueError: in neither of the two ways.
+    """
+    kinds = {step.get("type") for step in decoder.get("decoders", [decoder])}
     if "ByteLevel" in kinds:
         bytes_of = {character: byte for byte, character in _byte_level().items()}
-        return lambda name: bytes(bytes_of[character] for character in name)
+        return lambda name: (
+            bytes(bytes_of[character] for character in name) if bytes_of.keys() >= set(name) else name.encode()
+        )
     if "ByteFallback" in kinds or "Metaspace" in kinds:
         return _with_fallback
     raise ValueError(f"a grammar needs a byte-level or byte-fallback tokenizer; this one decodes by {sorted(kinds)}")
+
+
+def decoder_of(backend: Any) -> dict[str, Any]:
+    """What a `tokenizers.Tokenizer` says of its decoder; empty where it has none."""
+    state: dict[str, Any] = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
+    return state
+
+
+def _tokens(backend: Any) -> Iterator[bytes]:
+    added = backend.get_added_tokens_decoder()
+    spell = spelling(decoder_of(backend))
+    names = {number: name for name, number in backend.get_vocab(with_added_tokens=True).items()}
+    for number in range(1 + max(names)):
+        name = added[number].content if number in added else names.get(number)
+        yield b"" if name is None else name.encode() if number in added else spell(name)
 
 
 def _with_fallback(name: str) -> bytes:

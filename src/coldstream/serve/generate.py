@@ -7,6 +7,7 @@ data: {"text": "SEL"} ... data: [DONE]              with `stream`; the last even
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ async def generate(state: ServerState, inference: Inference, body: GenerateReque
         return await sse.opened(_frames(asked, inference, trail))
     async with inference.start(asked.job(), trail) as running:
         (result,) = await running.collect()
-        text = _echo(asked, running) + result.text
+        text = await _echo(asked, running) + result.text
     return sse.JsonReply({"text": text, **asked.details(result)} if body.details else text)
 
 
@@ -127,7 +128,7 @@ async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGene
             async for batch in running.events:
                 text = "".join(event.text for _, event in batch)
                 if not begun:
-                    text = _echo(asked, running) + text
+                    text = await _echo(asked, running) + text
                 for _, event in batch:
                     result.add(event)
                 if text:
@@ -168,8 +169,10 @@ def _given(body: GenerateRequest) -> Given:
     return {name: getattr(body, name) for name in _SAMPLING} | {"stop": stops(body.stop)}
 
 
-def _echo(asked: Asked, running: Running) -> str:
-    return asked.model.tokenizer.decode(running.prompt_ids[0]) if asked.body.echo else ""
+async def _echo(asked: Asked, running: Running) -> str:
+    if not asked.body.echo:
+        return ""
+    return await asyncio.to_thread(asked.model.tokenizer.decode, running.prompt_ids[0])
 
 
 def _usage(usage: Usage) -> dict[str, int]:

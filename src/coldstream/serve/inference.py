@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,17 +34,18 @@ from coldstream.settings import SamplingSettings
 
 Encode = Callable[[ServedModel], list[list[int]]]
 
-_OFF_LOOP = 16384
-"""Characters from which on a prompt is tokenized on another thread: below, the hop costs more than the work."""
+_LONG = 16384
+"""Characters from which on a prompt waits for the other long ones, and short ones do not wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What is asked of a model. `encode` makes the prompts' ids, once the model's tokenizer is there.
 
-    `characters` is the size of what it will encode, `samples` how often each prompt is answered. With `fill_context`
-    a request that sets no max_tokens may use the whole context; else the model's own default holds. `images` are those
-    of the only prompt, in order.
+    `characters` is the size of what it will encode, `longest` of its longest prompt (None: all of it is one), `samples`
+    how often each prompt is answered. With `fill_context` a request that sets no max_tokens may use the whole context;
+    else the model's own default holds. `images` are those of the only prompt, in order. `shows` are control tokens that
+    the answer's text is to name.
     """
 
     model: ServedModel
@@ -55,6 +57,8 @@ class Job:
     fill_context: bool = False
     task: SamplingSettings = field(default_factory=SamplingSettings)
     images: tuple[ImageSource, ...] = ()
+    longest: int | None = None
+    shows: tuple[str, ...] = ()
 
     @property
     def sequences(self) -> int:
@@ -110,6 +114,7 @@ class Inference:
         self._state = state
         self._metrics = metrics
         self._bridge = Bridge()
+        self._encoders = Encoders()
         self.images = ImageLoader(state.settings.images)
         self.gates = {
             name: Gate(
@@ -139,7 +144,7 @@ class Inference:
         ) as ticket:
             await _ready(model, lifecycle, deadline)
             pictures = await self._pictures(job, deadline)
-            prompt_ids = await _encode(job)
+            prompt_ids = await self._encoders.encode(job)
             images = model.images.place(prompt_ids[0], pictures) if model.images is not None and pictures else ()
             sampling = _sampling(job, prompt_ids)
             ticket.claim(sum(map(len, prompt_ids)) * job.samples)
@@ -233,10 +238,40 @@ async def _ready(model: ServedModel, lifecycle: Lifecycle, deadline: float) -> N
         ending.cancel()
 
 
-async def _encode(job: Job) -> list[list[int]]:
-    if job.characters < _OFF_LOOP:
-        return job.encode(job.model)
-    return await asyncio.to_thread(job.encode, job.model)
+class Encoders:
+    """Threads on which prompts are made and tokenized: never the event loop's, and not one for all.
+
+    Long prompts take turns on one thread, so that neither short ones nor what else the server does waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._short = ThreadPoolExecutor(2, thread_name_prefix="coldstream-encode")
+        self._long = ThreadPoolExecutor(1, thread_name_prefix="coldstream-encode-long")
+
+    async def encode(self, job: Job) -> list[list[int]]:
+        """The ids of the job's prompts.
+
+        Raises:
+            PromptTooLong: a prompt has more characters than the context can hold, whatever they are.
+            InvalidRequest: from the tokenizer or the chat template.
+        """
+        executor = self._short if job.characters < _LONG else self._long
+        loop = asyncio.get_running_loop()
+        if executor is self._long:
+            # On the other thread: what is refused need not wait for what is not.
+            await loop.run_in_executor(self._short, _check_length, job)
+        return await loop.run_in_executor(executor, job.encode, job.model)
+
+
+def _check_length(job: Job) -> None:
+    longest = job.characters if job.longest is None else job.longest
+    limit = job.model.tokenizer.longest_text(job.model.max_context)
+    if limit is not None and longest > limit:
+        raise PromptTooLong(
+            f"the prompt has {longest} characters, but the model's context holds {job.model.max_context} tokens, which "
+            f"are {limit} characters at most",
+            field="prompt",
+        )
 
 
 def _sampling(job: Job, prompt_ids: list[list[int]]) -> SamplingParams:
@@ -252,7 +287,9 @@ def _sampling(job: Job, prompt_ids: list[list[int]]) -> SamplingParams:
     given = dict(job.given)
     if wanted is None and job.task.max_tokens is None and job.fill_context:
         given["max_tokens"] = room
-    return resolve(job.model.defaults, job.task, given, room=room)
+    sampling = resolve(job.model.defaults, job.task, given, room=room)
+    known = job.model.tokenizer.special_texts if job.shows else {}
+    return replace(sampling, shown_tokens=frozenset(known[name] for name in job.shows if name in known))
 
 
 def _requests(

@@ -181,16 +181,22 @@ class ModelStart:
         await self._stream.run(order)
 
     def _build_tokenizer(self) -> None:
+        from coldstream.engine.added_tokens import Declared
         from coldstream.engine.tokenizer_process import TokenizerProcess
 
         self._process = TokenizerProcess()
         files = self._stream.files.result()
-        if "tokenizer.json" in files:
-            self._process.begin(files["tokenizer.json"])  # before imports, which wait for one another
+        if "tokenizer.json" in files:  # before imports, which wait for one another
+            self._process.begin(files["tokenizer.json"], Declared.from_files(files, source=self.uri))
         from coldstream.engine.tokenizer import Tokenizer
 
         with self._timeline.span("tokenizer", model=self.name):
-            self._tokenizer = Tokenizer.load(files, source=self.uri, build=self._process.build)
+            self._tokenizer = Tokenizer.load(
+                files,
+                source=self.uri,
+                build=self._process.build,
+                keeps_control_tokens=self._model.control_tokens == "keep",
+            )
         settle(self._tokenizer_built, self._tokenizer)
 
     def _start_engine(self) -> None:
@@ -213,6 +219,7 @@ class ModelStart:
                 device=decoder.device,
                 name=self.name,
             )
+            tokenizer.bound(engine.max_context)
             engine.start()
         self._engine, self._watched = engine, WatchedEngine(engine, self._timeline)
         if self.load.error is not None:  # it failed while the engine was being made

@@ -133,13 +133,12 @@ class ModelStream:
             self._landing.then(self._text_landed)
 
     async def _fetch_files(self, checkpoint: Checkpoint) -> None:
-        from coldstream.engine.tokenizer_files import TOKENIZER_FILES
+        from coldstream.weights.file_names import TEMPLATES_BELOW, TOKENIZER
 
-        names = [name for name in TOKENIZER_FILES if name in checkpoint.files]
         try:
             with self._timeline.span("tokenizer files", model=self._model.name):
-                contents = await asyncio.gather(*(checkpoint.read_file(name) for name in names))
+                files = await checkpoint.read_files((*TOKENIZER, *TEMPLATES_BELOW))
         except BaseException as exc:
             self._failed(exc)
             raise
-        settle(self.files, dict(zip(names, contents, strict=True)))
+        settle(self.files, files)

@@ -68,6 +68,9 @@ class ModelSettings:
     uri: str = key("a folder: gs://, s3://, az://, https://, file:// or a path", example='"gs://my-bucket/my-model"')
     precision: Precision = key("auto, float32, bfloat16 or int8", "auto")
     weights: WeightsFrom = key("what is taken where an index lies beside a whole model.safetensors", "index")
+    control_tokens: Literal["text", "keep"] = key(
+        'what "<|im_end|>" in a message is: text, so that it begins no turn, or the control token', "text"
+    )
     max_context: int | None = key(
         "tokens of prompt and answer; left out: the model's own limit, as memory allows",
         None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -123,6 +123,23 @@ class Checkpoint:
         if name not in self.files:
             raise ObjectNotFound(f"{self.location.child(name)}: no such file in the checkpoint; upload it")
         return await _read_whole(self.store, self.files[name], RetryPolicy())
+
+    async def read_files(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Those of these small files that there are, whole, by name; names may lie in folders below this one.
+
+        Raises:
+            StoreError: see `coldstream.errors`.
+        """
+        names = tuple(names)
+        contents = await asyncio.gather(*map(self._read_optional, names))
+        return {name: data for name, data in zip(names, contents, strict=True) if data is not None}
+
+    async def _read_optional(self, name: str) -> bytes | None:
+        retry = RetryPolicy()
+        pin = self.files.get(name)
+        if pin is None and "/" in name:  # a listing shows one folder
+            pin = await with_retries(lambda: self.store.pin(name), retry, where=str(self.location.child(name)))
+        return None if pin is None else await _read_whole(self.store, pin, retry)
 
 
 async def open_checkpoint_async(

@@ -23,6 +23,7 @@ from obstore.exceptions import (
 
 from coldstream.errors import BadResponse, ObjectNotFound
 from coldstream.weights.answers import RETRIED, changed, denied, ignores_ranges, range_of, refusal
+from coldstream.weights.file_names import WELL_KNOWN
 from coldstream.weights.store import Interrupted, OnLanded, Pin
 from coldstream.weights.uri import Location
 from coldstream.weights.wire import Wire
@@ -34,19 +35,6 @@ if TYPE_CHECKING:
 _STATUS = re.compile(r"status code: (\d{3})")
 # How long a signed address is good for: as long as the longest read.
 _SIGNED = timedelta(hours=1)
-
-WELL_KNOWN = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 
 
 class ObjectStoreAdapter:

@@ -16,6 +16,7 @@ from coldstream.serve.generate import expanded, sources
 from coldstream.serve.images import ImageLoader, ImageSource
 from coldstream.serve.inference import Inference, Job, Result
 from coldstream.serve.openai import logprobs, tools
+from coldstream.serve.openai.calls import TAGS
 from coldstream.serve.openai.common import Envelope, Target, envelope, sampling, target, text_of, usage
 from coldstream.serve.openai.constraint import constraint, from_schema
 from coldstream.serve.openai.messages import Turn, folded, images, task_turns, turns, with_instruction
@@ -39,6 +40,10 @@ class Tools:
     def names(self) -> list[str]:
         """The functions' names."""
         return [function["name"] for function in self.functions]
+
+    def reader(self) -> tools.CallReader:
+        """What finds calls in an answer."""
+        return tools.CallReader(self.names, {item["name"]: tools.parameters(item) for item in self.functions})
 
     @property
     def grammar(self) -> Grammar | None:
@@ -76,6 +81,7 @@ class Asked:
             fill_context=True,
             task=self.target.sampling,
             images=self.images,
+            shows=TAGS if self.tools.functions and not self.tools.forced else (),
         )
 
 
@@ -206,7 +212,7 @@ def _split(chosen: Tools, result: Result) -> tuple[str, list[tools.Call]]:
         return ("", [call]) if call else (result.text, [])
     if not chosen.functions:
         return result.text, []
-    reader = tools.CallReader(chosen.names)
+    reader = chosen.reader()
     text = reader.push(result.text)
     rest, calls = reader.end()
     return text + rest, calls if chosen.parallel else calls[:1]
@@ -228,7 +234,7 @@ class _Speaker:
     def __init__(self, asked: Asked, index: int) -> None:
         self._asked = asked
         self._index = index
-        self._reader = tools.CallReader(asked.tools.names)
+        self._reader = asked.tools.reader()
         self._begun = False
         self.result = Result()
 

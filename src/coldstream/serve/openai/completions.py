@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import codecs
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from starlette.responses import Response
 
-from coldstream.engine.request import Grammar, TokenEvent, TokenLogprob
+from coldstream.engine.request import Grammar, TokenEvent
 from coldstream.errors import ColdstreamError, InvalidRequest
 from coldstream.serve import failures, generate, sse
 from coldstream.serve.inference import Inference, Job, Result, Running
@@ -26,6 +29,15 @@ PATH = "/v1/completions"
 _MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""
 _MOST_PROMPTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt that is given back: its text, the bytes of its tokens, and the characters at which they begin."""
+
+    text: str = ""
+    spelled: Sequence[bytes] = ()
+    places: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +81,30 @@ class Asked:
             characters=sum(map(len, self.prompts)),
             samples=body.n or 1,
             prompts=len(self.prompts),
+            longest=max(map(len, self.prompts)),
             task=self.target.sampling,
         )
 
-    def echoed(self, running: Running, index: int) -> str:
-        """The text of a sequence's prompt."""
-        place = index // running.job.samples
+    def echoed(self, running: Running, place: int) -> Echo:
+        """What is given back of a prompt. Asks the tokenizer: not for an event loop."""
+        tokenizer, ids = self.target.model.tokenizer, running.prompt_ids[place]
         prompt = self.prompts[place]
         if isinstance(prompt, str) and self.target.task is None:
-            return prompt
-        return self.target.model.tokenizer.decode(running.prompt_ids[place], skip_special_tokens=False)
+            text, given = prompt, True
+        else:
+            text, given = tokenizer.decode(ids, skip_special_tokens=False), False
+        if self.body.logprobs is None:
+            return Echo(text)
+        spelled = [tokenizer.token_bytes(number) for number in ids]
+        return Echo(text, spelled, tokenizer.offsets(text) if given else _places(spelled, text))
+
+
+def _places(spelled: Sequence[bytes], text: str) -> list[int]:
+    """The characters at which tokens begin in the text that they were decoded to, which may lack a leading blank."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    ends = list(accumulate(len(decoder.decode(part)) for part in spelled))
+    missing = max(0, ends[-1] + len(decoder.decode(b"", True)) - len(text))
+    return [max(0, place - missing) for place in (0, *ends[:-1])]
 
 
 def understand(state: ServerState, body: CompletionRequest) -> Asked:
@@ -105,7 +131,7 @@ async def complete(state: ServerState, inference: Inference, body: CompletionReq
         return await sse.opened(_frames(asked, inference, trail))
     async with inference.start(asked.job(), trail) as running:
         results = await running.collect()
-    writers = [_Writer(asked, running, index) for index in range(len(results))]
+        writers = await _writers(asked, running)
     choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
     frame = envelope("cmpl", "text_completion", body.model, asked.target.model)
     return sse.JsonReply(frame.wrap(choices, usage=_usage(asked, running, results)))
@@ -144,19 +170,17 @@ def _usage(asked: Asked, running: Running, results: Sequence[Result]) -> dict[st
 class _Writer:
     """Turns one sequence's events into its choice, whole or piece by piece."""
 
-    def __init__(self, asked: Asked, running: Running, index: int) -> None:
+    def __init__(self, asked: Asked, index: int, echo: Echo) -> None:
         self._asked = asked
         self._index = index
         self._silent = asked.max_tokens == 0
-        self._tokenizer = asked.target.model.tokenizer
-        self._ids = running.prompt_ids[index // running.job.samples]
-        self._echo = asked.echoed(running, index) if asked.body.echo else ""
-        self._offset = len(self._echo)
+        self._echo = echo
         self._begun = False
         self.result = Result()
 
     def whole(self, result: Result) -> dict[str, Any]:
         """The choice of an answer."""
+        self.result = result
         event = TokenEvent(
             "",
             text=result.text,
@@ -174,7 +198,7 @@ class _Writer:
 
     def _choice(self, event: TokenEvent) -> dict[str, Any]:
         first, self._begun = not self._begun, True
-        text = (self._echo if first else "") + ("" if self._silent else event.text)
+        text = (self._echo.text if first else "") + ("" if self._silent else event.text)
         return {
             "index": self._index,
             "text": text,
@@ -185,15 +209,21 @@ class _Writer:
     def _logprobs(self, event: TokenEvent, first: bool) -> dict[str, Any] | None:
         if self._asked.body.logprobs is None:
             return None
-        scored: tuple[TokenLogprob | None, ...] = () if self._silent else event.logprobs
-        offset = self._offset
-        prompt: list[str] = []
-        if first and self._asked.body.echo:
-            scored = (*(event.prompt_logprobs or [None] * len(self._ids)), *scored)
-            prompt, offset = [self._tokenizer.token_text(item) for item in self._ids], 0
-        shown = logprobs.completion(scored, prompt, offset=offset)
-        self._offset = offset + sum(map(len, shown["tokens"]))
-        return shown
+        drawn = () if self._silent else event.logprobs
+        before, written = len(self._echo.text), len(self.result.text)
+        # A token whose text was cut off at a stop string begins where the text ends.
+        offsets = [before + min(item.offset, written) for item in drawn]
+        if not first or not self._asked.body.echo:
+            return logprobs.completion(drawn, offsets)
+        scored = event.prompt_logprobs or [None] * len(self._echo.spelled)
+        return logprobs.completion((*scored, *drawn), (*self._echo.places, *offsets), self._echo.spelled)
+
+
+async def _writers(asked: Asked, running: Running) -> list[_Writer]:
+    echoes = [Echo() for _ in running.prompt_ids]
+    if asked.body.echo:
+        echoes = await asyncio.to_thread(lambda: [asked.echoed(running, place) for place in range(len(echoes))])
+    return [_Writer(asked, index, echoes[index // running.job.samples]) for index in range(running.job.sequences)]
 
 
 async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGenerator[bytes, None]:
@@ -205,7 +235,7 @@ async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGene
         async with AsyncExitStack() as stack:
             running = await stack.enter_async_context(inference.start(asked.job(), trail))
             frame: Envelope = envelope("cmpl", "text_completion", asked.body.model, asked.target.model)
-            writers = [_Writer(asked, running, index) for index in range(running.job.sequences)]
+            writers = await _writers(asked, running)
             async for batch in running.events:
                 made = [writers[index].chunk(event) for index, event in batch]
                 pieces = [sse.frame(frame.wrap([choice], **no_usage)) for choice in made if choice is not None]

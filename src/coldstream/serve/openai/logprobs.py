@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from coldstream.engine.request import TokenLogprob
@@ -12,38 +11,47 @@ from coldstream.engine.request import TokenLogprob
 def chat(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     """`choices[].logprobs` of a chat completion or of one of its chunks."""
     return {
-        "content": [{**_token(item.text, item.logprob), "top_logprobs": _top(item)} for item in tokens],
+        "content": [{**_token(item), "top_logprobs": [_token(other) for other in item.top]} for item in tokens],
         "refusal": None,
     }
 
 
-def completion(tokens: Sequence[TokenLogprob | None], prompt: Sequence[str] = (), *, offset: int = 0) -> dict[str, Any]:
-    """`choices[].logprobs` of a text completion. `prompt` are the texts of the echoed tokens, which stand first and of
+def completion(
+    tokens: Sequence[TokenLogprob | None], offsets: Sequence[int], prompt: Sequence[bytes] = ()
+) -> dict[str, Any]:
+    """`choices[].logprobs` of a text completion. `prompt` are the bytes of the echoed tokens, which stand first and of
     which the first has no log probability.
 
-    `offset` is the character at which the first token begins. The chosen token is always among its alternatives.
+    `offsets` are the characters of the choice's text at which the tokens begin. The chosen token is always among its
+    alternatives.
     """
-    texts = [prompt[place] if item is None else item.text for place, item in enumerate(tokens)]
     return {
-        "tokens": texts,
+        "tokens": [_name(prompt[place] if item is None else item.spelled) for place, item in enumerate(tokens)],
         "token_logprobs": [None if item is None else item.logprob for item in tokens],
         "top_logprobs": [None if item is None else _alternatives(item) for item in tokens],
-        "text_offset": list(accumulate(map(len, texts[:-1]), initial=offset)) if texts else [],
+        "text_offset": list(offsets),
     }
 
 
 def _alternatives(item: TokenLogprob) -> dict[str, float]:
     """Several ids may have one text; the best of them is kept."""
     found: dict[str, float] = {}
-    for _, text, logprob in item.top:
-        found.setdefault(text, logprob)
-    found.setdefault(item.text, item.logprob)
+    for other in (*item.top, item):
+        found.setdefault(_name(other.spelled), other.logprob)
     return found
 
 
-def _top(item: TokenLogprob) -> list[dict[str, Any]]:
-    return [_token(text, logprob) for _, text, logprob in item.top]
+def _token(item: TokenLogprob) -> dict[str, Any]:
+    return {
+        "token": _name(item.spelled, ""),
+        "logprob": item.logprob,
+        "bytes": list(item.spelled),
+    }
 
 
-def _token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+def _name(spelled: bytes, prefix: str = "bytes:") -> str:
+    r"""The token's text; a part of a character is written as OpenAI writes it: `bytes:\xea`, in a chat `\xea`."""
+    try:
+        return spelled.decode()
+    except UnicodeDecodeError:
+        return prefix + "".join(f"\\x{byte:02x}" for byte in spelled)

@@ -1,0 +1,143 @@
+"""Control tokens in a user's text are text: only a chat template writes those that begin and end turns.
+
+Before a template is rendered, each control token in what a user gave is set between two marks; the template's own
+stand bare. Encoding takes the marks away and what stands between them as plain text. The marks are halves of surrogate
+pairs, which no text of a request can hold (RFC 8259, section 8.2), so nothing of the user's is lost or forged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from coldstream.errors import InvalidRequest
+
+_BEGIN, _END = "\udc00", "\udc01"
+_MARKED = re.compile(f"{_BEGIN}([^{_BEGIN}{_END}]*){_END}|[{_BEGIN}{_END}]")
+_ESCAPED = (("\\udc00", _BEGIN), ("\\udc01", _END))
+# Before a piece that is encoded by itself, so that no tokenizer takes it for the beginning of a text.
+_BEFORE = "\n"
+
+
+class ControlTokens:
+    """The tokens of one model that mean something beside their letters."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        longest_first = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))
+        self.texts = frozenset(longest_first)
+        self._any = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def mark(self, value: Any) -> Any:
+        """A copy of a text, or of lists and objects of texts, with these tokens marked in all values.
+
+        Raises:
+            InvalidRequest: a text holds half a surrogate pair.
+        """
+        if isinstance(value, str):
+            if _BEGIN in value or _END in value:
+                raise InvalidRequest("a text holds half a surrogate pair, which is no character", field="messages")
+            return self._any.sub(rf"{_BEGIN}\g<0>{_END}", value)
+        if isinstance(value, dict):
+            return {key: self.mark(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.mark(item) for item in value]
+        return value
+
+
+def unescaped(text: str) -> str:
+    """The marks as they were, in JSON that was written with `ensure_ascii`."""
+    for escaped, mark in _ESCAPED:
+        text = text.replace(escaped, mark)
+    return text
+
+
+def unmarked(text: str) -> str:
+    """The text without marks, as a person reads it."""
+    return _MARKED.sub(lambda found: found[1] or "", text)
+
+
+def bare(text: str) -> str:
+    """What a template wrote: the text without what stands between marks."""
+    return _MARKED.sub(_BEGIN, text)
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    """The text with `new` in place of each `old`, but for those between marks."""
+    kept = [found[0] for found in _MARKED.finditer(text)]
+    rest = iter(kept)
+    return "".join(part + next(rest, "") for part in (piece.replace(old, new) for piece in _between(text)))
+
+
+def _between(text: str) -> list[str]:
+    places = [(found.start(), found.end()) for found in _MARKED.finditer(text)]
+    begins = [0, *(end for _, end in places)]
+    ends = [*(start for start, _ in places), len(text)]
+    return [text[begin:end] for begin, end in zip(begins, ends, strict=True)]
+
+
+def pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """The text cut at its marks: (piece, whether it stood between two of them), none empty."""
+    place = 0
+    for found in _MARKED.finditer(text):
+        if found.start() > place:
+            yield text[place : found.start()], False
+        if found[1]:
+            yield found[1], True
+        place = found.end()
+    if place < len(text):
+        yield text[place:], False
+
+
+def encode(backend: Any, text: str, *, add_special_tokens: bool) -> list[int]:
+    """The ids of a text that may hold marks, from a `tokenizers.Tokenizer`.
+
+    Raises:
+        InvalidRequest: the tokenizer makes a control token of its letters, whatever is done.
+    """
+    ids: list[int]
+    if _BEGIN not in text and _END not in text:
+        ids = backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+    ids = []
+    before = _bare(backend, _BEFORE)
+    for piece, is_text in pieces(text):
+        if is_text:
+            ids += _as_text(backend, piece, before)
+        elif not ids:
+            ids += backend.encode(piece, add_special_tokens=False).ids
+        else:
+            found = backend.encode(_BEFORE + piece, add_special_tokens=False).ids
+            ids += _behind(before, found) or backend.encode(piece, add_special_tokens=False).ids
+    return ids
+
+
+def _as_text(backend: Any, token: str, before: list[int]) -> list[int]:
+    """The token's letters. Some tokenizers find the token in them all the same: then one letter after the other."""
+    own = backend.token_to_id(token)
+    for parts in ((token,), tuple(token)):
+        ids = [number for part in parts for number in _after(backend, part, before)]
+        if own not in ids:
+            return ids
+    raise InvalidRequest(
+        f"{token!r} is a control token of this model, and its tokenizer cannot write it as text", field="messages"
+    )
+
+
+def _after(backend: Any, text: str, before: list[int]) -> list[int]:
+    return _behind(before, _bare(backend, _BEFORE + text)) or _bare(backend, text)
+
+
+def _behind(before: list[int], ids: list[int]) -> list[int]:
+    """The ids behind those that stand before a piece; none where the tokenizer has joined the two."""
+    return ids[len(before) :] if ids[: len(before)] == before else []
+
+
+def _bare(backend: Any, text: str) -> list[int]:
+    """What the model of the tokenizer makes of a text in which no added token is looked for."""
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    words = [text]
+    if backend.pre_tokenizer is not None:
+        words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+    return [token.id for word in words for token in backend.model.tokenize(word)]
