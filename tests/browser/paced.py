@@ -14,8 +14,8 @@ import uvicorn
 
 from coldstream.engine.request import Request
 from coldstream.serve.app import create_app
+from coldstream.serve.auth import ApiKeys
 from coldstream.serve.door import Door
-from coldstream.serve.keys import ApiKeys
 from coldstream.serve.playground import Playground
 from coldstream.serve.state import ServerState
 from coldstream.settings import for_uri

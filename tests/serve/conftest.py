@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from coldstream.serve.app import create_app
-from coldstream.serve.keys import ApiKeys
+from coldstream.serve.auth import ApiKeys
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.serve.tracing import Tracing
 from coldstream.settings import Settings, for_uri

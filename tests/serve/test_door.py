@@ -9,8 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from coldstream.serve.auth import ApiKeys
 from coldstream.serve.door import Door
-from coldstream.serve.keys import ApiKeys
 from coldstream.timeline import Timeline
 
 

@@ -25,7 +25,7 @@ from coldstream.timeline import Timeline
 MAIN = """
 import json, select, socket, sys
 from coldstream.serve.front import Front, first_state
-from coldstream.serve.keys import ApiKeys
+from coldstream.serve.auth import ApiKeys
 from coldstream.serve.listen import bind
 listener = bind("127.0.0.1", 0)
 front = Front(listener, ApiKeys.of(*sys.argv[1:]), ["main"])

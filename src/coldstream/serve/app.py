@@ -30,11 +30,11 @@ from coldstream.serve.multipart import Form
 from coldstream.serve.openai import chat as openai_chat
 from coldstream.serve.openai import completions as openai_completions
 from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
+from coldstream.serve.record import SCOPE_KEY
 from coldstream.serve.schema import GenerateRequest
 from coldstream.serve.sse import JsonReply
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.serve.tracing import Tracing, from_environment
-from coldstream.serve.trail import SCOPE_KEY
 
 _BODIES: Mapping[str, tuple[str, ...]] = {
     "/generate": tuple(GenerateRequest.model_fields),

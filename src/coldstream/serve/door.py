@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from coldstream.errors import Unauthorized
 
 if TYPE_CHECKING:
-    from coldstream.serve.keys import ApiKeys
+    from coldstream.serve.auth import ApiKeys
     from coldstream.serve.playground import Playground
     from coldstream.serve.startup import Startup
 

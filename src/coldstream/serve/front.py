@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 from coldstream.errors import Unauthorized
 
 if TYPE_CHECKING:
-    from coldstream.serve.keys import ApiKeys
+    from coldstream.serve.auth import ApiKeys
 
 _HEAD = 1 << 16
 """Bytes of a request that are looked at; whoever sends more before a body is answered by the main process."""

@@ -15,8 +15,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from coldstream.errors import PortInUse, SettingsError
+from coldstream.serve.auth import read_keys
 from coldstream.serve.front import Front
-from coldstream.serve.keys import read_keys
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline
 

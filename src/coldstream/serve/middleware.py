@@ -20,9 +20,9 @@ from coldstream.errors import ColdstreamError, InvalidRequest, Unauthorized
 from coldstream.serve import failures, logs
 from coldstream.serve.inference import closing
 from coldstream.serve.metrics import Metrics
+from coldstream.serve.record import SCOPE_KEY, RequestRecord
 from coldstream.serve.state import ServerState
 from coldstream.serve.tracing import Tracing
-from coldstream.serve.trail import SCOPE_KEY, Trail
 
 logger = logging.getLogger(f"{logs.LOGGER}.http")
 
@@ -31,7 +31,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
 class Observe:
-    """Gives a request its id and trail; counts, logs and, where it broke, answers it."""
+    """Gives a request its id and record; counts, logs and, where it broke, answers it."""
 
     def __init__(
         self, app: ASGIApp, state: ServerState, metrics: Metrics, project: str | None, tracing: Tracing | None
@@ -48,48 +48,48 @@ class Observe:
             return
         headers = Headers(scope=scope)
         request_id = logs.request_id(headers.get("x-request-id")) or f"req-{secrets.token_hex(12)}"
-        trail = scope[SCOPE_KEY] = Trail(request_id, trace=logs.trace_id(headers))
-        watched = _Sent(send, trail.request_id)
+        record = scope[SCOPE_KEY] = RequestRecord(request_id, trace=logs.trace_id(headers))
+        watched = _Sent(send, record.request_id)
         start = time.monotonic()
         self._lifecycle.enter()
         try:
             await self._app(scope, receive, watched)
         except asyncio.CancelledError:
-            trail.error = trail.error or "Cancelled"
+            record.error = record.error or "Cancelled"
             raise
         except Exception as exc:
-            await self._broken(scope, receive, watched, trail, exc)
+            await self._broken(scope, receive, watched, record, exc)
         finally:
             self._lifecycle.leave()
-            trail.seconds = time.monotonic() - start
-            self._record(scope, watched.status, trail)
+            record.seconds = time.monotonic() - start
+            self._record(scope, watched.status, record)
 
-    async def _broken(self, scope: Scope, receive: Receive, send: _Sent, trail: Trail, exc: Exception) -> None:
-        trail.error = type(exc).__name__
-        fields = {"request_id": trail.request_id, **logs.trace_field(trail.trace, self._project)}
+    async def _broken(self, scope: Scope, receive: Receive, send: _Sent, record: RequestRecord, exc: Exception) -> None:
+        record.error = type(exc).__name__
+        fields = {"request_id": record.request_id, **logs.trace_field(record.trace, self._project)}
         logger.error("unexpected %s", type(exc).__name__, exc_info=exc, extra={"fields": fields})
         if send.status:
             raise exc  # half an answer is out: only closing the connection can say that it is not whole
         await failures.reply(failures.internal(), scope["path"])(scope, receive, send)
 
-    def _record(self, scope: Scope, status: int, trail: Trail) -> None:
+    def _record(self, scope: Scope, status: int, record: RequestRecord) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.seconds.labels(route).observe(trail.seconds)
+        self._metrics.seconds.labels(route).observe(record.seconds)
         if scope["path"] in OPEN_PATHS:
             return
         if self._tracing is not None:
-            self._tracing.record(Headers(scope=scope), scope["method"], route, status, trail)
+            self._tracing.write(Headers(scope=scope), scope["method"], route, status, record)
         level = logs.severity(status) if status else logging.INFO
         if logger.isEnabledFor(level):
-            fields: dict[str, Any] = {"request_id": trail.request_id, **logs.trace_field(trail.trace, self._project)}
+            fields: dict[str, Any] = {"request_id": record.request_id, **logs.trace_field(record.trace, self._project)}
             http: dict[str, Any] = {
                 "requestMethod": scope["method"],
                 "requestUrl": scope["path"],
                 "status": status,
-                "latency": f"{trail.seconds:.6f}s",
+                "latency": f"{record.seconds:.6f}s",
             }
-            fields = {**fields, "httpRequest": http, **trail.fields()}
+            fields = {**fields, "httpRequest": http, **record.fields()}
             message = f"{scope['method']} {scope['path']} {status or 'client gone'}"
             logger.log(level, message, extra={"fields": fields})
 
@@ -237,6 +237,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(error: ColdstreamError, scope: Scope, receive: Receive, send: Send) -> None:
-    trail: Trail = scope[SCOPE_KEY]
-    trail.error = type(error).__name__
+    record: RequestRecord = scope[SCOPE_KEY]
+    record.error = type(error).__name__
     await failures.reply(error, scope["path"])(scope, receive, send)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coldstream.errors import InvalidRequest
 from coldstream.serve import failures
-from coldstream.serve.trail import SCOPE_KEY
+from coldstream.serve.record import SCOPE_KEY
 
 _TEXTS = frozenset({"type", "prompt", "image", "stop"})
 _MOST_PARTS = 256

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from coldstream.serve.auth import ApiKeys
 from coldstream.serve.door import ASGIApp, Door
 from coldstream.serve.front import Front
-from coldstream.serve.keys import ApiKeys
 from coldstream.serve.startup import Startup
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline

@@ -7,11 +7,11 @@ from typing import Any
 
 from coldstream.engine.request import TokenEvent
 
-SCOPE_KEY = "coldstream.trail"
+SCOPE_KEY = "coldstream.record"
 
 
 @dataclass(slots=True)
-class Trail:
+class RequestRecord:
     """`request_id` is the caller's own (X-Request-Id) where it sent one that is fit to be logged.
 
     `submitted` is when its sequences went to the engine, in nanoseconds of Unix time; the times after it are those of
