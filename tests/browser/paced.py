@@ -10,16 +10,10 @@ import time
 from types import TracebackType
 from typing import Any
 
-import uvicorn
-
 from coldstream.engine.request import Request
-from coldstream.serve.app import create_app
-from coldstream.serve.auth import ApiKeys
-from coldstream.serve.door import Door
-from coldstream.serve.playground import Playground
-from coldstream.serve.state import ServerState
-from coldstream.settings import for_uri
+from coldstream.serve.http_server import HttpServer
 from coldstream.timeline import Timeline
+from tests.serve.production import stack
 from tests.serve.scripted import ScriptedEngine, ScriptedModel
 
 _WORDS = ("the", "model", "answers", "with", "one", "word", "a", "token", "and", "a", "line", "now", "and", "then.\n")
@@ -34,7 +28,7 @@ _MODEL = {
 
 
 class Started:
-    """A start that is over; the part of `serve.startup.Startup` that the door asks."""
+    """A start that is over; the part of `serve.startup.Startup` that the surface asks."""
 
     def __init__(self) -> None:
         self.status = "ready"
@@ -82,10 +76,8 @@ class Paced:
         asyncio.run(self._answer())
 
     async def _answer(self) -> None:
-        state = ServerState(for_uri("gs://bucket/model"), {"default": ScriptedModel(self._engine)})
-        door = Door(Started(), ApiKeys.of(), max_waiting=4, playground=Playground())  # type: ignore[arg-type]
-        door.open_to(create_app(state))
-        self._server = uvicorn.Server(uvicorn.Config(door, log_level="warning", lifespan="off"))
+        made = stack(ScriptedModel(self._engine), start=Started()).open()
+        self._server = HttpServer(made.surface, hanging_up=2)
         await self._server.serve(sockets=[self._socket])
 
     def _pace(self) -> None:

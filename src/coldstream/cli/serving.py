@@ -78,7 +78,7 @@ def run(command: Command) -> None:
     clock = Timeline()
     clock.record(Span("interpreter and command line", 0.0, clock.now(), "MainThread"))
     chosen = _override(_read(command.uri, command.config), command)
-    from coldstream.serve.listen import serve
+    from coldstream.serve.main import serve
 
     try:
         serve(chosen, clock, watch=lambda start, bound: _watch(start, chosen, bound, quiet=command.quiet))
