@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -25,7 +27,15 @@ class HttpServer(uvicorn.Server):
             server_header=False,
             timeout_graceful_shutdown=hanging_up,
         )
+        config.load()  # what it imports is not to be waited for later
         super().__init__(config)
+        self.answers = asyncio.Event()
+        """Set when connections are taken."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self.answers.set()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

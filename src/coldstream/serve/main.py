@@ -1,8 +1,9 @@
 """`coldstream serve` from the port on: bind, begin the start, answer, and end cleanly.
 
 The order is the point. The port listens before anything but the standard library is imported: what connects waits in
-the kernel. The first bytes are asked for next, and beside them the event loop's own imports bring the first answer.
-FastAPI and torch come on threads of their own.
+the kernel. The event loop's own imports come next, alone with the interpreter, while libtorch is mapped without it.
+When the loop answers, the first bytes are asked for, and FastAPI, the tokenizer and torch come on threads of their own,
+each of which holds the interpreter no longer than the loop can wait.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import gc
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -56,11 +58,10 @@ def serve(settings: Settings, timeline: Timeline, *, watch: Callable[[Startup, i
         from coldstream.serve.allocator import return_large_buffers
 
         return_large_buffers()
+        _map_libtorch()
         server = Server(settings, timeline, keys, early)
-        server.startup.begin()
-        watch(server.startup, listener.getsockname()[1])
         try:
-            server.run(listener)
+            server.run(listener, watch)
         finally:
             server.startup.end()
             gc.enable()
@@ -68,6 +69,13 @@ def serve(settings: Settings, timeline: Timeline, *, watch: Callable[[Startup, i
         raise server.fault
     if server.startup.status == "failed" and not server.asked_to_end:
         raise server.startup.errors()[0]
+
+
+def _map_libtorch() -> None:
+    """On a thread of its own, which needs the interpreter only to begin."""
+    from coldstream.serve.libtorch import preload
+
+    threading.Thread(target=preload, name="map libtorch", daemon=True).start()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -122,8 +130,8 @@ class Server:
         self._settings, self._timeline, self._keys, self._early = settings, timeline, keys, early
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def run(self, listener: socket.socket) -> None:
-        """Serve on this socket until the process is asked to end, or until nothing can be served."""
+    def run(self, listener: socket.socket, watch: Callable[[Startup, int], None]) -> None:
+        """Serve on this socket until the process is asked to end, or until nothing can be served; see `serve`."""
         import asyncio
 
         with self._timeline.span("import uvicorn"):
@@ -131,9 +139,9 @@ class Server:
 
             from coldstream.serve import http_server, metrics, state, surface  # noqa: F401  so that the span has them
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(self._serve(listener))
+            runner.run(self._serve(listener, watch))
 
-    async def _serve(self, listener: socket.socket) -> None:
+    async def _serve(self, listener: socket.socket, watch: Callable[[Startup, int], None]) -> None:
         import asyncio
 
         from coldstream.serve.http_server import HttpServer
@@ -147,10 +155,14 @@ class Server:
         surface = Surface(self.startup, state, metrics, environ=os.environ)
         server = HttpServer(surface, hanging_up=_HANGING_UP)
         with self._signals(self._loop):
+            port = listener.getsockname()[1]
             serving = asyncio.create_task(server.serve(sockets=[listener]))
+            await server.answers.wait()
+            self._timeline.mark("answers")
+            self.startup.begin()
+            watch(self.startup, port)
             application = asyncio.create_task(asyncio.to_thread(self._application, state, metrics))
             application.add_done_callback(lambda task: self._open(surface, task))
-            self._look_at_start()  # a model may have failed before there was a loop to tell
             if self._early.was_asked:
                 self._asked(self._loop, signal.SIGTERM)
             await self._end.wait()
