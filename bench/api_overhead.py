@@ -117,9 +117,9 @@ def serve(port: int) -> None:
     state, measured = ServerState(settings, {"default": EmptyModel()}), Metrics()
     surface = Surface(Startup(settings, Timeline(), on_change=lambda: None), state, measured, environ={})
     surface.open_to(create_app(state, measured))
-    server = HttpServer(both, hanging_up=2)
+    server = HttpServer(both, bind("127.0.0.1", port), refused=surface.refused, hanging_up=2)
     server.config.timeout_keep_alive = 600
-    asyncio.run(server.serve(sockets=[bind("127.0.0.1", port)]))
+    asyncio.run(server.serve())
 
 
 class Connection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import threading
 import time
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any
 
 from coldstream.engine.request import Request
 from coldstream.serve.http_server import HttpServer
+from coldstream.serve.main import bind
 from coldstream.timeline import Timeline
 from tests.serve.production import stack
 from tests.serve.scripted import ScriptedEngine, ScriptedModel
@@ -52,7 +52,7 @@ class Paced:
         self._rate, self._tokens = rate, tokens
         self._engine = ScriptedEngine(self._words, manual=True)
         self._end = threading.Event()
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
         self._threads = [threading.Thread(target=part, daemon=True) for part in (self._serve, self._pace)]
 
@@ -77,8 +77,8 @@ class Paced:
 
     async def _answer(self) -> None:
         made = stack(ScriptedModel(self._engine), start=Started()).open()
-        self._server = HttpServer(made.surface, hanging_up=2)
-        await self._server.serve(sockets=[self._socket])
+        self._server = HttpServer(made.surface, self._socket, refused=made.surface.refused, hanging_up=2)
+        await self._server.serve()
 
     def _pace(self) -> None:
         """One step a token, by the clock: a late one is made up for, as a real engine's would not be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,23 +48,24 @@ def engine() -> Iterator[Callable[..., ScriptedEngine]]:
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Serves what `stack` takes, over a real socket; `early`: before the application is there."""
-    running: list[tuple[HttpServer, asyncio.Task[None], httpx2.AsyncClient]] = []
+    """Serves what `stack` takes over a real socket; `http`: the server's options; `early`: without its application."""
+    running: list[tuple[HttpServer, asyncio.Task[None], httpx2.AsyncClient, socket.socket]] = []
 
-    async def start(*arguments: Any, early: bool = False, **options: Any) -> Served:
+    async def start(*arguments: Any, early: bool = False, http: dict[str, Any] | None = None, **options: Any) -> Served:
         made = stack(*arguments, **options)
         listener = bind("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = HttpServer(made.surface, hanging_up=2)
-        task = asyncio.create_task(server.serve(sockets=[listener]))
+        server = HttpServer(made.surface, listener, refused=made.surface.refused, hanging_up=2, **(http or {}))
+        task = asyncio.create_task(server.serve())
         client = httpx2.AsyncClient(base_url=url, timeout=10)
-        running.append((server, task, client))
+        running.append((server, task, client, listener))
         if not early:
             made.open()
         return Served(made.state, client, url, made)
 
     yield start
-    for server, task, client in running:
+    for server, task, client, listener in running:
         await client.aclose()
         server.should_exit = True
         await task
+        listener.close()

@@ -63,7 +63,7 @@ def serve(settings: Settings, timeline: Timeline, *, watch: Callable[[Startup, i
         try:
             server.run(listener, watch)
         finally:
-            server.startup.end()
+            server.end()
             gc.enable()
     if server.fault is not None:
         raise server.fault
@@ -127,6 +127,7 @@ class Server:
         self.startup = Startup(settings, timeline, on_change=self._model_changed)
         self.asked_to_end = False
         self.fault: BaseException | None = None
+        self._has_begun = False
         self._settings, self._timeline, self._keys, self._early = settings, timeline, keys, early
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -141,6 +142,11 @@ class Server:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve(listener, watch))
 
+    def end(self) -> None:
+        """Stop what the start has begun."""
+        if self._has_begun:
+            self.startup.end()
+
     async def _serve(self, listener: socket.socket, watch: Callable[[Startup, int], None]) -> None:
         import asyncio
 
@@ -153,13 +159,14 @@ class Server:
         state = ServerState(self._settings, self.startup.models, keys=self._keys, timeline=self._timeline)
         metrics = Metrics()
         surface = Surface(self.startup, state, metrics, environ=os.environ)
-        server = HttpServer(surface, hanging_up=_HANGING_UP)
+        server = HttpServer(surface, listener, refused=surface.refused, hanging_up=_HANGING_UP)
         with self._signals(self._loop):
             port = listener.getsockname()[1]
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            serving = asyncio.create_task(server.serve())
             await server.answers.wait()
             self._timeline.mark("answers")
             self.startup.begin()
+            self._has_begun = True
             watch(self.startup, port)
             application = asyncio.create_task(asyncio.to_thread(self._application, state, metrics))
             application.add_done_callback(lambda task: self._open(surface, task))

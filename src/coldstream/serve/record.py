@@ -88,7 +88,7 @@ class KeepRecord:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = headers(scope)
-        request_id = logs.request_id(given.get("x-request-id")) or f"req-{secrets.token_hex(12)}"
+        request_id = logs.request_id(given.get("x-request-id")) or _new_id()
         trace = logs.trace_field(logs.trace_id(given), self._project)
         record = scope[SCOPE_KEY] = RequestRecord(request_id, trace_fields=trace)
         sent = _Sent(send, request_id)
@@ -103,6 +103,14 @@ class KeepRecord:
             self._lifecycle.leave()
             record.seconds = time.monotonic() - start
             self._write(scope, given, sent.status, record)
+
+    def refused(self, status: int, error: str) -> str:
+        """Write the record of what could not be read as a request; its id."""
+        record = RequestRecord(_new_id(), error=error)
+        self._metrics.requests.labels("other", str(status)).inc()
+        fields = {"request_id": record.request_id, "httpRequest": {"status": status}, **record.fields()}
+        logger.log(logs.severity(status), "no request: %s", status, extra={"fields": fields})
+        return record.request_id
 
     def _write(self, scope: Scope, given: dict[str, str], status: int, record: RequestRecord) -> None:
         route = getattr(scope.get("route"), "path", "other")
@@ -128,6 +136,10 @@ class KeepRecord:
             }
             message = f"{scope['method']} {scope['path']} {status or 'client gone'}"
             logger.log(level, message, extra={"fields": fields})
+
+
+def _new_id() -> str:
+    return f"req-{secrets.token_hex(12)}"
 
 
 class _Sent:

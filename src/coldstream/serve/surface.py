@@ -59,6 +59,10 @@ class Surface:
         self._record.tracing = tracing
         self._waiting.open_to(application)
 
+    def refused(self, error: HttpError) -> str:
+        """Take note of what was no request that could be passed on; returns the id that it gets."""
+        return self._record.refused(error.status, type(error).__name__)
+
     def close(self) -> None:
         """No application will come any more: the waiting requests get their 503."""
         self._waiting.close()
