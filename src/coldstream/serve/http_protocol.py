@@ -76,13 +76,16 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        if self._refusal is None:
+            self._unparsed += len(data)
+            super().data_received(data)
+            self._look_after(len(data))
+
+    def _look_after(self, size: int) -> None:
+        """What the parser, which took so many bytes, keeps to itself."""
         if self._refusal is not None:
             return
-        self._unparsed += len(data)
-        super().data_received(data)
-        if self._refusal is not None:
-            return
-        if self._unparsed > self._limits.head + len(data):
+        if self._unparsed > self._limits.head + size:
             self._refusal = self._too_large()
             self.send_400_response("")
         elif self._timer is None and not self.answers:
