@@ -90,7 +90,7 @@ class EmptyModel:
 
 def serve(port: int) -> None:
     """Run the server process."""
-    import uvicorn
+    import uvloop
 
     from coldstream.serve import logs
     from coldstream.serve.app import create_app
@@ -119,7 +119,8 @@ def serve(port: int) -> None:
     surface.open_to(create_app(state, measured))
     server = HttpServer(both, bind("127.0.0.1", port), refused=surface.refused, hanging_up=2)
     server.config.timeout_keep_alive = 600
-    asyncio.run(server.serve())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.serve())
 
 
 class Connection:

@@ -96,6 +96,7 @@ class HttpServer(uvicorn.Server):
             connection.close()
             return
         connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio misses it on what others accepted
         loop = asyncio.get_running_loop()
         task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
         self._adopting.add(task)

@@ -59,7 +59,7 @@ def serve(settings: Settings, timeline: Timeline, *, watch: Callable[[Startup, i
 
         return_large_buffers()
         _map_libtorch()
-        server = Server(settings, timeline, keys, early)
+        server = ServerProcess(settings, timeline, keys, early)
         try:
             server.run(listener, watch)
         finally:
@@ -118,7 +118,7 @@ class EarlyEnd:
         self.was_asked = True
 
 
-class Server:
+class ServerProcess:
     """What lives on the main thread: the event loop, the surface, and the way out."""
 
     def __init__(self, settings: Settings, timeline: Timeline, keys: ApiKeys, early: EarlyEnd) -> None:
