@@ -90,12 +90,18 @@ class EmptyModel:
 
 def serve(port: int) -> None:
     """Run the server process."""
-    import uvicorn
+    import uvloop
 
     from coldstream.serve import logs
     from coldstream.serve.app import create_app
+    from coldstream.serve.http_server import HttpServer
+    from coldstream.serve.main import bind
+    from coldstream.serve.metrics import Metrics
+    from coldstream.serve.startup import Startup
     from coldstream.serve.state import ServerState
+    from coldstream.serve.surface import Surface
     from coldstream.settings import for_uri
+    from coldstream.timeline import Timeline
 
     async def constant(scope, receive, send) -> None:  # noqa: ANN001
         while (await receive()).get("more_body"):
@@ -104,11 +110,17 @@ def serve(port: int) -> None:
         await send({"type": "http.response.body", "body": b"{}"})
 
     async def both(scope, receive, send) -> None:  # noqa: ANN001
-        await (constant if scope["path"] == "/bare" else app)(scope, receive, send)
+        await (constant if scope["path"] == "/bare" else surface)(scope, receive, send)
 
     logs.configure(open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  written, as in production, and not read
-    app = create_app(ServerState(for_uri("file:///nowhere"), {"default": EmptyModel()}))
-    uvicorn.run(both, port=port, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=600)
+    settings = for_uri("file:///nowhere")
+    state, measured = ServerState(settings, {"default": EmptyModel()}), Metrics()
+    surface = Surface(Startup(settings, Timeline(), on_change=lambda: None), state, measured, environ={})
+    surface.open_to(create_app(state, measured))
+    server = HttpServer(both, bind("127.0.0.1", port), refused=surface.refused, hanging_up=2)
+    server.config.timeout_keep_alive = 600
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.serve())
 
 
 class Connection:

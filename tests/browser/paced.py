@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import threading
 import time
 from types import TracebackType
 from typing import Any
 
-import uvicorn
-
 from coldstream.engine.request import Request
-from coldstream.serve.app import create_app
-from coldstream.serve.door import Door
-from coldstream.serve.keys import ApiKeys
-from coldstream.serve.playground import Playground
-from coldstream.serve.state import ServerState
-from coldstream.settings import for_uri
+from coldstream.serve.http_server import HttpServer
+from coldstream.serve.main import bind
 from coldstream.timeline import Timeline
+from tests.serve.production import stack
 from tests.serve.scripted import ScriptedEngine, ScriptedModel
 
 _WORDS = ("the", "model", "answers", "with", "one", "word", "a", "token", "and", "a", "line", "now", "and", "then.\n")
@@ -34,7 +28,7 @@ _MODEL = {
 
 
 class Started:
-    """A start that is over; the part of `serve.startup.Startup` that the door asks."""
+    """A start that is over; the part of `serve.startup.Startup` that the surface asks."""
 
     def __init__(self) -> None:
         self.status = "ready"
@@ -58,7 +52,7 @@ class Paced:
         self._rate, self._tokens = rate, tokens
         self._engine = ScriptedEngine(self._words, manual=True)
         self._end = threading.Event()
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
         self._threads = [threading.Thread(target=part, daemon=True) for part in (self._serve, self._pace)]
 
@@ -82,11 +76,9 @@ class Paced:
         asyncio.run(self._answer())
 
     async def _answer(self) -> None:
-        state = ServerState(for_uri("gs://bucket/model"), {"default": ScriptedModel(self._engine)})
-        door = Door(Started(), ApiKeys.of(), max_waiting=4, playground=Playground())  # type: ignore[arg-type]
-        door.open_to(create_app(state))
-        self._server = uvicorn.Server(uvicorn.Config(door, log_level="warning", lifespan="off"))
-        await self._server.serve(sockets=[self._socket])
+        made = stack(ScriptedModel(self._engine), start=Started()).open()
+        self._server = HttpServer(made.surface, self._socket, refused=made.surface.refused, hanging_up=2)
+        await self._server.serve()
 
     def _pace(self) -> None:
         """One step a token, by the clock: a late one is made up for, as a real engine's would not be."""

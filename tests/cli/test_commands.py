@@ -52,6 +52,7 @@ MAY_BE_IMPORTED = {
     "google_crc32c",
     "httptools",
     "obstore",
+    "prometheus_client",
     "typer",
     "uvicorn",
     "uvloop",
@@ -61,7 +62,8 @@ MAY_BE_IMPORTED = {
 def test_nothing_heavy_is_imported_before_the_first_bytes_are_asked_for() -> None:
     code = (
         "import sys\n"
-        "import coldstream.cli.serve, coldstream.serve.listen, coldstream.serve.http_server\n"
+        "import coldstream.cli.serve, coldstream.serve.main, coldstream.serve.http_server, coldstream.serve.startup\n"
+        "import coldstream.serve.metrics, coldstream.serve.state, coldstream.serve.surface\n"
         "import coldstream.weights.checkpoint, coldstream.weights.stream, coldstream.weights.object_store\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))\n"
     )

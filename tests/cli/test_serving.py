@@ -72,7 +72,7 @@ def test_no_line_is_read_differently(words: list[str]) -> None:
 def test_the_port_opens_before_anything_but_the_standard_library_is_imported() -> None:
     code = (
         "import sys\n"
-        "import coldstream.cli, coldstream.cli.serving, coldstream.serve.listen\n"
+        "import coldstream.cli, coldstream.cli.serving, coldstream.serve.main\n"
         "found = {name.split('.')[0] for name in sys.modules}\n"
         "print(*sorted(found - set(sys.stdlib_module_names)), 'asyncio' in found)\n"
     )

@@ -101,7 +101,7 @@ def test_plan_prints_figures_assumptions_and_a_diff(ready: Site, folder: Path) -
     assert first.exit_code == 0
     for text in (
         "startup probe",
-        "GET /readyz",
+        "GET /ready",
         "an hour and instance",
         "per million tokens",
         "assumed",
@@ -117,7 +117,7 @@ def test_plan_as_data(ready: Site, folder: Path) -> None:
     data = json.loads(runner(ready)("plan", "--json", "--cpu").stdout)
     assert data["size"]["gpu"] is False
     assert data["scaling"]["max_instances"] >= 1
-    assert data["template"]["containers"][0]["startup_probe"]["http_get"]["path"] == "/readyz"
+    assert data["template"]["containers"][0]["startup_probe"]["http_get"]["path"] == "/ready"
 
 
 def test_plan_proposes_what_fits_the_quota(ready: Site, folder: Path) -> None:

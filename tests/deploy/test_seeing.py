@@ -66,7 +66,7 @@ class Containers:
 
 def _ready(served: Served) -> str:
     url = served.url.rstrip("/")
-    while requests.get(f"{url}/readyz", timeout=10).status_code != 200:
+    while requests.get(f"{url}/ready", timeout=10).status_code != 200:
         assert served.process.poll() is None, served.log
         time.sleep(0.05)
     return url

@@ -187,7 +187,7 @@ def test_a_template_has_what_an_l4_service_needs() -> None:
     made = template(sized(0.5))
     container = made["containers"][0]  # type: ignore[index]
     assert container["resources"]["limits"] == {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}
-    assert container["startup_probe"]["http_get"]["path"] == "/readyz"
+    assert container["startup_probe"]["http_get"]["path"] == "/ready"
     assert made["gpu_zonal_redundancy_disabled"] is True
     assert made["node_selector"] == {"accelerator": "nvidia-l4"}
 

@@ -313,7 +313,7 @@ def application(world: World, http: str, path: str, authorization: str, body: by
         return 503, {"error": "not ready"}
     if world.container.server is not None:
         return _passed_on(world.container.server(_config(world.revisions[revision])), http, "/".join(rest), body)
-    if rest == ["readyz"]:
+    if rest == ["ready"]:
         return 200, {"status": "ready"}
     if rest == ["generate"] and http == "POST":
         task = json.loads(body)["type"]

@@ -1,48 +1,31 @@
-"""A real uvicorn on a free port around an application with scripted models."""
+"""The server as production has it, on a free port; only the models are scripted."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 
-from coldstream.serve.app import create_app
-from coldstream.serve.keys import ApiKeys
-from coldstream.serve.state import ServedModel, ServerState
-from coldstream.serve.tracing import Tracing
-from coldstream.settings import Settings, for_uri
+from coldstream.serve.http_server import HttpServer
+from coldstream.serve.main import bind
+from coldstream.serve.state import ServerState
+from tests.serve.production import Stack, stack
 from tests.serve.scripted import Script, ScriptedEngine
 
 
 @dataclass(frozen=True)
 class Served:
-    """A running server and a client for it."""
+    """A running server and a client for it; `stack.open()` brings the application of one that was served `early`."""
 
     state: ServerState
     client: httpx2.AsyncClient
     url: str
-
-
-class Announced(uvicorn.Server):
-    """Says when it listens, and leaves the test's signals alone."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    stack: Stack
 
 
 Serve = Callable[..., Awaitable[Served]]
@@ -65,33 +48,24 @@ def engine() -> Iterator[Callable[..., ScriptedEngine]]:
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Serves models over a real socket."""
-    running: list[tuple[uvicorn.Server, asyncio.Task[None], httpx2.AsyncClient]] = []
+    """Serves what `stack` takes over a real socket; `http`: the server's options; `early`: without its application."""
+    running: list[tuple[HttpServer, asyncio.Task[None], httpx2.AsyncClient, socket.socket]] = []
 
-    async def start(
-        models: ServedModel | Mapping[str, ServedModel],
-        settings: Settings | None = None,
-        keys: ApiKeys | None = None,
-        *,
-        environ: Mapping[str, str] | None = None,
-        tracing: Tracing | None = None,
-    ) -> Served:
-        named = models if isinstance(models, Mapping) else {models.name: models}
-        state = ServerState(settings or for_uri("gs://bucket/default"), named, keys or ApiKeys())
-        config = uvicorn.Config(
-            create_app(state, environ=environ or {}, tracing=tracing), port=0, log_config=None, lifespan="off"
-        )
-        server = Announced(config)
+    async def start(*arguments: Any, early: bool = False, http: dict[str, Any] | None = None, **options: Any) -> Served:
+        made = stack(*arguments, **options)
+        listener = bind("127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server = HttpServer(made.surface, listener, refused=made.surface.refused, hanging_up=2, **(http or {}))
         task = asyncio.create_task(server.serve())
-        await asyncio.wait({task, asyncio.ensure_future(server.up.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
         client = httpx2.AsyncClient(base_url=url, timeout=10)
-        running.append((server, task, client))
-        return Served(state, client, url)
+        running.append((server, task, client, listener))
+        if not early:
+            made.open()
+        return Served(made.state, client, url, made)
 
     yield start
-    for server, task, client in running:
+    for server, task, client, listener in running:
         await client.aclose()
         server.should_exit = True
         await task
+        listener.close()

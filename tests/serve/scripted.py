@@ -6,11 +6,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from coldstream.engine.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprob, Usage
 from coldstream.errors import ColdstreamError, EngineError
+from coldstream.timeline import Timeline
 
 Script = Callable[[Request], Sequence[str]]
 
@@ -20,6 +21,8 @@ class Stats:
     """What a real engine's stats may look like."""
 
     running: int
+    waiting: int = 0
+    steps: int = 0
     blocks_total: int = 64
     kind: str = "scripted"
 
@@ -100,7 +103,7 @@ class ScriptedEngine:
             self._lock.notify_all()
 
     def stats(self) -> Stats:
-        return Stats(running=len(self._running))
+        return Stats(running=len(self._running), steps=self._steps)
 
     def step(self, count: int = 1) -> None:
         with self._lock:
@@ -193,14 +196,14 @@ class ScriptedModel:
         self.images = images
         self.is_ready = not loading
         self._done = asyncio.Event()
-        self._error: ColdstreamError | None = None
+        self.error: ColdstreamError | None = None
         if not loading:
             self._done.set()
 
     async def ready(self) -> None:
         await self._done.wait()
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     def retry_after(self) -> float:
         return 7.2
@@ -210,5 +213,41 @@ class ScriptedModel:
         self._done.set()
 
     def failed(self, error: ColdstreamError) -> None:
-        self._error = error
+        self.error = error
         self._done.set()
+
+
+class ScriptedStart:
+    """The start of scripted models: as far as they are; the part of `serve.startup.Startup` that the surface asks."""
+
+    def __init__(self, models: Mapping[str, ScriptedModel]) -> None:
+        self._models = models
+        self.timeline = Timeline()
+
+    @property
+    def status(self) -> str:
+        phases = {self._phase(model) for model in self._models.values()}
+        if phases <= {"ready"}:
+            return "ready"
+        if phases == {"failed"}:
+            return "failed"
+        return "degraded" if phases == {"ready", "failed"} else "loading"
+
+    def state(self) -> dict[str, Any]:
+        models = {name: self._state(model) for name, model in self._models.items()}
+        return {"status": self.status, "phase": "streaming", "bytes": 1, "total_bytes": 4, "models": models}
+
+    def retry_after(self) -> float:
+        return max(model.retry_after() for model in self._models.values())
+
+    def spans(self) -> list[dict[str, Any]]:
+        return [asdict(span) for span in self.timeline.spans()]
+
+    def _phase(self, model: ScriptedModel) -> str:
+        return "failed" if model.error is not None else "ready" if model.is_ready else "streaming"
+
+    def _state(self, model: ScriptedModel) -> dict[str, Any]:
+        error = (
+            {} if model.error is None else {"error": {"type": type(model.error).__name__, "message": str(model.error)}}
+        )
+        return {"phase": self._phase(model), **error}

@@ -17,9 +17,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from coldstream.serve.app import create_app
-from coldstream.serve.state import ServerState
+from coldstream.serve.health import PROBES
 from coldstream.settings import InputSettings, ModelSettings, Settings, TaskSettings
+from tests.serve.production import stack
 from tests.serve.scripted import LetterTokenizer, ScriptedEngine, ScriptedModel
 
 CHECKS = (
@@ -33,7 +33,7 @@ SQL = TaskSettings("sql", "default", prompt="{a} {b}", prompt_input="a", inputs=
 
 
 PATHS = ("/generate", "/v1/chat/completions", "/v1/completions")
-READS = ("/v1/models", "/v1/models/{name}", "/v1/tasks", "/metrics", "/healthz", "/readyz")
+READS = ("/v1/models", "/v1/models/{name}", "/v1/tasks", "/metrics", *sorted(PROBES))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def api() -> Iterator[Any]:
     known = Settings(
         {"default": ModelSettings("default", "gs://b/m")}, {"sql": SQL, "text": TaskSettings("text", "default")}
     )
-    yield schemathesis.openapi.from_asgi("/openapi.json", create_app(ServerState(known, {"default": model})))
+    yield schemathesis.openapi.from_asgi("/openapi.json", stack(model, known).open().surface)
     engine.close()
 
 

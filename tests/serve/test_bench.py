@@ -22,7 +22,7 @@ from coldstream.bench.serve_load import (
 )
 from coldstream.bench.serve_peers import SERVERS, Plan, Server, running, server
 from coldstream.errors import SettingsError
-from coldstream.serve.keys import ApiKeys
+from coldstream.serve.auth import ApiKeys
 from tests.serve.scripted import ScriptedModel
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from coldstream.cli.chat import Client, Conversation, converse
 from coldstream.errors import LocationError, NotReady, RequestError, StoreUnavailable
-from coldstream.serve.keys import ApiKeys
+from coldstream.serve.auth import ApiKeys
 from tests.serve.scripted import ScriptedModel
 
 

@@ -10,8 +10,7 @@ import pytest
 from coldstream.serve.app import create_app
 from coldstream.serve.multipart import parse
 from coldstream.serve.schema import GenerateRequest
-from coldstream.serve.state import ServerState
-from coldstream.settings import for_uri
+from tests.serve.production import stack
 from tests.serve.scripted import ScriptedEngine, ScriptedModel
 
 
@@ -19,8 +18,8 @@ from tests.serve.scripted import ScriptedEngine, ScriptedModel
 def form() -> Any:
     """The form's schema, from the document that the server serves."""
     engine = ScriptedEngine()
-    state = ServerState(for_uri("gs://b/m"), {"default": ScriptedModel(engine)})
-    body = create_app(state).openapi()["paths"]["/generate"]["post"]["requestBody"]
+    made = stack(ScriptedModel(engine))
+    body = create_app(made.state, made.metrics).openapi()["paths"]["/generate"]["post"]["requestBody"]
     engine.close()
     assert set(body["content"]) == {"application/json", "multipart/form-data"}
     return body["content"]["multipart/form-data"]["schema"]

@@ -11,9 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coldstream.serve import logs
-from coldstream.serve.app import create_app
-from coldstream.serve.state import ServerState
 from coldstream.settings import InputSettings, SamplingSettings, ServerSettings, TaskSettings, for_uri
+from tests.serve.production import stack
 from tests.serve.scripted import LetterTokenizer, ScriptedModel
 from tests.serve.test_generate import with_tasks
 
@@ -143,7 +142,7 @@ async def test_readiness_follows_the_models(serve, engine) -> None:
     assert (loading.status_code, loading.headers["retry-after"]) == (503, "8")
     assert (await served.client.get("/v1/models")).json()["data"][0]["status"] == "loading"
     model.loaded()
-    assert (await served.client.get("/readyz")).json() == {"status": "ready", "models": {"default": "ready"}}
+    assert (await served.client.get("/readyz")).json()["models"] == {"default": {"phase": "ready"}}
 
 
 async def test_tasks_describe_their_inputs_as_json_schema(serve, engine) -> None:
@@ -202,6 +201,5 @@ def test_configuring_the_logs_makes_them_json_for_us_and_for_uvicorn() -> None:
 
 
 def test_an_application_can_be_made_without_a_loop_and_twice(engine) -> None:
-    model = ScriptedModel(engine())
-    state = ServerState(for_uri("gs://b/m"), {"default": model})
-    assert create_app(state).title == create_app(state).title == "Coldstream"
+    made = stack(ScriptedModel(engine())).open(), stack(ScriptedModel(engine())).open()
+    assert made[0].metrics is not made[1].metrics

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 
 from coldstream.engine.request import Grammar, SamplingParams
-from coldstream.serve.keys import ApiKeys
+from coldstream.serve.auth import ApiKeys
 from coldstream.settings import InputSettings, ModelSettings, SamplingSettings, Settings, TaskSettings
 from tests.serve.conftest import Served
 from tests.serve.scripted import LetterTokenizer, ScriptedModel

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
 import httpx2
 import pytest
 
-from coldstream.serve.door import Door
-from coldstream.serve.keys import ApiKeys
+from coldstream.serve.auth import ApiKeys
 from coldstream.serve.playground import PAGE, PREFIX, Playground
+from coldstream.settings import ServerSettings, for_uri
+from tests.serve.production import stack
 
 _STATIC = files("coldstream.serve.playground") / "static"
 _SOURCES = {item.name: item.read_text(encoding="utf-8") for item in _STATIC.iterdir()}
@@ -19,9 +21,9 @@ _SOURCES = {item.name: item.read_text(encoding="utf-8") for item in _STATIC.iter
 
 @pytest.fixture
 def pages() -> httpx2.AsyncClient:
-    """A door that wants a key, before any application is there."""
-    door = Door(None, ApiKeys.of("secret"), max_waiting=0, playground=Playground())  # type: ignore[arg-type]
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=door), base_url="http://door")
+    """A server that wants a key, before its application is there."""
+    surface = stack({}, keys=ApiKeys.of("secret")).surface
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=surface), base_url="http://server")
 
 
 async def test_the_page_is_there_without_a_key_before_the_application_is(pages: httpx2.AsyncClient) -> None:
@@ -75,26 +77,27 @@ async def nothing_here(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def statuses(playground: Playground | None, *paths: str) -> set[int]:
-    door = Door(None, ApiKeys(), max_waiting=0, playground=playground)  # type: ignore[arg-type]
-    door.open_to(nothing_here)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=door), base_url="http://door") as http:
+async def statuses(*paths: str, playground: bool = True) -> set[int]:
+    settings = replace(for_uri("gs://b/m"), server=ServerSettings(playground=playground))
+    surface = stack({}, settings).surface
+    surface.open_to(nothing_here)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=surface), base_url="http://server") as http:
         return {(await http.get(path)).status_code for path in paths}
 
 
 async def test_only_the_pages_own_files_are_served() -> None:
     others = (
         "/playground/",
-        "/playground/%2e%2e/door.py",
+        "/playground/%2e%2e/main.py",
         "/playground/__init__.py",
         "/index.html",
         "/playground/x.js",
     )
-    assert await statuses(Playground(), *others) == {404}
+    assert await statuses(*others) == {404}
 
 
 async def test_switched_off_there_is_no_page() -> None:
-    assert await statuses(None, *Playground().paths) == {404}
+    assert await statuses(*Playground().paths, playground=False) == {404}
 
 
 def test_every_script_is_asked_for_at_once() -> None:

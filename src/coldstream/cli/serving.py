@@ -80,7 +80,7 @@ def run(command: Command) -> None:
     clock = Timeline()
     clock.record(Span("interpreter and command line", 0.0, clock.now(), "MainThread"))
     chosen = _override(_read(command.uri, command.config), command)
-    from coldstream.serve.listen import serve
+    from coldstream.serve.main import serve
 
     try:
         serve(chosen, clock, watch=lambda start, bound: _watch(start, chosen, bound, quiet=command.quiet))
@@ -127,9 +127,13 @@ def _watch(start: Startup, settings: Settings, port: int, *, quiet: bool) -> Non
         _log("listening", port=port, host=settings.server.host, models=list(settings.models))
         threading.Thread(target=_log_until_ready, args=(start,), name="progress", daemon=True).start()
         return
-    from coldstream.cli.progress import show
+    threading.Thread(target=_show, args=(start, settings, port), name="progress", daemon=True).start()
 
-    threading.Thread(target=show, args=(start, settings, port), name="progress", daemon=True).start()
+
+def _show(start: Startup, settings: Settings, port: int) -> None:
+    from coldstream.cli.progress import show  # on this thread, which nothing waits for
+
+    show(start, settings, port)
 
 
 def _log(message: str, **details: object) -> None:

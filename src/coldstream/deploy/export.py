@@ -58,7 +58,7 @@ def _single_zone(plan: Plan) -> bool:
 
 def _probe(plan: Plan) -> dict[str, Any]:
     return {
-        "httpGet": {"path": "/readyz", "port": 8080},
+        "httpGet": {"path": "/ready", "port": 8080},
         "periodSeconds": plan.size.probe_period,
         "timeoutSeconds": plan.size.probe_period,
         "failureThreshold": plan.size.probe_failures,
@@ -89,8 +89,8 @@ def gke(plan: Plan) -> str:
     name, labels = plan.target.service, {"app": plan.target.service}
     container = _container(plan, probe=_probe(plan))
     container["resources"] = {"limits": _limits(plan), "requests": _limits(plan)}
-    container["readinessProbe"] = {"httpGet": {"path": "/readyz", "port": 8080}, "periodSeconds": 5}
-    container["livenessProbe"] = {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 20}
+    container["readinessProbe"] = {"httpGet": {"path": "/ready", "port": 8080}, "periodSeconds": 5}
+    container["livenessProbe"] = {"httpGet": {"path": "/live", "port": 8080}, "periodSeconds": 20}
     pod: dict[str, Any] = {"serviceAccountName": name, "terminationGracePeriodSeconds": 30, "containers": [container]}
     if plan.size.gpu:
         pod["nodeSelector"] = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
@@ -181,7 +181,7 @@ def _terraform_probe(plan: Plan) -> list[str]:
         f"period_seconds = {plan.size.probe_period}",
         f"timeout_seconds = {plan.size.probe_period}",
         f"failure_threshold = {plan.size.probe_failures}",
-        *_block("http_get", ['path = "/readyz"', "port = 8080"]),
+        *_block("http_get", ['path = "/ready"', "port = 8080"]),
     ]
 
 

@@ -219,7 +219,7 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
         ("memory", _memory(size)),
         ("host memory", f"{size.host_bytes / GIB:.1f} GiB of {size.memory_gib} GiB while loading"),
         ("concurrency", f"{size.concurrency} requests an instance, {size.context} tokens of context each"),
-        ("startup probe", f"GET /readyz every {size.probe_period} s, {size.probe_failures} times"),
+        ("startup probe", f"GET /ready every {size.probe_period} s, {size.probe_failures} times"),
         ("instances", f"{plan.scaling.min_instances} to {plan.scaling.max_instances}"),
         ("quota", demands),
         ("first token", f"about {size.seconds_to_first_token:.0f} s after a request that finds no instance"),

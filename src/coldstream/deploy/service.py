@@ -59,7 +59,7 @@ def template(
                     "startup_cpu_boost": True,
                 },
                 "startup_probe": {
-                    "http_get": {"path": "/readyz", "port": 8080},
+                    "http_get": {"path": "/ready", "port": 8080},
                     "period_seconds": size.probe_period,
                     "timeout_seconds": size.probe_period,
                     "failure_threshold": size.probe_failures,

@@ -149,7 +149,7 @@ class Door:
 
 
 def wait_until_ready(door: Door, *, clock: Clock, tick: Callable[[str], None]) -> None:
-    """Ask /readyz until it is 200; 401 and 403 may be a grant on its way, 503 a model that still loads.
+    """Ask /ready until it is 200; 401 and 403 may be a grant on its way, 503 a model that still loads.
 
     Raises:
         DeployError: it was not ready in time; the last answer is named.
@@ -157,14 +157,14 @@ def wait_until_ready(door: Door, *, clock: Clock, tick: Callable[[str], None]) -
     begun, pause = clock.now(), 2.0
     while True:
         try:
-            reply = door.ask("GET", "/readyz")
+            reply = door.ask("GET", "/ready")
         except PermissionRefused as exc:
             reply = Reply(403, str(exc))
         if reply.status == 200:
             return
         waited = clock.now() - begun
         if waited > PATIENCE or reply.status not in (401, 403, 429, 500, 502, 503, 504):
-            raise DeployError(f"{door.url}/readyz answers {reply.status} after {waited:.0f} s: {reply.body!r:.200}")
+            raise DeployError(f"{door.url}/ready answers {reply.status} after {waited:.0f} s: {reply.body!r:.200}")
         what = "the invoker's grant to act" if reply.status in (401, 403) else "the model"
         tick(f"waiting for {what}: HTTP {reply.status} after {waited:.0f} s")
         clock.sleep(pause)

@@ -1,16 +1,15 @@
-"""The application: routes, errors and what surrounds them. Importing it imports FastAPI; the door answers until then.
+"""The application: routes and what reads their bodies. Importing it imports FastAPI; the surface answers until then.
 
 POST /generate              a task
 POST /v1/chat/completions   OpenAI; POST /v1/completions, GET /v1/models
 GET  /v1/tasks              the tasks, with a JSON Schema of their inputs
 GET  /metrics               Prometheus
-GET  /healthz, /readyz      for an application that stands alone; behind the door, the door answers them
+
+Probes, keys, records and errors are the surface's (serve/surface.py), around it.
 """
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -21,20 +20,19 @@ from prometheus_client.core import Metric
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
-from coldstream.errors import ColdstreamError
 from coldstream.serve import documented, failures, metrics, tasks
+from coldstream.serve.body import WholeBody
+from coldstream.serve.failures import RenderErrors
 from coldstream.serve.generate import generate
 from coldstream.serve.inference import Inference
-from coldstream.serve.middleware import CheckKey, Observe, WholeBody
 from coldstream.serve.multipart import Form
 from coldstream.serve.openai import chat as openai_chat
 from coldstream.serve.openai import completions as openai_completions
 from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
+from coldstream.serve.record import SCOPE_KEY
 from coldstream.serve.schema import GenerateRequest
 from coldstream.serve.sse import JsonReply
 from coldstream.serve.state import ServedModel, ServerState
-from coldstream.serve.tracing import Tracing, from_environment
-from coldstream.serve.trail import SCOPE_KEY
 
 _BODIES: Mapping[str, tuple[str, ...]] = {
     "/generate": tuple(GenerateRequest.model_fields),
@@ -43,18 +41,8 @@ _BODIES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def create_app(
-    state: ServerState, *, environ: Mapping[str, str] = os.environ, tracing: Tracing | None = None
-) -> FastAPI:
-    """The application that serves `state`.
-
-    `environ` may name the Google Cloud project of its logs' traces, and a collector of spans; `tracing` takes the
-    place of the latter.
-
-    Raises:
-        MissingExtra: it names a collector, and OpenTelemetry is not installed.
-    """
-    measured = metrics.Metrics()
+def create_app(state: ServerState, measured: metrics.Metrics) -> FastAPI:
+    """The application that serves `state`, for a `Surface` to open to; `measured` reads it at a scrape."""
     inference = Inference(state, measured)
     measured.collect_from(lambda: _gauges(state, inference))
     app = FastAPI(
@@ -67,18 +55,11 @@ def create_app(
     _add_generate(app, state, inference)
     _add_openai(app, state, inference)
     _add_reads(app, state, measured)
-    _add_failures(app)
+    _raise_our_errors(app)
+    _describe_probes(app)
     app.add_middleware(Form)
     app.add_middleware(WholeBody, state=state)
-    app.add_middleware(CheckKey, state=state)
-    app.add_middleware(
-        Observe,
-        state=state,
-        metrics=measured,
-        project=environ.get("GOOGLE_CLOUD_PROJECT"),
-        tracing=tracing or from_environment(environ),
-    )
-    _add_cors(app, state)
+    app.add_middleware(RenderErrors)  # before starlette's own, which answers the unexpected in its own way
     return app
 
 
@@ -123,26 +104,6 @@ def _add_reads(app: FastAPI, state: ServerState, measured: metrics.Metrics) -> N
         """Prometheus metrics."""
         return Response(measured.text(), headers={"content-type": metrics.CONTENT_TYPE})
 
-    @app.get("/healthz", response_model=None, responses=documented.HEALTH)
-    async def healthz() -> Response:
-        """200 as long as the process answers."""
-        return JsonReply({"status": "ok"})
-
-    @app.get("/readyz", response_model=None, responses=documented.READY)
-    async def readyz() -> Response:
-        """200 when every model is ready."""
-        return _readiness(state)
-
-
-def _readiness(state: ServerState) -> Response:
-    waiting = [model for model in state.models.values() if not model.is_ready]
-    body = {"models": {name: "ready" if model.is_ready else "loading" for name, model in state.models.items()}}
-    if not waiting and not state.lifecycle.closing:
-        return JsonReply({"status": "ready", **body})
-    status = "closing" if state.lifecycle.closing else "loading"
-    seconds = math.ceil(max([model.retry_after() for model in waiting], default=1.0))
-    return JsonReply({"status": status, **body}, status_code=503, headers={"retry-after": str(seconds)})
-
 
 def _model_objects(state: ServerState) -> list[dict[str, Any]]:
     named = [_card(name, model) for name, model in state.models.items()]
@@ -170,43 +131,33 @@ def _card(name: str, model: ServedModel) -> dict[str, Any]:
     return card | {"status": "ready", "max_model_len": model.max_context, "revision": model.revision, "chat": chat}
 
 
-def _add_failures(app: FastAPI) -> None:
-    async def known(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ColdstreamError)
-        request.scope[SCOPE_KEY].error = type(error).__name__
-        return failures.reply(error, request.url.path)
+def _raise_our_errors(app: FastAPI) -> None:
+    """FastAPI's and Starlette's errors become ours, and are rendered where ours are."""
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        path = request.url.path
-        refusal = failures.from_validation(
-            error.errors(), _BODIES.get(path, ()), request.headers.get("content-type", "")
-        )
-        return await known(request, refusal)
+        known = _BODIES.get(request.url.path, ())
+        raise failures.from_validation(error.errors(), known, request.headers.get("content-type", ""))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return await known(request, failures.HttpError(message, status=error.status_code, headers=error.headers))
+        raise failures.HttpError(message, status=error.status_code, headers=error.headers)
 
-    app.add_exception_handler(ColdstreamError, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
 
 
-def _add_cors(app: FastAPI, state: ServerState) -> None:
-    origins = state.settings.server.cors_origins
-    if not origins:
-        return
-    from starlette.middleware.cors import CORSMiddleware
+def _describe_probes(app: FastAPI) -> None:
+    """The surface answers them, but /openapi.json is the application's."""
+    generated = app.openapi
 
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
-        expose_headers=["x-request-id", "retry-after"],
-    )
+    def openapi() -> dict[str, Any]:
+        schema = generated()
+        schema["paths"].update(documented.PROBES)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _gauges(state: ServerState, inference: Inference) -> Iterator[Metric]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from coldstream.serve.health import LIVENESS, READINESS
+
 Schema = dict[str, Any]
 
 
@@ -199,6 +201,24 @@ METRICS: Responses = {
     200: {"description": "The exposition format", "content": {"text/plain": {"schema": _TEXT}}},
     **_errors(_OUR_ERROR, 401),
 }
-HEALTH = _ok(_object({"status": {"const": "ok"}}))
-_READINESS = _object({"status": {"enum": ["ready", "loading", "closing"]}, "models": {"type": "object"}})
-READY = _ok(_READINESS) | {503: {"description": "Not yet", "content": {"application/json": {"schema": _READINESS}}}}
+_READINESS = {
+    "type": "object",
+    "properties": {
+        "status": {"enum": ["ready", "degraded", "loading", "failed", "closing"]},
+        "models": {"type": "object"},
+    },
+    "required": ["status"],
+}
+_LIVENESS = _object({"status": {"enum": ["ok", "stuck"]}})
+
+
+def _probe(summary: str, body: Schema, refusal: str) -> Schema:
+    refused = {503: {"description": refusal, "content": {"application/json": {"schema": body}}}}
+    answers = {str(status): answer for status, answer in (_ok(body) | refused).items()}
+    return {"get": {"summary": summary, "responses": answers}}
+
+
+_LIVE = _probe("Whether the process answers and its engines make steps.", _LIVENESS, "An engine stands still")
+_READY = _probe("Whether a model can be asked, and how far its load is.", _READINESS, "Not yet, or no longer")
+PROBES: Schema = dict.fromkeys(LIVENESS, _LIVE) | dict.fromkeys(READINESS, _READY)
+"""Path items of what `serve.health` answers, which the application does not know."""

@@ -4,13 +4,15 @@
     {"error": {"message": "...", "type": "invalid_request_error", "param": "prompt", "code": null}}
 
 Only errors of `coldstream.errors` carry their message outside; anything else is a fault of ours and stays in the log.
+Whatever refuses a request raises; `RenderErrors` alone makes a reply of it.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from coldstream.errors import (
@@ -24,7 +26,11 @@ from coldstream.errors import (
     Unauthorized,
     UnknownTask,
 )
-from coldstream.serve.sse import JsonReply
+from coldstream.serve import logs
+from coldstream.serve.asgi import ASGIApp, Receive, Scope, Send, send_json
+from coldstream.serve.record import SCOPE_KEY, RequestRecord
+
+logger = logging.getLogger(f"{logs.LOGGER}.http")
 
 _SHOWN = 60
 
@@ -38,14 +44,45 @@ class HttpError(RequestError):
         self.headers = dict(headers or {})
 
 
+class RenderErrors:
+    """Answers a request with the error that its application raised, and says in its record which one that was.
+
+    An error that comes when half an answer is out goes on: only closing the connection says that it is not whole.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        record: RequestRecord = scope[SCOPE_KEY]
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as exc:
+            record.error = type(exc).__name__
+            if not isinstance(exc, ColdstreamError):
+                fields = {"fields": {"request_id": record.request_id, **record.trace_fields}}
+                logger.error("unexpected %s", record.error, exc_info=exc, extra=fields)
+            if has_begun:
+                raise
+            await send_error(send, exc if isinstance(exc, ColdstreamError) else internal(), scope["path"])
+
+
+async def send_error(send: Send, error: ColdstreamError, path: str) -> None:
+    """The whole reply to a request for `path` that ended in `error`."""
+    more = [(name.encode(), value.encode("latin-1")) for name, value in headers(error).items()]
+    await send_json(send, status(error, path), body(error, path), more)
+
+
 def is_openai(path: str) -> bool:
     """Whether the path's clients expect errors in OpenAI's shape."""
     return path.startswith("/v1/")
-
-
-def reply(error: ColdstreamError, path: str) -> JsonReply:
-    """The whole reply to a request for `path` that ended in `error`."""
-    return JsonReply(body(error, path), status_code=status(error, path), headers=headers(error))
 
 
 def status(error: ColdstreamError, path: str) -> int:

@@ -20,11 +20,11 @@ from coldstream.errors import ColdstreamError, InvalidRequest
 from coldstream.serve import failures, sse
 from coldstream.serve.images import ImageLoader, ImageSource
 from coldstream.serve.inference import Inference, Job, Result, Running
+from coldstream.serve.record import RequestRecord
 from coldstream.serve.sampling import Given
 from coldstream.serve.schema import GenerateRequest, stops
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.serve.tasks import GivenImage, Rendered, find_task, render
-from coldstream.serve.trail import Trail
 from coldstream.settings import TaskSettings
 
 _PATH = "/generate"
@@ -105,25 +105,25 @@ def _images(body: GenerateRequest) -> list[GivenImage]:
     return [GivenImage(f"images.{place}", text) for place, text in enumerate(body.images or ())]
 
 
-async def generate(state: ServerState, inference: Inference, body: GenerateRequest, trail: Trail) -> Response:
+async def generate(state: ServerState, inference: Inference, body: GenerateRequest, record: RequestRecord) -> Response:
     """Answer the request; errors that come before the first event are raised, and become a status."""
     asked = understand(state, body, inference.images)
-    trail.task = asked.task.name
+    record.task = asked.task.name
     if state.settings.server.log_prompts:
-        trail.prompt = asked.rendered.text
+        record.prompt = asked.rendered.text
     if body.stream:
-        return await sse.opened(_frames(asked, inference, trail))
-    async with inference.start(asked.job(), trail) as running:
+        return await sse.opened(_frames(asked, inference, record))
+    async with inference.start(asked.job(), record) as running:
         (result,) = await running.collect()
         text = await _echo(asked, running) + result.text
     return sse.JsonReply({"text": text, **asked.details(result)} if body.details else text)
 
 
-async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGenerator[bytes, None]:
+async def _frames(asked: Asked, inference: Inference, record: RequestRecord) -> AsyncGenerator[bytes, None]:
     begun = False
     try:
         async with AsyncExitStack() as stack:
-            running = await stack.enter_async_context(inference.start(asked.job(), trail))
+            running = await stack.enter_async_context(inference.start(asked.job(), record))
             result = Result()
             async for batch in running.events:
                 text = "".join(event.text for _, event in batch)
@@ -139,7 +139,7 @@ async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGene
     except ColdstreamError as error:
         if not begun:
             raise
-        trail.error = type(error).__name__
+        record.error = type(error).__name__
         yield sse.frame(failures.body(error, _PATH))
     yield sse.DONE
 

@@ -26,10 +26,10 @@ from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, In
 from coldstream.serve.admission import Gate
 from coldstream.serve.images import ImageLoader, ImageSource, Picture
 from coldstream.serve.metrics import Metrics, ModelMetrics
+from coldstream.serve.record import RequestRecord
 from coldstream.serve.sampling import Given, resolve
 from coldstream.serve.state import Lifecycle, ServedModel, ServerState
 from coldstream.serve.streams import Bridge, Stream
-from coldstream.serve.trail import Trail
 from coldstream.settings import SamplingSettings
 
 Encode = Callable[[ServedModel], list[list[int]]]
@@ -126,7 +126,7 @@ class Inference:
         }
 
     @asynccontextmanager
-    async def start(self, job: Job, trail: Trail) -> AsyncIterator[Running]:
+    async def start(self, job: Job, record: RequestRecord) -> AsyncIterator[Running]:
         """Bring a job to its engine; leaving the block, for whatever reason, ends its work and gives back its place.
 
         Raises:
@@ -136,7 +136,7 @@ class Inference:
         """
         model, lifecycle = job.model, self._state.lifecycle
         deadline = time.monotonic() + self._state.settings.server.request_timeout
-        trail.model = model.name
+        record.model = model.name
         if lifecycle.closing:
             raise closing()
         with self.gates[model.name].enter(
@@ -148,13 +148,13 @@ class Inference:
             images = model.images.place(prompt_ids[0], pictures) if model.images is not None and pictures else ()
             sampling = _sampling(job, prompt_ids)
             ticket.claim(sum(map(len, prompt_ids)) * job.samples)
-            requests = _requests(job, prompt_ids, sampling, trail.request_id, deadline, images)
+            requests = _requests(job, prompt_ids, sampling, record.request_id, deadline, images)
             stream = self._bridge.open(len(requests), partial(_cancel, model, requests))
             lifecycle.streams.add(stream)
             try:
-                trail.submitted = time.time_ns()
+                record.submitted = time.time_ns()
                 await _submit(model, requests, stream)
-                follower = _Follower(stream, ticket.started, self._metrics.of(model.name), trail, deadline)
+                follower = _Follower(stream, ticket.started, self._metrics.of(model.name), record, deadline)
                 yield Running(job, prompt_ids, sampling, follower.batches())
                 if stream.finished and not stream.ended_early:
                     ticket.finished()
@@ -180,12 +180,12 @@ class _Follower:
     """Reads a stream to its end, measuring; turns the ends that are errors into errors."""
 
     def __init__(
-        self, stream: Stream, started: Callable[[], None], metrics: ModelMetrics, trail: Trail, deadline: float
+        self, stream: Stream, started: Callable[[], None], metrics: ModelMetrics, record: RequestRecord, deadline: float
     ) -> None:
         self._stream = stream
         self._started = started
         self._metrics = metrics
-        self._trail = trail
+        self._record = record
         self._deadline = deadline
         self._last: float | None = None
 
@@ -211,7 +211,7 @@ class _Follower:
         for _, event in batch:
             if event.finish_reason is not None:
                 self._metrics.end(event)
-                self._trail.end(event)
+                self._record.end(event)
 
 
 def closing() -> NotReady:

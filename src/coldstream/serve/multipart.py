@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import MutableMapping
 from email.message import Message as Headers
 from typing import Any
 
-from starlette.datastructures import Headers as RequestHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 from coldstream.errors import InvalidRequest
-from coldstream.serve import failures
-from coldstream.serve.trail import SCOPE_KEY
+from coldstream.serve import asgi
+from coldstream.serve.asgi import ASGIApp, Receive, Scope, Send
 
 _TEXTS = frozenset({"type", "prompt", "image", "stop"})
 _MOST_PARTS = 256
@@ -31,7 +29,7 @@ class Form:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = RequestHeaders(scope=scope).get("content-type", "") if scope["type"] == "http" else ""
+        kind = asgi.headers(scope).get("content-type", "") if scope["type"] == "http" else ""
         if (
             scope["type"] != "http"
             or scope["path"] != "/generate"
@@ -40,15 +38,11 @@ class Form:
             await self._app(scope, receive, send)
             return
         message = await receive()
-        try:
-            body = json.dumps(parse(message.get("body", b""), kind)).encode()
-        except InvalidRequest as error:
-            scope[SCOPE_KEY].error = type(error).__name__
-            await failures.reply(error, scope["path"])(scope, receive, send)
-            return
+        body = json.dumps(parse(message.get("body", b""), kind)).encode()
         headers = [item for item in scope["headers"] if item[0] not in (b"content-type", b"content-length")]
         headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._app({**scope, "headers": headers}, _once(body, receive), send)
+        scope["headers"] = headers  # in place: the router writes into this scope which route it took
+        await self._app(scope, _once(body, receive), send)
 
 
 def parse(body: bytes, content_type: str) -> dict[str, Any]:
@@ -135,9 +129,9 @@ def _json_value(name: str, value: bytes) -> Any:
 
 
 def _once(body: bytes, receive: Receive) -> Receive:
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def replayed() -> Message:
+    async def replayed() -> MutableMapping[str, Any]:
         return messages.pop() if messages else await receive()
 
     return replayed

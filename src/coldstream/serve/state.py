@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coldstream.engine.request import PromptImage, Request, SamplingParams, TokenEvent
-from coldstream.serve.keys import ApiKeys
+from coldstream.serve.auth import ApiKeys
 from coldstream.serve.streams import Stream
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from coldstream.errors import MissingExtra
-from coldstream.serve.trail import Trail
+from coldstream.serve.record import RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer, TracerProvider
@@ -26,8 +26,8 @@ class Tracing:
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer: Tracer = provider.get_tracer("coldstream")
 
-    def record(self, headers: Mapping[str, str], method: str, route: str, status: int, trail: Trail) -> None:
-        """One request that ended now and took `trail.seconds`; the caller's `traceparent` is its parent."""
+    def write(self, headers: Mapping[str, str], method: str, route: str, status: int, record: RequestRecord) -> None:
+        """One request that ended now and took `record.seconds`; the caller's `traceparent` is its parent."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -36,30 +36,30 @@ class Tracing:
             f"{method} {route}",
             context=TraceContextTextMapPropagator().extract(dict(headers)),
             kind=SpanKind.SERVER,
-            start_time=end - _ns(trail.seconds),
-            attributes=_attributes(method, route, status, trail),
+            start_time=end - _ns(record.seconds),
+            attributes=_attributes(method, route, status, record),
         )
         if status >= 500:
-            span.set_status(Status(StatusCode.ERROR, trail.error or ""))
-        self._phases(span, trail)
+            span.set_status(Status(StatusCode.ERROR, record.error or ""))
+        self._phases(span, record)
         span.end(end)
 
-    def _phases(self, parent: Span, trail: Trail) -> None:
+    def _phases(self, parent: Span, record: RequestRecord) -> None:
         from opentelemetry.trace import set_span_in_context
 
-        if trail.submitted is None:
+        if record.submitted is None:
             return
         context = set_span_in_context(parent)
-        start = trail.submitted
+        start = record.submitted
         for name, until in (
-            ("queue", trail.queued_seconds),
-            ("prefill", trail.first_token_seconds),
-            ("decode", trail.total_seconds),
+            ("queue", record.queued_seconds),
+            ("prefill", record.first_token_seconds),
+            ("decode", record.total_seconds),
         ):
             if until is None:
                 return
             span = self._tracer.start_span(name, context=context, start_time=start)
-            start = max(start, trail.submitted + _ns(until))
+            start = max(start, record.submitted + _ns(until))
             span.end(start)
 
 
@@ -87,18 +87,18 @@ def from_environment(environ: Mapping[str, str]) -> Tracing | None:
     return Tracing(provider)
 
 
-def _attributes(method: str, route: str, status: int, trail: Trail) -> dict[str, str | int]:
+def _attributes(method: str, route: str, status: int, record: RequestRecord) -> dict[str, str | int]:
     """As the semantic conventions for HTTP and generative AI name them."""
     found: dict[str, str | int | None] = {
         "http.request.method": method,
         "http.route": route,
         "http.response.status_code": status,
-        "coldstream.request_id": trail.request_id,
-        "coldstream.task": trail.task,
-        "gen_ai.request.model": trail.model,
-        "gen_ai.usage.input_tokens": trail.prompt_tokens or None,
-        "gen_ai.usage.output_tokens": trail.completion_tokens or None,
-        "error.type": trail.error,
+        "coldstream.request_id": record.request_id,
+        "coldstream.task": record.task,
+        "gen_ai.request.model": record.model,
+        "gen_ai.usage.input_tokens": record.prompt_tokens or None,
+        "gen_ai.usage.output_tokens": record.completion_tokens or None,
+        "error.type": record.error,
     }
     return {name: value for name, value in found.items() if value is not None}
 

@@ -21,8 +21,8 @@ from coldstream.serve.openai.common import Envelope, Target, envelope, sampling,
 from coldstream.serve.openai.constraint import constraint, from_schema
 from coldstream.serve.openai.messages import Turn, folded, images, task_turns, turns, with_instruction
 from coldstream.serve.openai.schema import ChatRequest, ToolChoice
+from coldstream.serve.record import RequestRecord
 from coldstream.serve.state import ServedModel, ServerState
-from coldstream.serve.trail import Trail
 
 PATH = "/v1/chat/completions"
 
@@ -104,15 +104,15 @@ def understand(state: ServerState, body: ChatRequest, loader: ImageLoader) -> As
     return Asked(body, named, chosen, chosen.grammar or wanted, sources(loader, found))
 
 
-async def chat(state: ServerState, inference: Inference, body: ChatRequest, trail: Trail) -> Response:
+async def chat(state: ServerState, inference: Inference, body: ChatRequest, record: RequestRecord) -> Response:
     """Answer the request."""
     asked = understand(state, body, inference.images)
-    trail.task = asked.target.task.name if asked.target.task else None
+    record.task = asked.target.task.name if asked.target.task else None
     if state.settings.server.log_prompts:
-        trail.prompt = "\n".join(text_of(message.content) for message in body.messages)
+        record.prompt = "\n".join(text_of(message.content) for message in body.messages)
     if body.stream:
-        return await sse.opened(_frames(asked, inference, trail))
-    async with inference.start(asked.job(), trail) as running:
+        return await sse.opened(_frames(asked, inference, record))
+    async with inference.start(asked.job(), record) as running:
         results = await running.collect()
     frame = envelope("chatcmpl", "chat.completion", body.model, asked.target.model)
     choices = [_choice(asked, index, result) for index, result in enumerate(results)]
@@ -298,14 +298,14 @@ def _arguments_delta(text: str) -> dict[str, Any]:
     return {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
 
 
-async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGenerator[bytes, None]:
+async def _frames(asked: Asked, inference: Inference, record: RequestRecord) -> AsyncGenerator[bytes, None]:
     begun = False
     options = asked.body.stream_options
     shows_usage = bool(options and options.include_usage)
     no_usage = {"usage": None} if shows_usage else {}
     try:
         async with AsyncExitStack() as stack:
-            running = await stack.enter_async_context(inference.start(asked.job(), trail))
+            running = await stack.enter_async_context(inference.start(asked.job(), record))
             frame: Envelope = envelope("chatcmpl", "chat.completion.chunk", asked.body.model, asked.target.model)
             speakers = [_Speaker(asked, index) for index in range(running.job.sequences)]
             async for batch in running.events:
@@ -319,6 +319,6 @@ async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGene
     except ColdstreamError as error:
         if not begun:
             raise
-        trail.error = type(error).__name__
+        record.error = type(error).__name__
         yield sse.frame(failures.body(error, PATH))
     yield sse.DONE

@@ -20,9 +20,9 @@ from coldstream.serve.openai import logprobs
 from coldstream.serve.openai.common import Envelope, Target, envelope, sampling, target, usage
 from coldstream.serve.openai.constraint import constraint
 from coldstream.serve.openai.schema import CompletionRequest
+from coldstream.serve.record import RequestRecord
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.serve.tasks import render
-from coldstream.serve.trail import Trail
 from coldstream.settings import TaskSettings
 
 PATH = "/v1/completions"
@@ -121,15 +121,17 @@ def understand(state: ServerState, body: CompletionRequest) -> Asked:
     return Asked(body, found, prompts, constraint(body))
 
 
-async def complete(state: ServerState, inference: Inference, body: CompletionRequest, trail: Trail) -> Response:
+async def complete(
+    state: ServerState, inference: Inference, body: CompletionRequest, record: RequestRecord
+) -> Response:
     """Answer the request."""
     asked = understand(state, body)
-    trail.task = asked.target.task.name if asked.target.task else None
+    record.task = asked.target.task.name if asked.target.task else None
     if state.settings.server.log_prompts:
-        trail.prompt = str(body.prompt)
+        record.prompt = str(body.prompt)
     if body.stream:
-        return await sse.opened(_frames(asked, inference, trail))
-    async with inference.start(asked.job(), trail) as running:
+        return await sse.opened(_frames(asked, inference, record))
+    async with inference.start(asked.job(), record) as running:
         results = await running.collect()
         writers = await _writers(asked, running)
     choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
@@ -226,14 +228,14 @@ async def _writers(asked: Asked, running: Running) -> list[_Writer]:
     return [_Writer(asked, index, echoes[index // running.job.samples]) for index in range(running.job.sequences)]
 
 
-async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGenerator[bytes, None]:
+async def _frames(asked: Asked, inference: Inference, record: RequestRecord) -> AsyncGenerator[bytes, None]:
     begun = False
     options = asked.body.stream_options
     shows_usage = bool(options and options.include_usage)
     no_usage = {"usage": None} if shows_usage else {}
     try:
         async with AsyncExitStack() as stack:
-            running = await stack.enter_async_context(inference.start(asked.job(), trail))
+            running = await stack.enter_async_context(inference.start(asked.job(), record))
             frame: Envelope = envelope("cmpl", "text_completion", asked.body.model, asked.target.model)
             writers = await _writers(asked, running)
             async for batch in running.events:
@@ -248,6 +250,6 @@ async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGene
     except ColdstreamError as error:
         if not begun:
             raise
-        trail.error = type(error).__name__
+        record.error = type(error).__name__
         yield sse.frame(failures.body(error, PATH))
     yield sse.DONE

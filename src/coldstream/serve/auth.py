@@ -1,4 +1,7 @@
-"""API keys: read from the environment or a file, compared in constant time, never logged and never in a message."""
+"""API keys: read from the environment or a file, compared in constant time, never logged and never in a message.
+
+A key is asked for before anything of a request but its head is read.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coldstream.errors import SettingsError, Unauthorized
+from coldstream.serve.asgi import ASGIApp, Receive, Scope, Send
+from coldstream.serve.failures import HttpError
 from coldstream.settings import ServerSettings
 
 
@@ -48,12 +53,40 @@ class ApiKeys:
                 else "the API key is not one of this server's"
             )
 
+    def check_headers(self, scope: Scope) -> None:
+        """`check` with what a request's header says.
+
+        Raises:
+            Unauthorized: as `check`.
+            HttpError: 400, a field of credentials came twice: a proxy before this server may have believed the other.
+        """
+        names = [name for name, _ in scope["headers"]]
+        for field_name in _CREDENTIALS:
+            if names.count(field_name) > 1:
+                raise HttpError(f"the request has two {field_name.decode().title()} headers; send one", status=400)
+        given = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _CREDENTIALS}
+        self.check(given.get(b"authorization"), given.get(b"x-api-key"))
+
+
+_CREDENTIALS = (b"authorization", b"x-api-key")
+
+
+class CheckKey:
+    """Passes on requests that carry a key of this server's, where keys are configured; raises for the others."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self._app, self._keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._keys.check_headers(scope)
+        await self._app(scope, receive, send)
+
 
 def read_keys(settings: ServerSettings, environ: Mapping[str, str]) -> ApiKeys:
     """The keys that the settings name: comma- or line-separated; a line that begins with # is a comment.
 
     Raises:
-        SettingsError: the variable or the file is named, but missing or empty. An open door is never the fallback.
+        SettingsError: the variable or the file is named, but missing or empty; it never serves without keys instead.
     """
     texts: list[tuple[str, str]] = []
     if settings.api_keys_env is not None:

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from coldstream.errors import SettingsError, Unauthorized
-from coldstream.serve.keys import ApiKeys, read_keys
+from coldstream.serve.auth import ApiKeys, read_keys
 from coldstream.settings import ServerSettings
 from tests.serve.scripted import ScriptedModel
 

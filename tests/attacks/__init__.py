@@ -1,0 +1,1 @@
+"""What hostile clients did to the server, one test an attack, against the stack of production."""
