@@ -7,10 +7,11 @@ what `import torch` then finds is already mapped. The flags are those with which
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 from pathlib import Path
+
+from coldstream.host.dlopen import map_library
 
 _LIBRARIES = (("libtorch_global_deps.so", os.RTLD_GLOBAL), ("libtorch.so", os.RTLD_LOCAL))
 
@@ -21,7 +22,4 @@ def preload() -> bool:
     if spec is None or spec.origin is None:
         return False
     folder = Path(spec.origin).parent / "lib"
-    libc = ctypes.CDLL(None)
-    libc.dlopen.restype = ctypes.c_void_p
-    libc.dlopen.argtypes = [ctypes.c_char_p, ctypes.c_int]
-    return all(libc.dlopen(os.fsencode(folder / name), os.RTLD_NOW | flag) for name, flag in _LIBRARIES)
+    return all(map_library(folder / name, os.RTLD_NOW | flag) for name, flag in _LIBRARIES)

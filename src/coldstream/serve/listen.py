@@ -82,7 +82,7 @@ def serve(settings: Settings, timeline: Timeline, *, watch: Callable[[Startup, i
         # seventh of their time (1.87 and 1.61 CPU s, medians of ten).
         gc.disable()
         timeline.mark("port open")
-        from coldstream.serve.allocator import return_large_buffers
+        from coldstream.host.memory import return_large_buffers
         from coldstream.serve.process import Process
 
         return_large_buffers()

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.errors import OutOfMemory
+from coldstream.host.cpu import CpuFeatures
 from coldstream.model.config import is_native
 from coldstream.model.names import Vision, destination
-from coldstream.model.precision import CpuFeatures, RunPrecision, choose_precision
+from coldstream.model.precision import RunPrecision, choose_precision
 from coldstream.serve import lean_torch
 from coldstream.settings import ModelSettings
 from coldstream.timeline import Timeline
@@ -73,7 +74,7 @@ class TorchImport:
             lean_torch.import_torch()
             import torch
 
-            from coldstream.engine.memory import cpu_limit
+            from coldstream.host.limits import cpu_limit
 
             torch.set_num_threads(self._threads or cpu_limit())
 
@@ -84,7 +85,7 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
     Raises:
         OutOfMemory: the weights cannot be held in what this container may use.
     """
-    from coldstream.engine.memory import memory_available
+    from coldstream.host.limits import memory_available
 
     stored = stored_dtype(checkpoint)
     device = "cuda" if _NVIDIA.exists() else "cpu"
@@ -133,7 +134,7 @@ def threads_for(plan: RunPlan, wanted: int | None) -> int:
 
     A model that fits in a core's caches is computed sooner than a second thread is woken for each of its matrices.
     """
-    from coldstream.engine.memory import cpu_limit
+    from coldstream.host.limits import cpu_limit
 
     return wanted or (1 if plan.weights < _CACHED else cpu_limit())
 
@@ -153,7 +154,7 @@ def begin_packing(
     """
     if plan.precision != "int8" or not is_native(checkpoint.config):
         return None
-    from coldstream.engine.memory import cpu_limit
+    from coldstream.host.limits import cpu_limit
     from coldstream.model.config import ModelConfig
     from coldstream.model.packing import Packing
 

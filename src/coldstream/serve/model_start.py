@@ -22,6 +22,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
+from coldstream.host.threads import loader_name, rename_thread
 from coldstream.serve.filling import Filling
 from coldstream.serve.firsts import FirstForward, WatchedEngine
 from coldstream.serve.landing import Landing
@@ -29,7 +30,6 @@ from coldstream.serve.load_state import LoadState
 from coldstream.serve.making import TorchImport, stand_up, threads_for
 from coldstream.serve.model_stream import ModelStream
 from coldstream.serve.order import Order
-from coldstream.serve.priority import loader_name, rename_thread
 from coldstream.serve.promise import break_all, settle
 from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Timeline

@@ -21,10 +21,10 @@ from dataclasses import asdict
 from typing import Any
 
 from coldstream.errors import ColdstreamError
+from coldstream.host.threads import give_way, rename_thread
 from coldstream.serve.making import TorchImport
 from coldstream.serve.model_start import ModelStart
 from coldstream.serve.order import Order
-from coldstream.serve.priority import give_way, rename_thread
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline
 

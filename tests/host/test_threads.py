@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from coldstream.serve.priority import give_way, loader_name, rename_thread
+from coldstream.host.threads import give_way, loader_name, rename_thread
 
 
 class Worker:
