@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from coldstream.serve.landing import Landing
+from coldstream.loading.tensor_queue import TensorQueue
 
 if TYPE_CHECKING:
     from coldstream.model.build import Assembly
@@ -22,7 +22,7 @@ _SMALL = 64 * 1024
 class Filling:
     """The landing's reader; all of it runs on the reader's thread. `standing` is the decoder that is to be filled."""
 
-    def __init__(self, landing: Landing, standing: Future[Assembly | FallbackAssembly]) -> None:
+    def __init__(self, landing: TensorQueue, standing: Future[Assembly | FallbackAssembly]) -> None:
         self.came_twice = False
         """Whether a tensor was delivered again: what was computed with the first is void."""
         self._landing, self._standing = landing, standing

@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING
 
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
 from coldstream.host.threads import loader_name, rename_thread
+from coldstream.loading.build import stand_up
+from coldstream.loading.first_request import FirstForward, WatchedEngine
+from coldstream.loading.run_plan import threads_for
+from coldstream.loading.state import LoadState
+from coldstream.loading.tensor_queue import TensorQueue
+from coldstream.loading.torch_import import TorchImport
 from coldstream.serve.filling import Filling
-from coldstream.serve.firsts import FirstForward, WatchedEngine
-from coldstream.serve.landing import Landing
-from coldstream.serve.load_state import LoadState
-from coldstream.serve.making import TorchImport, stand_up, threads_for
 from coldstream.serve.model_stream import ModelStream
 from coldstream.serve.order import Order
 from coldstream.serve.promise import break_all, settle
@@ -68,7 +70,7 @@ class ModelStart:
         self._model, self._settings, self._timeline, self._on_change = model, settings, timeline, on_change
         self.loader = loader_name(number)
         self._torch = torch
-        self._landing = Landing()
+        self._landing = TensorQueue()
         self._standing: Future[Assembly | FallbackAssembly] = Future()
         self._filling = Filling(self._landing, self._standing)
         self._decoder: Future[Decoder | FallbackDecoder] = Future()

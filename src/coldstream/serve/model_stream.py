@@ -7,9 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from coldstream.serve.landing import Landing
-from coldstream.serve.load_state import LoadState
-from coldstream.serve.making import RunPlan, begin_packing, plan_run, text_files
+from coldstream.loading.build import begin_packing
+from coldstream.loading.run_plan import RunPlan, plan_run, text_files
+from coldstream.loading.state import LoadState
+from coldstream.loading.tensor_queue import TensorQueue
 from coldstream.serve.order import Order
 from coldstream.serve.promise import settle
 from coldstream.settings import ModelSettings, Settings
@@ -40,7 +41,7 @@ class ModelStream:
         timeline: Timeline,
         *,
         load: LoadState,
-        landing: Landing,
+        landing: TensorQueue,
         failed: Callable[[BaseException], None],
         text_landed: Callable[[], None],
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from coldstream.serve.load_state import LoadState
+from coldstream.loading.state import LoadState
 
 _TURN = 0.02
 """Seconds between two looks at whose turn it is; a model that waits has its first ranges in flight already."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from coldstream.errors import ColdstreamError
 from coldstream.host.threads import give_way, rename_thread
-from coldstream.serve.making import TorchImport
+from coldstream.loading.torch_import import TorchImport
 from coldstream.serve.model_start import ModelStart
 from coldstream.serve.order import Order
 from coldstream.settings import Settings

@@ -1,34 +1,25 @@
-"""What a checkpoint becomes on this machine: which precision, how much memory, which decoder.
+"""How a checkpoint will run on this machine: on which device, in which precision, with how many threads.
 
-Nothing is imported at the top that is not on the way to the first byte; torch comes with `TorchImport`.
+Nothing is imported at the top that is not on the way to the first byte.
 """
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.errors import OutOfMemory
 from coldstream.host.cpu import CpuFeatures
+from coldstream.host.limits import cpu_limit, memory_available
 from coldstream.model.config import is_native
 from coldstream.model.names import Vision, destination
 from coldstream.model.precision import RunPrecision, choose_precision
-from coldstream.serve import lean_torch
 from coldstream.settings import ModelSettings
-from coldstream.timeline import Timeline
 
 if TYPE_CHECKING:
-    from coldstream.model.build import Assembly
-    from coldstream.model.decoder import Decoder
-    from coldstream.model.fallback import FallbackAssembly, FallbackDecoder
-    from coldstream.model.packing import Packing
     from coldstream.weights.checkpoint import Checkpoint
-
 
 _STORED = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1}
@@ -49,44 +40,12 @@ class RunPlan:
     converts: bool
 
 
-class TorchImport:
-    """torch, imported once for all models, in the order that keeps other threads alive."""
-
-    def __init__(self, threads: int | None, timeline: Timeline) -> None:
-        self._threads, self._timeline = threads, timeline
-        self._lock = threading.Lock()
-        self._is_done = False
-
-    def finish(self) -> None:
-        """Return when torch is there and has the CPUs of this container; on any thread, any number of times."""
-        with self._lock:
-            if not self._is_done:
-                self._import()
-                self._is_done = True
-
-    def _import(self) -> None:
-        if "torch" not in sys.modules:
-            from coldstream.serve.libtorch import preload
-
-            with self._timeline.span("map libtorch"):
-                preload()
-        with self._timeline.span("import torch"):
-            lean_torch.import_torch()
-            import torch
-
-            from coldstream.host.limits import cpu_limit
-
-            torch.set_num_threads(self._threads or cpu_limit())
-
-
 def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
     """Device, precision and memory, before torch is there.
 
     Raises:
         OutOfMemory: the weights cannot be held in what this container may use.
     """
-    from coldstream.host.limits import memory_available
-
     stored = stored_dtype(checkpoint)
     device = "cuda" if _NVIDIA.exists() else "cpu"
     precision, reason = choose_precision(
@@ -134,46 +93,4 @@ def threads_for(plan: RunPlan, wanted: int | None) -> int:
 
     A model that fits in a core's caches is computed sooner than a second thread is woken for each of its matrices.
     """
-    from coldstream.host.limits import cpu_limit
-
     return wanted or (1 if plan.weights < _CACHED else cpu_limit())
-
-
-def begin_packing(
-    checkpoint: Checkpoint,
-    plan: RunPlan,
-    *,
-    threads: int | None,
-    failed: Callable[[BaseException], None],
-    is_patient: Callable[[], bool],
-) -> Packing | None:
-    """What makes int8 weights of the landed bytes, before torch is there; None where they stay as they are.
-
-    Raises:
-        UnknownArchitecture, UnsupportedConfig, ParameterMismatch: see `stand_up`.
-    """
-    if plan.precision != "int8" or not is_native(checkpoint.config):
-        return None
-    from coldstream.host.limits import cpu_limit
-    from coldstream.model.config import ModelConfig
-    from coldstream.model.packing import Packing
-
-    config = ModelConfig.from_json(checkpoint.config)
-    workers = threads or cpu_limit()
-    return Packing(config, checkpoint.tensors.values(), workers=workers, failed=failed, is_patient=is_patient)
-
-
-def stand_up(
-    checkpoint: Checkpoint, plan: RunPlan, packing: Packing | None
-) -> tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]:
-    """The decoder that the config describes, before its bytes, and what fills it, but for what `packing` does.
-
-    Raises:
-        UnknownArchitecture, UnsupportedConfig, ParameterMismatch: it cannot be made, or not from these tensors.
-    """
-    from coldstream.model import choice
-
-    if not is_native(checkpoint.config):
-        lean_torch.complete()  # transformers makes its models on the meta device
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=plan.device, packing=packing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from coldstream.errors import ColdstreamError
-from coldstream.serve.making import RunPlan
+from coldstream.loading.run_plan import RunPlan
 from coldstream.timeline import Timeline
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from coldstream.weights.stream import Landed
 
 
-class Landing:
+class TensorQueue:
     """One writer on an event loop, one reader on a thread."""
 
     def __init__(self, capacity: int | None = None) -> None:
