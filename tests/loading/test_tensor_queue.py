@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from coldstream.errors import StoreUnavailable
-from coldstream.loading.tensor_queue import TensorQueue
+from coldstream.loading.tensor_queue import FileVerified, TensorQueue
 from coldstream.weights.header import TensorInfo
 from coldstream.weights.stream import Landed
 
@@ -26,14 +26,30 @@ def test_tensors_come_out_in_order_and_end_with_the_end() -> None:
 
     queue = TensorQueue()
     asyncio.run(fill())
-    assert [landed.info.name for landed in queue] == ["t0", "t1", "t2", "t3", "t4"]
+    assert [landed.info.name for landed in queue if isinstance(landed, Landed)] == ["t0", "t1", "t2", "t3", "t4"]
 
 
-def test_a_failed_load_raises_its_error_at_the_reader() -> None:
+def test_events_come_in_their_place_between_tensors() -> None:
+    async def fill() -> None:
+        await queue.put(tensor(0, 10))
+        queue.tell(FileVerified("a", redelivered=False))
+        await queue.put(tensor(1, 10))
+        queue.end()
+
     queue = TensorQueue()
-    queue.end(StoreUnavailable("gs://b/m: gone"))
-    with pytest.raises(StoreUnavailable):
+    asyncio.run(fill())
+    assert list(queue) == [tensor(0, 10), FileVerified("a", redelivered=False), tensor(1, 10)]
+
+
+def test_a_failed_load_raises_its_first_error_at_the_reader_and_nothing_more_is_taken() -> None:
+    queue = TensorQueue()
+    asyncio.run(queue.put(tensor(0, 10)))
+    queue.fail(StoreUnavailable("gs://b/m: gone"))
+    queue.fail(StoreUnavailable("gs://b/m: later"))
+    with pytest.raises(StoreUnavailable, match="gone"):
         next(iter(queue))
+    with pytest.raises(StoreUnavailable, match="gone"):
+        queue.check()
 
 
 def test_never_more_than_the_capacity_waits_and_everything_arrives() -> None:
@@ -49,7 +65,7 @@ def test_never_more_than_the_capacity_waits_and_everything_arrives() -> None:
 
     writer = threading.Thread(target=lambda: asyncio.run(fill()))
     writer.start()
-    got = [landed.info.nbytes for landed in queue]
+    got = [landed.info.nbytes for landed in queue if isinstance(landed, Landed)]
     writer.join()
     assert got == sizes
     assert max(most) <= 200  # the one that is larger than the capacity may wait alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from coldstream.host.limits import cpu_limit
 from coldstream.loading.run_plan import RunPlan
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from coldstream.model.packing import Packing
     from coldstream.weights.checkpoint import Checkpoint
 
+    Built: TypeAlias = tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]
+
 
 def begin_packing(
     checkpoint: Checkpoint,
@@ -24,12 +26,11 @@ def begin_packing(
     *,
     threads: int | None,
     failed: Callable[[BaseException], None],
-    is_patient: Callable[[], bool],
 ) -> Packing | None:
     """What makes int8 weights of the landed bytes, before torch is there; None where they stay as they are.
 
     Raises:
-        UnknownArchitecture, UnsupportedConfig, ParameterMismatch: see `stand_up`.
+        UnknownArchitecture, UnsupportedConfig, ParameterMismatch: see `build_decoder`.
     """
     if plan.precision != "int8" or not is_native(checkpoint.config):
         return None
@@ -38,12 +39,10 @@ def begin_packing(
 
     config = ModelConfig.from_json(checkpoint.config)
     workers = threads or cpu_limit()
-    return Packing(config, checkpoint.tensors.values(), workers=workers, failed=failed, is_patient=is_patient)
+    return Packing(config, checkpoint.tensors.values(), workers=workers, failed=failed)
 
 
-def stand_up(
-    checkpoint: Checkpoint, plan: RunPlan, packing: Packing | None
-) -> tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]:
+def build_decoder(checkpoint: Checkpoint, plan: RunPlan, packing: Packing | None) -> Built:
     """The decoder that the config describes, before its bytes, and what fills it, but for what `packing` does.
 
     Raises:

@@ -70,7 +70,7 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
 def text_files(checkpoint: Checkpoint) -> frozenset[str]:
     """The files that text rests on: those that hold anything but the vision tower. Empty where those are all.
 
-    Raises ParameterMismatch for tensors that can be loaded into no model, as `stand_up` would.
+    Raises ParameterMismatch for tensors that can be loaded into no model, as `build_decoder` would.
     """
     if not is_native(checkpoint.config):
         return frozenset()
