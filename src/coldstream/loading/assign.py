@@ -54,7 +54,7 @@ class Assigner:
         self._tensors.tell(ModelBuilt())
 
     def fail(self, error: BaseException) -> None:
-        """Let `run` raise the error, and whoever waits for the model's layers. Once."""
+        """Let `run` raise the error, and the engine that waits for a layer. Once."""
         self._tensors.fail(error)
         if self._packing is not None:
             self._packing.stop()

@@ -44,9 +44,9 @@ async def fetch_tensors(
             tensors.tell(FileVerified(file, redelivered=file in redelivered))
 
     progress.on_change = tell_verified
-    landing = stream(checkpoint, pieces=pieces, options=options, progress=progress, timeline=timeline)
-    async with aclosing(landing):
-        async for landed in landing:
+    arriving = stream(checkpoint, pieces=pieces, options=options, progress=progress, timeline=timeline)
+    async with aclosing(arriving):
+        async for landed in arriving:
             if landed.info in seen:
                 redelivered.add(landed.info.file)
             seen.add(landed.info)

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 _CONVERTED_AHEAD = 32 * 1024 * 1024
 """Bytes that may be in flight, and again that may wait, for conversion: the wire is faster than any conversion."""
-_LONGEST_JOIN = 10.0
-"""Seconds to wait for a thread that may be inside `import torch`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +91,19 @@ class Steps:
             from coldstream.weights.progress import Progress
             from coldstream.weights.retry import RetryPolicy
             from coldstream.weights.stream import StreamOptions
-        wanted, uri = self._settings.load, self._model.uri
-        retry = RetryPolicy(deadline=wanted.deadline)
+        retry = RetryPolicy(deadline=self._settings.load.deadline)
         progress = self._state.progress = Progress()
-        checkpoint = await open_checkpoint_async(uri, retry=retry, progress=progress, timeline=self._timeline)
+        checkpoint = await open_checkpoint_async(
+            self._model.uri, retry=retry, progress=progress, timeline=self._timeline
+        )
         plan = self._state.plan = plan_run(checkpoint, self._model)
         ahead = _CONVERTED_AHEAD if plan.converts else None
         options = StreamOptions(
-            max_bytes_in_flight=wanted.max_bytes_in_flight or ahead, concurrency=wanted.concurrency, retry=retry
+            max_bytes_in_flight=self._settings.load.max_bytes_in_flight or ahead,
+            concurrency=self._settings.load.concurrency,
+            retry=retry,
         )
-        tensors = TensorQueue(ahead)
-        packing = begin_packing(checkpoint, plan, threads=self._settings.engine.threads, failed=tensors.fail)
-        loop, milestones = asyncio.get_running_loop(), asyncio.Queue[Milestone | None]()
-        assigner = Assigner(
-            tensors,
-            packing,
-            text_files(checkpoint),
-            reached=lambda milestone: loop.call_soon_threadsafe(milestones.put_nowait, milestone),
-        )
-        self._when_failed.append(assigner.fail)
-        return Opened(checkpoint, plan, options, progress, tensors, packing, assigner, milestones)
+        return self._opened(checkpoint, plan, options, progress, TensorQueue(ahead))
 
     async def read_tokenizer_files(self, opened: Opened) -> Files:
         """The small files, by name."""
@@ -214,7 +205,20 @@ class Steps:
         if not self._is_given:
             self._threads.begin("close", self._closing.close)  # it waits for the tokenizer's process
         if join:
-            await self._threads.run("join", partial(self._threads.join, _LONGEST_JOIN))
+            await self._threads.run("join", self._threads.join)
+
+    def _opened(
+        self, checkpoint: Checkpoint, plan: RunPlan, options: StreamOptions, progress: Progress, tensors: TensorQueue
+    ) -> Opened:
+        loop, milestones = asyncio.get_running_loop(), asyncio.Queue[Milestone | None]()
+
+        def reached(milestone: Milestone) -> None:
+            loop.call_soon_threadsafe(milestones.put_nowait, milestone)
+
+        packing = begin_packing(checkpoint, plan, threads=self._settings.engine.threads, failed=tensors.fail)
+        assigner = Assigner(tensors, packing, text_files(checkpoint), reached=reached)
+        self._when_failed.append(assigner.fail)
+        return Opened(checkpoint, plan, options, progress, tensors, packing, assigner, milestones)
 
     def _new_engine(self, opened: Opened, tokenizer: Tokenizer, built: Built, files: Files) -> LoadedModel:
         from coldstream.engine.engine import Engine

@@ -15,6 +15,9 @@ from coldstream.host.threads import rename_thread
 
 T = TypeVar("T")
 
+_LONGEST_JOIN = 10.0
+"""Seconds to wait for threads one of which may be inside `import torch`."""
+
 
 class LoaderThreads:
     """Daemon threads of the kernel name `kernel_name`, so that they can give way to a model that answers.
@@ -51,7 +54,7 @@ class LoaderThreads:
         """`run_answering` will not be called, if it has not been."""
         self._answering.put(lambda: None)
 
-    def join(self, seconds: float) -> None:
+    def join(self, seconds: float = _LONGEST_JOIN) -> None:
         """Wait until the threads have ended, at most so long."""
         deadline = time.monotonic() + seconds
         for thread in self._threads:

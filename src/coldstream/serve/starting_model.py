@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from coldstream.engine.tokenizer import Tokenizer
     from coldstream.loading.loaded_model import LoadedModel
 
-_LONGEST_JOIN = 10.0
-"""Seconds to wait for a thread that may be inside `import torch` when the process is asked to end."""
-
 
 class StartingModel:
     """`load` says how far it is; `number` tells it from the others."""
@@ -62,8 +59,8 @@ class StartingModel:
         self._refuse(ModelError(f"{self.uri}: the server is shutting down"))
         if self._threads is not None:
             self._threads.end()
-            # A model that failed has nothing to save, and its thread may have seconds of `import torch` before it.
-            self._threads.join(0 if self._has_failed else _LONGEST_JOIN)
+            if not self._has_failed:  # its thread may have seconds of `import torch` before it, and nothing to save
+                self._threads.join()
         if self._accepting.exception() is None:
             self._accepting.result().close()
 
