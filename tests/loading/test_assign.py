@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coldstream.errors import ModelError
 from coldstream.loading.assign import Assigner
@@ -82,6 +84,30 @@ def test_a_file_that_came_again_is_in_its_place_before_the_engine_hears_of_it_an
     first, again = landed("x"), landed("x")
     reader = Reader(first, again, FileVerified("a", redelivered=True), text=frozenset({"a"}))
     assert reader.run() == ["x", "x", "settled", "REPLACED", "TEXT_VERIFIED", "finished"]
+
+
+@st.composite
+def deliveries(draw: st.DrawFn) -> list[tuple[str, bool]]:
+    """Files in the order in which they are verified, and whether each came again; each holds one tensor of its name."""
+    files = draw(st.permutations(["a", "b", "c", "tower"]))
+    return [(file, draw(st.booleans())) for file in files]
+
+
+@given(deliveries(), st.sets(st.sampled_from(["a", "b", "c"])))
+def test_no_text_may_leave_before_all_of_its_files_are_verified_and_what_was_replaced_is_void(
+    delivered: list[tuple[str, bool]], text: set[str]
+) -> None:
+    events: list[Any] = [landed(file) for file, _ in delivered]
+    for file, again in delivered:
+        events += [landed(file)] * again + [FileVerified(file, redelivered=again)]
+    said = Reader(*events, text=frozenset(text)).run()
+    assert said.count("REPLACED") == sum(again for _, again in delivered)
+    assert said.count("TEXT_VERIFIED") == bool(text)
+    assert all(said[at - 1] == "settled" for at, word in enumerate(said) if word == "REPLACED")
+    if text:
+        last = max(index for index, (file, _) in enumerate(delivered) if file in text)
+        behind = said[said.index("TEXT_VERIFIED") :]
+        assert behind.count("REPLACED") == sum(again for _, again in delivered[last + 1 :])
 
 
 def test_small_tensors_wait_for_the_model_without_their_read_and_are_assigned_once_it_stands() -> None:

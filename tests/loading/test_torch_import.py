@@ -1,4 +1,4 @@
-"""A lean `import torch` runs a model exactly as a plain one does, and gives everything to who asks for it."""
+"""A lean `import torch` computes what a plain one does, and the rest of torch comes when it is looked at."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_model_computes_the_same() -> None:
     assert run(LEAN + MODEL) == run(MODEL)
 
 
-def test_what_is_not_needed_is_not_executed_until_somebody_looks() -> None:
+def test_what_is_not_needed_is_not_executed_before_it_is_looked_at() -> None:
     code = LEAN + (
         "import sys, torch\n"
         "print('py_sym_types' in dir(torch.distributions), 'Normal' in vars(torch.distributions))\n"

@@ -54,13 +54,13 @@ async def load(
             begin(steps.fetch_tensors(opened))
             begin(steps.assign_tensors(opened))
             begin(steps.tell_engine(opened, loaded))
+        return await steps.complete(loaded.result())
     except BaseException as exc:
         error = _by_name(model.uri, exc)
         await steps.give_up(error, join=context is None)
-        if isinstance(exc, asyncio.CancelledError):
+        if isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
             raise
         raise error from error.__cause__
-    return steps.complete(loaded.result())
 
 
 def _by_name(uri: str, exc: BaseException) -> ColdstreamError:
@@ -69,7 +69,7 @@ def _by_name(uri: str, exc: BaseException) -> ColdstreamError:
         exc = exc.exceptions[0]
     if isinstance(exc, ColdstreamError):
         return exc
-    if isinstance(exc, asyncio.CancelledError):
+    if isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
         return ModelError(f"{uri}: loading was stopped")
     if isinstance(exc, MemoryError):
         return OutOfMemory(f"{uri}: the model does not fit in memory; give the container more")

@@ -188,7 +188,7 @@ class Steps:
                 engine.release_text()
                 self._timeline.mark(f"{self._model.name} answers text")
 
-    def complete(self, loaded: LoadedModel) -> LoadedModel:
+    async def complete(self, loaded: LoadedModel) -> LoadedModel:
         """Everything is verified and in its place: every answer may leave."""
         self._state.is_ready = True
         loaded.engine.release()

@@ -69,7 +69,7 @@ class TorchImport:
     def _import(self) -> None:
         if "torch" not in sys.modules:
             with self._timeline.span("map libtorch"):
-                _map_libraries()
+                map_libtorch()
         with self._timeline.span("import torch"):
             import_torch()
             import torch
@@ -118,6 +118,19 @@ class _Deferring(MetaPathFinder, Loader):
             self.load(sys.modules[name])
 
 
+def map_libtorch() -> bool:
+    """Map torch's libraries before `import torch` does, so that it need not hold the GIL for it.
+
+    Loading libtorch takes a third of a second (relocations of a 430 MB library); what `import torch` then finds is
+    already mapped. False where the libraries are not where we know them to be: `import torch` does it all then.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    folder = Path(spec.origin).parent / "lib"
+    return all(map_library(folder / name, os.RTLD_NOW | flag) for name, flag in _LIBRARIES)
+
+
 def import_torch() -> None:
     """Import torch; leanly, where that was proven."""
     if "torch" not in sys.modules and _release() in PROVEN_RELEASES:
@@ -140,18 +153,3 @@ def _release() -> str:
     text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
     found = re.search(r"""__version__ = ['"](\d+\.\d+)\.""", text)
     return found.group(1) if found else ""
-
-
-def _map_libraries() -> None:
-    """Map torch's libraries before `import torch` does, so that it need not hold the GIL for it.
-
-    Loading libtorch takes a third of a second (relocations of a 430 MB library); what `import torch` then finds is
-    already mapped. Where the libraries are not where we know them to be, `import torch` does it all.
-    """
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return
-    folder = Path(spec.origin).parent / "lib"
-    for name, flag in _LIBRARIES:
-        if not map_library(folder / name, os.RTLD_NOW | flag):
-            return
