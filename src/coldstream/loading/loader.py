@@ -19,7 +19,7 @@ from collections.abc import Callable
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
 from coldstream.loading.context import LoadContext
 from coldstream.loading.loaded_model import LoadedModel
-from coldstream.loading.steps import Steps
+from coldstream.loading.steps import LoadSteps
 from coldstream.settings import ModelSettings, Settings
 
 
@@ -34,13 +34,13 @@ async def load(
 
     `accepting` is called before, with the same object and on the event loop, as soon as its engine takes requests:
     they are computed as far as the bytes have come, and answered when those are verified. When the load then fails or
-    is cancelled, they end with its error, and whoever was given the model closes it.
+    is cancelled, they end with its error, and the model is the caller's to close.
 
     Raises:
-        ColdstreamError: what failed first. What nobody was given is closed.
+        ColdstreamError: what failed first. What was not given to `accepting` is closed.
     """
     model = ModelSettings(model, model) if isinstance(model, str) else model
-    steps = Steps(model, settings, context or LoadContext.of_one(model.name, settings))
+    steps = LoadSteps(model, settings, context or LoadContext.of_one(model.name, settings))
     try:
         async with asyncio.TaskGroup() as tasks:
             begin = tasks.create_task

@@ -55,7 +55,7 @@ class Opened:
     milestones: asyncio.Queue[Milestone | None]
 
 
-class Steps:
+class LoadSteps:
     """Made on the event loop of the load; all of it but what `LoaderThreads` runs stays there."""
 
     def __init__(self, model: ModelSettings, settings: Settings, context: LoadContext) -> None:
@@ -196,7 +196,7 @@ class Steps:
         return loaded
 
     async def give_up(self, error: ColdstreamError, *, join: bool) -> None:
-        """Let everything that waits hear of the error, and close what nobody was given; `join`: wait for its end."""
+        """Let all that waits hear of the error, and close what was not given away; `join`: return when it has ended."""
         self._state.error = error
         self._turns.leave(self._state)
         for hear in reversed(self._when_failed):

@@ -33,6 +33,12 @@ class LoaderThreads:
         self._answering: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.begin("engine", lambda: self._answering.get()())
 
+    def begin(self, kind: str, work: Callable[[], None]) -> None:
+        """Do it on a thread of its own, and do not wait."""
+        thread = threading.Thread(target=work, name=f"{kind} {self._model}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
     async def run(self, kind: str, work: Callable[[], T]) -> T:
         """Do it on a thread of its own, named by `kind`. When this is cancelled the work goes on, to no avail."""
         result: Future[T] = Future()
@@ -60,12 +66,6 @@ class LoaderThreads:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(deadline - time.monotonic(), 0.0))
-
-    def begin(self, kind: str, work: Callable[[], None]) -> None:
-        """Do it on a thread of its own, and do not wait."""
-        thread = threading.Thread(target=work, name=f"{kind} {self._model}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
 
 
 def _settle(future: Future[T], work: Callable[[], T]) -> None:
