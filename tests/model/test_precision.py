@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from coldstream.model.precision import CpuFeatures, choose_precision
+from coldstream.host.cpu import CpuFeatures
+from coldstream.model.precision import choose_precision
 from coldstream.settings import Precision
 
 NONE = CpuFeatures(avx2=False, avx512_vnni=False, bfloat16=False)
 ZEN3 = CpuFeatures(avx2=True, avx512_vnni=False, bfloat16=False)
 SAPPHIRE_RAPIDS = CpuFeatures(avx2=True, avx512_vnni=True, bfloat16=True)
-V3 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe"})
-V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16", "int8"])
@@ -35,14 +34,6 @@ def test_auto_takes_what_the_machine_is_fastest_at_and_gives_the_reason(
     precision, reason = choose_precision("auto", device=device, cpu=cpu, stored="bfloat16")
     assert precision == chosen
     assert word in reason
-
-
-def test_flags_are_read_as_linux_names_them() -> None:
-    assert CpuFeatures.from_flags(V3 | {"sse4_2"}) == ZEN3
-    assert CpuFeatures.from_flags(V4 | {"avx512_vnni", "amx_bf16"}) == SAPPHIRE_RAPIDS
-    assert not CpuFeatures.from_flags(V3 | {"avx512_vnni"}).avx512_vnni
-    assert CpuFeatures.from_flags(V3 - {"fma"}) == NONE
-    assert CpuFeatures.from_flags(frozenset()) == NONE
 
 
 def test_auto_gives_the_fallback_no_int8() -> None:

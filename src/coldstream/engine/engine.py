@@ -29,7 +29,6 @@ from coldstream.engine.grammar import Grammars
 from coldstream.engine.images import ImageEncoder, Sees, check_images
 from coldstream.engine.kv_budget import BLOCK_SIZE, affordable
 from coldstream.engine.kv_cache import AttentionConfig, KvCache
-from coldstream.engine.memory import cpu_limit
 from coldstream.engine.outbox import Outbox
 from coldstream.engine.request import Request, TokenEvent
 from coldstream.engine.runner import Abandoned, Decoding, Runner
@@ -39,6 +38,7 @@ from coldstream.engine.steps import Steps
 from coldstream.engine.tokenizer import Tokenizer
 from coldstream.engine.turns import refuse_unknown_ids
 from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError
+from coldstream.host.limits import cpu_limit
 from coldstream.model.native.library import load
 from coldstream.model.native.packed import is_built
 from coldstream.settings import EngineSettings

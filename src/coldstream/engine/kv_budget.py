@@ -6,8 +6,8 @@ import torch
 
 from coldstream.engine.blocks import Group, divide
 from coldstream.engine.kv_cache import AttentionConfig, bytes_per_block, windows
-from coldstream.engine.memory import memory_available
 from coldstream.errors import OutOfMemory
+from coldstream.host.limits import memory_available
 from coldstream.settings import EngineSettings
 
 BLOCK_SIZE = 32

@@ -55,7 +55,7 @@ def serve(settings: Settings, timeline: Timeline, *, watch: Callable[[Startup, i
         # Imports make a quarter of a million objects, all to stay, and to look through them again and again takes a
         # seventh of their time.
         gc.disable()
-        from coldstream.serve.allocator import return_large_buffers
+        from coldstream.host.memory import return_large_buffers
 
         return_large_buffers()
         _map_libtorch()
@@ -73,9 +73,9 @@ def serve(settings: Settings, timeline: Timeline, *, watch: Callable[[Startup, i
 
 def _map_libtorch() -> None:
     """On a thread of its own, which needs the interpreter only to begin."""
-    from coldstream.serve.libtorch import preload
+    from coldstream.loading.torch_import import map_libtorch
 
-    threading.Thread(target=preload, name="map libtorch", daemon=True).start()
+    threading.Thread(target=map_libtorch, name="map libtorch", daemon=True).start()
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,9 +1,8 @@
 """The cold start: everything that has to happen before the first token, side by side, and how far it is.
 
-    stream thread       lists, reads headers, fetches ranges; needs neither torch nor the GIL for long
+    loader thread       the event loop of all loads: lists, reads headers, fetches ranges (loading/loader.py)
+    its loads' threads  map and import torch, build tokenizer and decoder, take tensors in, start the engine
     tokenizer process   builds the tokenizer on a core of its own (engine/tokenizer_process.py)
-    libtorch thread     maps torch's libraries without holding the GIL (serve/libtorch.py)
-    model threads       import torch, put each model together as tensors land, start its engine (serve/model_start.py)
     application thread  imports FastAPI and builds the application
     main thread         the event loop; until all is settled, probes are answered by the front (serve/front.py)
 
@@ -21,16 +20,16 @@ from dataclasses import asdict
 from typing import Any
 
 from coldstream.errors import ColdstreamError
-from coldstream.serve.making import TorchImport
-from coldstream.serve.model_start import ModelStart
-from coldstream.serve.order import Order
-from coldstream.serve.priority import give_way, rename_thread
+from coldstream.host.threads import give_way, rename_thread
+from coldstream.loading.torch_import import TorchImport
+from coldstream.loading.turns import Turns
+from coldstream.serve.starting_model import StartingModel
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 1.0, 120.0
-_STREAM = "stream"
-"""The kernel name of the stream's thread, and of those that check its bytes."""
+_LOADER = "loader"
+"""The kernel name of the loader's thread, and of those that read and check its bytes."""
 
 
 class Startup:
@@ -41,32 +40,31 @@ class Startup:
 
     def __init__(self, settings: Settings, timeline: Timeline, *, on_change: Callable[[], None]) -> None:
         self.timeline = timeline
-        torch = TorchImport(settings.engine.threads, timeline)
-        self.models: Mapping[str, ModelStart] = {
-            name: ModelStart(model, settings, timeline, torch=torch, number=number, on_change=self._changed)
+        self.models: Mapping[str, StartingModel] = {
+            name: StartingModel(model, settings, timeline, number=number)
             for number, (name, model) in enumerate(settings.models.items())
         }
         self._on_change = on_change
         self._change = threading.Event()
         self._settings = settings
-        self._stream_loop: asyncio.AbstractEventLoop | None = None
-        self._stream_task: asyncio.Task[None] | None = None
-        self._stream = threading.Thread(target=self._run_streams, name="stream", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loads: asyncio.Task[None] | None = None
+        self._loader = threading.Thread(target=self._run_loader, name=_LOADER, daemon=True)
         self._ended = False
 
     def begin(self) -> None:
         """Ask for the first bytes, and start everything that runs beside them."""
-        self._stream.start()
         for model in self.models.values():
             model.begin()
+        self._loader.start()
 
     def end(self) -> None:
-        """Stop what still runs: the streams, the engines, the tokenizers' processes."""
+        """Stop what still runs: the loads, the engines, the tokenizers' processes."""
         self._ended = True
-        if self._stream_loop is not None and self._stream_task is not None:
+        if self._loop is not None and self._loads is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left to cancel
-                self._stream_loop.call_soon_threadsafe(self._stream_task.cancel)
-        self._stream.join()
+                self._loop.call_soon_threadsafe(self._loads.cancel)
+        self._loader.join()
         for model in self.models.values():
             model.end()
 
@@ -76,11 +74,9 @@ class Startup:
         self._change.clear()
 
     def _changed(self) -> None:
-        loading = [model for model in self.models.values() if model.load.phase not in ("ready", "failed")]
+        loading = [model for model in self.models.values() if model.load.is_loading]
         if loading and any(model.is_ready for model in self.models.values()):
-            give_way((_STREAM, *(model.loader for model in loading)))
-            for model in loading:
-                model.load.gives_way = True
+            give_way((_LOADER, *(model.kernel_name for model in loading)))
         self._change.set()
         self._on_change()
 
@@ -106,7 +102,7 @@ class Startup:
     def state(self) -> dict[str, Any]:
         """How far the start is, as plain data for JSON. Bytes, seconds, bytes a second."""
         models = {name: model.load.as_json() for name, model in self.models.items()}
-        loading = [model for model in self.models.values() if model.load.phase not in ("ready", "failed")]
+        loading = [model for model in self.models.values() if model.load.is_loading]
         rate = sum(model.load.rate for model in loading)
         return {
             "status": self.status,
@@ -123,17 +119,20 @@ class Startup:
         """The timeline as plain data for JSON, times in seconds since exec."""
         return [asdict(span) for span in self.timeline.spans()]
 
-    def _run_streams(self) -> None:
-        rename_thread(_STREAM)
-        try:
-            with asyncio.Runner() as runner:
-                runner.run(self._streams())
-        except asyncio.CancelledError:
-            pass  # `end` said so
+    def _run_loader(self) -> None:
+        rename_thread(_LOADER)
+        with contextlib.suppress(asyncio.CancelledError), asyncio.Runner() as runner:  # cancelled by `end`
+            runner.run(self._load_all())
 
-    async def _streams(self) -> None:
-        self._stream_loop, self._stream_task = asyncio.get_running_loop(), asyncio.current_task()
+    async def _load_all(self) -> None:
+        self._loop, self._loads = asyncio.get_running_loop(), asyncio.current_task()
         if self._ended:
             return
-        order = Order(tuple(model.load for model in self.models.values()))
-        await asyncio.gather(*(model.stream(order) for model in self.models.values()))
+        torch, turns = TorchImport(self._settings.engine.threads, self.timeline), Turns()
+        async with asyncio.TaskGroup() as tasks:
+            for model in self.models.values():
+                tasks.create_task(self._load(model, torch, turns))
+
+    async def _load(self, model: StartingModel, torch: TorchImport, turns: Turns) -> None:
+        await model.run(torch, turns)
+        self._changed()

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from coldstream.errors import UnsupportedConfig
+from coldstream.host.cpu import CpuFeatures
 from coldstream.model.native import compile as compiling
 from coldstream.model.native.library import Kernels, LayerWeights, TowerWeights, Visible, load
 from coldstream.model.native.packed import PackedMatrix, is_built, levels, rotation_order, runnable
-from coldstream.model.precision import CpuFeatures
 
 RUNNABLE = runnable(CpuFeatures.of_this_machine())
 

@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import Protocol
 
 from coldstream.errors import UnsupportedConfig
+from coldstream.host.cpu import CpuFeatures
 from coldstream.model.native.compile import ANY, AVX2, SOURCE, VNNI
-from coldstream.model.precision import CpuFeatures
 
 DTYPE_CODES: Mapping[str, int] = MappingProxyType({"F32": 0, "BF16": 1, "F16": 2})
 """What the kernels read, by safetensors' names."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from coldstream.serve.priority import give_way, loader_name, rename_thread
+from coldstream.host.threads import give_way, loader_name, rename_thread
 
 
 class Worker:
@@ -39,7 +39,7 @@ class Worker:
         self._thread.join()
 
 
-def test_what_loads_and_what_it_started_gives_way_and_nobody_else_does() -> None:
+def test_what_loads_and_what_it_started_gives_way_and_no_other_thread_does() -> None:
     before = os.getpriority(os.PRIO_PROCESS, 0)
     first, second, answers = Worker(loader_name(1)), Worker(loader_name(11)), Worker(None)
     try:

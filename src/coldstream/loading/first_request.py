@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from coldstream.engine.engine import Engine
+    from coldstream.engine.generation import Deliver
     from coldstream.engine.request import Request, TokenEvent
     from coldstream.engine.runner import Decoding
-    from coldstream.serve.state import Deliver, Generates
 
 Attend = Callable[[int, "Tensor", "Tensor", "Tensor"], "Tensor"]
 
@@ -56,20 +57,20 @@ class FirstForward:
 class WatchedEngine:
     """An engine that marks the moment in which the first token of all was there."""
 
-    def __init__(self, engine: Generates, timeline: Timeline) -> None:
+    def __init__(self, engine: Engine, timeline: Timeline) -> None:
         self._engine, self._timeline = engine, timeline
         self._is_first = True
 
     def submit(self, request: Request, deliver: Deliver) -> None:
-        """See `Generates.submit`."""
+        """See `Engine.submit`."""
         self._engine.submit(request, self._watched(deliver) if self._is_first else deliver)
 
     def cancel(self, request_id: str) -> None:
-        """See `Generates.cancel`."""
+        """See `Engine.cancel`."""
         self._engine.cancel(request_id)
 
     def stats(self) -> Any:
-        """See `Generates.stats`."""
+        """See `Engine.stats`."""
         return self._engine.stats()
 
     def _watched(self, deliver: Deliver) -> Deliver:

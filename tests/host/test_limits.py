@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engine.memory import cpu_limit, memory_available
+from coldstream.host.limits import cpu_limit, memory_available
 
 GIB = 1 << 30
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from coldstream.errors import ColdstreamError
-from coldstream.serve.making import RunPlan
+from coldstream.loading.run_plan import RunPlan
 from coldstream.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -20,11 +21,10 @@ _ASSUMED_START = 3.0
 
 
 class LoadState:
-    """What is known of one model's load; written by its strands, read by anybody.
+    """What is known of one model's load; written by the load, read on any thread.
 
-    `is_ready`: every byte is there, verified, and the engine runs. `is_wanted`: a request waits for it. `gives_way`:
-    another model answers, and is to have the processor as long as nobody waits for this one. `warnings` are what
-    `model.findings` says of the checkpoint.
+    `is_ready`: every byte is there, verified, and the engine runs. `is_wanted`: a request waits for it. `warnings` are
+    what `model.findings` says of the checkpoint.
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -33,10 +33,9 @@ class LoadState:
         self.plan: RunPlan | None = None
         self.warnings: tuple[str, ...] = ()
         self.error: ColdstreamError | None = None
-        self.all_landed = False
         self.is_ready = False
         self.is_wanted = False
-        self.gives_way = False
+        self._when_wanted: Callable[[], None] = lambda: None
 
     @property
     def phase(self) -> ModelPhase:
@@ -54,14 +53,18 @@ class LoadState:
                 return phase
 
     @property
-    def wants_bytes(self) -> bool:
-        """Whether tensors are still to come."""
-        return not self.all_landed and self.error is None
+    def is_loading(self) -> bool:
+        """Whether it is neither ready nor failed."""
+        return not self.is_ready and self.error is None
 
-    @property
-    def is_patient(self) -> bool:
-        """Whether it may rest while others compute."""
-        return self.gives_way and not self.is_wanted
+    def want(self) -> None:
+        """A request waits for this model. On any thread."""
+        self.is_wanted = True
+        self._when_wanted()
+
+    def when_wanted(self, heard: Callable[[], None]) -> None:
+        """Call it when a request begins to wait, on that request's thread."""
+        self._when_wanted = heard
 
     @property
     def rate(self) -> float:
@@ -71,7 +74,7 @@ class LoadState:
     @property
     def seconds_left(self) -> float:
         """Until the model is expected to be ready, from the measured rate."""
-        if self.is_ready or self.error is not None:
+        if not self.is_loading:
             return 0.0
         start = max(_ASSUMED_START - self._timeline.now(), 0.5)
         if self.progress is None or not self.progress.total_bytes:

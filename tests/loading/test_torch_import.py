@@ -1,4 +1,4 @@
-"""A lean `import torch` runs a model exactly as a plain one does, and gives everything to who asks for it."""
+"""A lean `import torch` computes what a plain one does, and the rest of torch comes when it is looked at."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from coldstream.serve.lean_torch import PROVEN_RELEASES
+from coldstream.loading.torch_import import PROVEN_RELEASES
 
 MODEL = """
 import torch
@@ -20,7 +20,7 @@ z = torch.ops.quantized.linear_dynamic(x, torch.ops.quantized.linear_prepack(q, 
 a = F.scaled_dot_product_attention(y[None], y[None], y[None], is_causal=True).bfloat16()
 print(y.sum().item(), z.sum().item(), a.float().sum().item(), torch.multinomial(y.softmax(-1), 1).tolist())
 """
-LEAN = "from coldstream.serve.lean_torch import import_torch, complete; import_torch()\n"
+LEAN = "from coldstream.loading.torch_import import import_torch, complete; import_torch()\n"
 
 
 def run(code: str) -> str:
@@ -39,7 +39,7 @@ def test_a_model_computes_the_same() -> None:
     assert run(LEAN + MODEL) == run(MODEL)
 
 
-def test_what_is_not_needed_is_not_executed_until_somebody_looks() -> None:
+def test_what_is_not_needed_is_not_executed_before_it_is_looked_at() -> None:
     code = LEAN + (
         "import sys, torch\n"
         "print('py_sym_types' in dir(torch.distributions), 'Normal' in vars(torch.distributions))\n"
@@ -62,7 +62,7 @@ def test_complete_gives_the_meta_kernels() -> None:
 def test_several_models_import_torch_once_and_the_timeline_says_so_once() -> None:
     code = (
         "import sys, threading\n"
-        "from coldstream.serve.making import TorchImport\n"
+        "from coldstream.loading.torch_import import TorchImport\n"
         "from coldstream.timeline import Timeline\n"
         "timeline = Timeline()\n"
         "torch = TorchImport(1, timeline)\n"

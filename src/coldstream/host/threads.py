@@ -31,7 +31,7 @@ def loader_name(number: int) -> str:
 
 def rename_thread(name: str) -> None:
     """Give the calling thread, and those that it will start, this kernel name."""
-    with contextlib.suppress(OSError):  # a sandbox may have no such file; then nobody gives way
+    with contextlib.suppress(OSError):  # a sandbox may have no such file; then no thread gives way
         Path("/proc/thread-self/comm").write_text(name, encoding="ascii")
 
 

@@ -1,0 +1,56 @@
+"""What takes the landed bytes in: the packing, which needs no torch, and the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from coldstream.host.limits import cpu_limit
+from coldstream.loading.run_plan import RunPlan
+from coldstream.loading.torch_import import complete
+from coldstream.model.config import is_native
+
+if TYPE_CHECKING:
+    from coldstream.model.build import Assembly
+    from coldstream.model.decoder import Decoder
+    from coldstream.model.fallback import FallbackAssembly, FallbackDecoder
+    from coldstream.model.packing import Packing
+    from coldstream.weights.checkpoint import Checkpoint
+
+    Built: TypeAlias = tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]
+
+
+def begin_packing(
+    checkpoint: Checkpoint,
+    plan: RunPlan,
+    *,
+    threads: int | None,
+    failed: Callable[[BaseException], None],
+) -> Packing | None:
+    """What makes int8 weights of the landed bytes, before torch is there; None where they stay as they are.
+
+    Raises:
+        UnknownArchitecture, UnsupportedConfig, ParameterMismatch: see `build_decoder`.
+    """
+    if plan.precision != "int8" or not is_native(checkpoint.config):
+        return None
+    from coldstream.model.config import ModelConfig
+    from coldstream.model.packing import Packing
+
+    config = ModelConfig.from_json(checkpoint.config)
+    workers = threads or cpu_limit()
+    return Packing(config, checkpoint.tensors.values(), workers=workers, failed=failed)
+
+
+def build_decoder(checkpoint: Checkpoint, plan: RunPlan, packing: Packing | None) -> Built:
+    """The decoder that the config describes, before its bytes, and what fills it, but for what `packing` does.
+
+    Raises:
+        UnknownArchitecture, UnsupportedConfig, ParameterMismatch: it cannot be made, or not from these tensors.
+    """
+    from coldstream.model import choice
+
+    if not is_native(checkpoint.config):
+        complete()  # transformers makes its models on the meta device
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=plan.device, packing=packing)

@@ -1,0 +1,96 @@
+"""How a checkpoint will run on this machine: on which device, in which precision, with how many threads.
+
+Nothing is imported at the top that is not on the way to the first byte.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coldstream.errors import OutOfMemory
+from coldstream.host.cpu import CpuFeatures
+from coldstream.host.limits import cpu_limit, memory_available
+from coldstream.model.config import is_native
+from coldstream.model.names import Vision, destination
+from coldstream.model.precision import RunPrecision, choose_precision
+from coldstream.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from coldstream.weights.checkpoint import Checkpoint
+
+_STORED = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1}
+"""Bytes a parameter; int8 has a scale a row beside the weights, and the kernel's padding."""
+_NVIDIA = Path("/dev/nvidiactl")
+_CACHED = 16_000_000
+"""Bytes of weights that a core's caches hold, more or less."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """How a checkpoint will run here, and why. `weights`: bytes; `converts`: landed bytes are let go once converted."""
+
+    device: str
+    precision: RunPrecision
+    reason: str
+    weights: int
+    converts: bool
+
+
+def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
+    """Device, precision and memory, before torch is there.
+
+    Raises:
+        OutOfMemory: the weights cannot be held in what this container may use.
+    """
+    stored = stored_dtype(checkpoint)
+    device = "cuda" if _NVIDIA.exists() else "cpu"
+    precision, reason = choose_precision(
+        model.precision,
+        device=device,
+        cpu=CpuFeatures.of_this_machine(),
+        stored=stored,
+        native=is_native(checkpoint.config),
+    )
+    weights = round(checkpoint.total_parameters * _BYTES[precision])
+    plan = RunPlan(device, precision, reason, weights, converts=device != "cpu" or precision != stored)
+    available = memory_available()
+    if device == "cpu" and available is not None and weights > available:
+        advice = "" if precision == "int8" else ", or --precision int8"
+        raise OutOfMemory(
+            f"{checkpoint.location}: {weights / 1e9:.1f} GB of weights as {precision}, but only "
+            f"{available / 1e9:.1f} GB of memory can be used here; give the container more{advice}"
+        )
+    return plan
+
+
+def text_files(checkpoint: Checkpoint) -> frozenset[str]:
+    """The files that text rests on: those that hold anything but the vision tower. Empty where those are all.
+
+    Raises ParameterMismatch for tensors that can be loaded into no model, as `build_decoder` would.
+    """
+    if not is_native(checkpoint.config):
+        return frozenset()
+    filled = [info for info in checkpoint.tensors.values() if info.nbytes]
+    of_text = frozenset(info.file for info in filled if not isinstance(destination(info.name), Vision))
+    return of_text if of_text < {info.file for info in filled} else frozenset()
+
+
+def stored_dtype(checkpoint: Checkpoint) -> str | None:
+    """The dtype of most parameters, by torch's name."""
+    counts = Counter[str]()
+    for info in checkpoint.tensors.values():
+        counts[info.dtype] += info.numel
+    most = counts.most_common(1)
+    return _STORED.get(most[0][0]) if most else None
+
+
+def threads_for(plan: RunPlan, wanted: int | None) -> int:
+    """How many threads the engine computes with: what the container has, but one where there is little to share out.
+
+    A model that fits in a core's caches is computed sooner than a second thread is woken for each of its matrices.
+    """
+    return wanted or (1 if plan.weights < _CACHED else cpu_limit())

@@ -1,0 +1,274 @@
+"""The steps of one load; a step that needs another one's result is given its task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from asyncio import Task
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from coldstream.errors import ColdstreamError
+from coldstream.loading.assign import Assigner, Milestone
+from coldstream.loading.build import begin_packing, build_decoder
+from coldstream.loading.closing import Closing
+from coldstream.loading.context import LoadContext
+from coldstream.loading.fetch import fetch_tensors
+from coldstream.loading.first_request import FirstForward
+from coldstream.loading.loaded_model import LoadedModel
+from coldstream.loading.run_plan import RunPlan, plan_run, text_files, threads_for
+from coldstream.loading.tensor_queue import TensorQueue
+from coldstream.settings import ModelSettings, Settings
+
+if TYPE_CHECKING:
+    from coldstream.engine.image_prompt import ImagePrompt
+    from coldstream.engine.tokenizer import Tokenizer
+    from coldstream.engine.tokenizer_process import TokenizerProcess
+    from coldstream.loading.build import Built
+    from coldstream.model.decoder import Decoder
+    from coldstream.model.fallback import FallbackDecoder
+    from coldstream.model.packing import Packing
+    from coldstream.model.vision import Sight
+    from coldstream.weights.checkpoint import Checkpoint
+    from coldstream.weights.progress import Progress
+    from coldstream.weights.stream import StreamOptions
+
+    Files: TypeAlias = dict[str, bytes]
+
+_log = logging.getLogger(__name__)
+_CONVERTED_AHEAD = 32 * 1024 * 1024
+"""Bytes that may be in flight, and again that may wait, for conversion: the wire is faster than any conversion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A checkpoint, how it will run, and what its tensors go through. None in `milestones`: there are no more."""
+
+    checkpoint: Checkpoint
+    plan: RunPlan
+    options: StreamOptions
+    progress: Progress
+    tensors: TensorQueue
+    packing: Packing | None
+    assigner: Assigner
+    milestones: asyncio.Queue[Milestone | None]
+
+
+class LoadSteps:
+    """Made on the event loop of the load; all of it but what `LoaderThreads` runs stays there."""
+
+    def __init__(self, model: ModelSettings, settings: Settings, context: LoadContext) -> None:
+        self._model, self._settings = model, settings
+        self._state, self._threads, self._timeline = context.state, context.threads, context.timeline
+        self._torch, self._turns = context.torch, context.turns
+        self._closing = Closing()
+        self._when_failed: list[Callable[[ColdstreamError], None]] = []
+        self._text_verified, self._verified = threading.Event(), threading.Event()
+        self._is_given = False
+        self._turns.enter(self._state)
+
+    async def import_torch(self) -> None:
+        """torch is there, for this model and all others."""
+        await self._threads.run("torch", self._torch.finish)
+
+    async def begin_tokenizer_process(self) -> TokenizerProcess:
+        """The tokenizer's process, which imports what it needs beside the listing."""
+
+        def begin() -> TokenizerProcess:
+            from coldstream.engine.tokenizer_process import TokenizerProcess
+
+            process = TokenizerProcess()
+            self._closing.add(process.close)
+            return process
+
+        return await self._threads.run("tokenizer", begin)
+
+    async def open(self) -> Opened:
+        """List, read the headers, and say how it will run."""
+        with self._timeline.span("import the streamer", model=self._model.name):
+            from coldstream.model.findings import findings
+            from coldstream.weights.checkpoint import open_checkpoint_async
+            from coldstream.weights.progress import Progress
+            from coldstream.weights.retry import RetryPolicy
+            from coldstream.weights.stream import StreamOptions
+        retry = RetryPolicy(deadline=self._settings.load.deadline)
+        progress = self._state.progress = Progress()
+        checkpoint = await open_checkpoint_async(
+            self._model.uri, weights=self._model.weights, retry=retry, progress=progress, timeline=self._timeline
+        )
+        self._state.warnings = findings(checkpoint)
+        for warning in self._state.warnings:
+            _log.warning("model %s: %s", self._model.name, warning, extra={"fields": {"model": self._model.name}})
+        plan = self._state.plan = plan_run(checkpoint, self._model)
+        ahead = _CONVERTED_AHEAD if plan.converts else None
+        options = StreamOptions(
+            max_bytes_in_flight=self._settings.load.max_bytes_in_flight or ahead,
+            concurrency=self._settings.load.concurrency,
+            retry=retry,
+        )
+        return self._opened(checkpoint, plan, options, progress, TensorQueue(ahead))
+
+    async def read_tokenizer_files(self, opened: Opened) -> Files:
+        """The small files, by name."""
+        from coldstream.weights.file_names import TEMPLATES_BELOW, TOKENIZER
+
+        with self._timeline.span("tokenizer files", model=self._model.name):
+            return await opened.checkpoint.read_files((*TOKENIZER, *TEMPLATES_BELOW))
+
+    async def build_tokenizer(self, process: Task[TokenizerProcess], files: Task[Files]) -> Tokenizer:
+        """The tokenizer, built in its process."""
+        home, contents = await process, await files
+
+        def build() -> Tokenizer:
+            from coldstream.engine.added_tokens import Declared
+
+            if "tokenizer.json" in contents:  # before imports, which wait for one another
+                home.begin(contents["tokenizer.json"], Declared.from_files(contents, source=self._model.uri))
+            from coldstream.engine.tokenizer import Tokenizer
+
+            with self._timeline.span("tokenizer", model=self._model.name):
+                return Tokenizer.load(
+                    contents,
+                    source=self._model.uri,
+                    build=home.build,
+                    keeps_control_tokens=self._model.control_tokens == "keep",
+                )
+
+        return await self._threads.run("tokenizer", build)
+
+    async def build_decoder(self, opened: Opened, torch: Task[None]) -> Built:
+        """The decoder before its bytes, and what fills it."""
+        await torch
+
+        def build() -> Built:
+            with self._timeline.span("model without its bytes", model=self._model.name):
+                return build_decoder(opened.checkpoint, opened.plan, opened.packing)
+
+        built = await self._threads.run("torch", build)
+        opened.assigner.model_built(built[1])
+        return built
+
+    async def start_engine(
+        self,
+        opened: Opened,
+        tokenizer: Task[Tokenizer],
+        decoder: Task[Built],
+        files: Task[Files],
+        accepting: Callable[[LoadedModel], None] | None,
+    ) -> LoadedModel:
+        """The engine, running: it takes requests."""
+        parts = await tokenizer, await decoder, await files
+        loaded = await self._threads.run_answering(lambda: self._new_engine(opened, *parts))
+        self._when_failed.append(loaded.engine.fail)
+        if accepting is not None:
+            self._is_given = True
+            accepting(loaded)
+        return loaded
+
+    async def fetch_tensors(self, opened: Opened) -> None:
+        """Every tensor into the queue, when it is this model's turn."""
+        await fetch_tensors(
+            opened.checkpoint,
+            opened.tensors,
+            pieces=opened.packing.pieces if opened.packing is not None else None,
+            options=opened.options,
+            progress=opened.progress,
+            timeline=self._timeline,
+            turn=partial(self._turns.come, self._state),
+        )
+        self._turns.leave(self._state)
+
+    async def assign_tensors(self, opened: Opened) -> None:
+        """Every tensor from the queue into the model."""
+
+        def assign() -> None:
+            with self._timeline.span("tensors assigned", model=self._model.name):
+                opened.assigner.run()
+
+        await self._threads.run("tensors", assign)
+        opened.milestones.put_nowait(None)
+
+    async def tell_engine(self, opened: Opened, loaded: Task[LoadedModel]) -> None:
+        """What the engine has to hear of its weights, in the order in which it came to be."""
+        engine = (await loaded).engine
+        while (milestone := await opened.milestones.get()) is not None:
+            if milestone is Milestone.REPLACED:
+                engine.recompute_all()
+            else:
+                engine.release_text()
+                self._timeline.mark(f"{self._model.name} answers text")
+
+    async def complete(self, loaded: LoadedModel) -> LoadedModel:
+        """Everything is verified and in its place: every answer may leave."""
+        self._state.is_ready = True
+        loaded.engine.release()
+        self._timeline.mark(f"{self._model.name} ready")
+        return loaded
+
+    async def give_up(self, error: ColdstreamError, *, join: bool) -> None:
+        """Let all that waits hear of the error, and close what was not given away; `join`: return when it has ended."""
+        self._state.error = error
+        self._turns.leave(self._state)
+        for hear in reversed(self._when_failed):
+            hear(error)
+        self._threads.end()
+        if not self._is_given:
+            self._threads.begin("close", self._closing.close)  # it waits for the tokenizer's process
+        if join:
+            await self._threads.run("join", self._threads.join)
+
+    def _opened(
+        self, checkpoint: Checkpoint, plan: RunPlan, options: StreamOptions, progress: Progress, tensors: TensorQueue
+    ) -> Opened:
+        loop, milestones = asyncio.get_running_loop(), asyncio.Queue[Milestone | None]()
+
+        def reached(milestone: Milestone) -> None:
+            loop.call_soon_threadsafe(milestones.put_nowait, milestone)
+
+        packing = begin_packing(checkpoint, plan, threads=self._settings.engine.threads, failed=tensors.fail)
+        assigner = Assigner(tensors, packing, text_files(checkpoint), reached=reached)
+        self._when_failed.append(assigner.fail)
+        return Opened(checkpoint, plan, options, progress, tensors, packing, assigner, milestones)
+
+    def _new_engine(self, opened: Opened, tokenizer: Tokenizer, built: Built, files: Files) -> LoadedModel:
+        from coldstream.engine.engine import Engine
+
+        decoder, _ = built
+        sight, images = _vision(decoder, tokenizer, files)
+        wanted = self._settings.engine
+        with self._timeline.span("engine", model=self._model.name):
+            engine = Engine(
+                FirstForward(decoder, self._timeline),
+                tokenizer,
+                decoder.config,
+                replace(wanted, threads=threads_for(opened.plan, wanted.threads)),
+                max_context=self._model.max_context,
+                hold=self._text_verified,
+                hold_images=self._verified,
+                sees=sight,
+                device=decoder.device,
+                name=self._model.name,
+            )
+            tokenizer.bound(engine.max_context)
+            self._closing.add(engine.stop)
+            engine.start()
+        name, uri, revision = self._model.name, self._model.uri, opened.checkpoint.revision
+        return LoadedModel(name, uri, revision, opened.plan, tokenizer, engine, images, self._closing)
+
+
+def _vision(
+    decoder: Decoder | FallbackDecoder, tokenizer: Tokenizer, files: Files
+) -> tuple[Sight, ImagePrompt] | tuple[None, None]:
+    """What the engine looks at images with, and how they stand in prompts; None for a model that takes none."""
+    if decoder.vision is None:
+        return None, None
+    from coldstream.engine.image_prompt import ImagePrompt
+    from coldstream.model.image_processor import ImageProcessor
+    from coldstream.model.vision import Sight
+
+    config = decoder.vision.config
+    processor = ImageProcessor.from_files(files, image_size=config.image_size)
+    return Sight(decoder.vision, processor), ImagePrompt(config, tokenizer, processor)

@@ -1,0 +1,1 @@
+"""A model's load, without a server."""
