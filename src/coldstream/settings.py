@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
+Device = Literal["auto", "cpu", "cuda"]
 InputKind = Literal["text", "choice", "image"]
 
 DEFAULT_PORT = 8080
@@ -71,10 +72,14 @@ class InputSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """A checkpoint to serve. `max_context` is in tokens; None means the model's own limit, as memory allows."""
+    """A checkpoint to serve. `max_context` is in tokens; None means the model's own limit, as memory allows.
+
+    `device` "cuda" is a GPU or an error; "auto" takes one where torch can use it, and says why not where it cannot.
+    """
 
     name: str
     uri: str
+    device: Device = "auto"
     precision: Precision = "auto"
     max_context: int | None = None
 
@@ -221,6 +226,16 @@ def check_precision(text: str) -> Precision:
     """
     precision: Precision = _fit(text, Precision, "--precision")
     return precision
+
+
+def check_device(text: str) -> Device:
+    """A device's name as given on the command line.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    device: Device = _fit(text, Device, "--device")
+    return device
 
 
 def template_variables(template: str) -> tuple[str, ...]:

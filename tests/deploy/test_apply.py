@@ -293,6 +293,19 @@ def test_a_service_without_a_gpu_asks_for_none(ready: Site) -> None:
     assert "nodeSelector" not in template
 
 
+def test_a_service_with_a_gpu_asks_its_models_to_run_there(ready: Site) -> None:
+    ready.deploy()
+    assert 'device = "cuda"' in config(ready)
+    ready.deploy(cpu_only=True)
+    assert "device" not in config(ready)
+
+
+def config(site: Site) -> str:
+    """The coldstream.toml that the service carries."""
+    (variable,) = site.service()["template"]["containers"][0]["env"]
+    return str(variable["value"])
+
+
 def test_an_image_of_ones_own_is_neither_built_nor_uploaded(ready: Site) -> None:
     ready.world.images["us-docker.pkg.dev/other/images/coldstream:1"] = "sha256:1"
     ready.deploy(image="us-docker.pkg.dev/other/images/coldstream:1")

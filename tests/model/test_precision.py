@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from coldstream.errors import UnsupportedConfig
 from coldstream.model.precision import CpuFeatures, choose_precision
 from coldstream.settings import Precision
 
@@ -47,3 +48,8 @@ def test_flags_are_read_as_linux_names_them() -> None:
 
 def test_auto_gives_the_fallback_no_int8() -> None:
     assert choose_precision("auto", device="cpu", cpu=ZEN3, stored=None, native=False)[0] == "float32"
+
+
+def test_int8_on_a_gpu_is_refused_before_a_byte_is_fetched() -> None:
+    with pytest.raises(UnsupportedConfig, match="int8 runs on the CPU; on cuda"):
+        choose_precision("int8", device="cuda", cpu=ZEN3, stored="bfloat16")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from coldstream.errors import UnsupportedConfig
 from coldstream.settings import Precision
 
 RunPrecision = Literal["float32", "bfloat16", "int8"]
@@ -55,7 +56,12 @@ def choose_precision(
     `native` False means the fallback, which has no int8.
 
     int8 is held to a mean KL of 0.02 nats to float32 (see docs/kernels.md), so auto takes it wherever it is fastest.
+
+    Raises:
+        UnsupportedConfig: int8 was asked for on another device than the CPU.
     """
+    if wanted == "int8" and device != "cpu":
+        raise UnsupportedConfig(f"precision int8 runs on the CPU; on {device} use bfloat16")
     if wanted != "auto":
         return wanted, "asked for"
     if device == "cpu" and not native:

@@ -10,11 +10,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.errors import OutOfMemory
 from coldstream.model.config import is_native
+from coldstream.model.device import Machine, RunDevice, choose_device, open_device
 from coldstream.model.names import Vision, destination
 from coldstream.model.precision import CpuFeatures, RunPrecision, choose_precision
 from coldstream.serve import lean_torch
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _STORED = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1}
 """Bytes a parameter; int8 has a scale a row beside the weights, and the kernel's padding."""
-_NVIDIA = Path("/dev/nvidiactl")
 _CACHED = 16_000_000
 """Bytes of weights that a core's caches hold, more or less."""
 
@@ -41,7 +40,8 @@ _CACHED = 16_000_000
 class RunPlan:
     """How a checkpoint will run here, and why. `weights`: bytes; `converts`: landed bytes are let go once converted."""
 
-    device: str
+    device: RunDevice
+    device_reason: str
     precision: RunPrecision
     reason: str
     weights: int
@@ -82,12 +82,14 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
     """Device, precision and memory, before torch is there.
 
     Raises:
+        DeviceUnavailable: CUDA was asked for and cannot be had.
+        UnsupportedConfig: the precision that was asked for is not for this device.
         OutOfMemory: the weights cannot be held in what this container may use.
     """
     from coldstream.engine.memory import memory_available
 
     stored = stored_dtype(checkpoint)
-    device = "cuda" if _NVIDIA.exists() else "cpu"
+    device, device_reason = choose_device(model.device, precision=model.precision, machine=Machine.of_this_machine())
     precision, reason = choose_precision(
         model.precision,
         device=device,
@@ -96,7 +98,7 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
         native=is_native(checkpoint.config),
     )
     weights = round(checkpoint.total_parameters * _BYTES[precision])
-    plan = RunPlan(device, precision, reason, weights, converts=device != "cpu" or precision != stored)
+    plan = RunPlan(device, device_reason, precision, reason, weights, converts=device != "cpu" or precision != stored)
     available = memory_available()
     if device == "cpu" and available is not None and weights > available:
         advice = "" if precision == "int8" else ", or --precision int8"
@@ -169,10 +171,13 @@ def stand_up(
 
     Raises:
         UnknownArchitecture, UnsupportedConfig, ParameterMismatch: it cannot be made, or not from these tensors.
+        DeviceUnavailable: torch cannot use the device that was chosen.
     """
     from coldstream.model import choice
+
+    device = open_device(plan.device, Machine.of_this_machine())
 
     if not is_native(checkpoint.config):
         lean_torch.complete()  # transformers makes its models on the meta device
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=plan.device, packing=packing)
+    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=device, packing=packing)
