@@ -48,6 +48,8 @@ class FallbackConfig:
     heads: int
     kv_heads: int
     head_dim: int
+    hidden_size: int
+    intermediate_size: int
     layers: tuple[FallbackLayer, ...]
     attention_scale: float
     max_positions: int
@@ -75,7 +77,9 @@ class FallbackDecoder:
         self._attend: Attention | None = None
         self._model: nn.Module | None = None
         with torch.device("meta"):
-            self.config = _described(self._class(self._model_config), self._model_config)
+            described = self._class(self._model_config)
+            self.config = _described(described, self._model_config)
+            self._bytes = sum(item.numel() for item in described.parameters()) * self.dtype.itemsize
 
     @property
     def vision(self) -> None:
@@ -85,6 +89,11 @@ class FallbackDecoder:
     def attention_dtype(self) -> torch.dtype:
         """The dtype of q, k and v."""
         return self.dtype
+
+    @property
+    def unallocated(self) -> int:
+        """Bytes that the weights will yet take on the device, once they are all there."""
+        return 0 if self._model is not None else self._bytes
 
     def build(self, tensors: Mapping[str, Tensor]) -> None:
         """Make the model of the checkpoint's tensors; they are aliased where the dtype is the run's own.
@@ -239,6 +248,8 @@ def _described(model: nn.Module, config: Any) -> FallbackConfig:
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=head_dim,
+        hidden_size=int(config.hidden_size),
+        intermediate_size=int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size),
         layers=tuple(FallbackLayer(_window(found[index], config)) for index in range(layers)),
         attention_scale=scales.pop(),
         max_positions=int(config.max_position_embeddings),
