@@ -22,6 +22,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
+from coldstream.model.device import out_of_memory
 from coldstream.serve.filling import Filling
 from coldstream.serve.firsts import FirstForward, WatchedEngine
 from coldstream.serve.landing import Landing
@@ -211,6 +212,7 @@ class ModelStart:
                 hold_images=self._verified,
                 sees=sees,
                 device=decoder.device,
+                unallocated=decoder.unallocated,
                 name=self.name,
             )
             engine.start()
@@ -253,10 +255,21 @@ class ModelStart:
         assert self._engine is not None
         if self._filling.came_twice:
             self._engine.recompute_all()
+        self._prove(self._engine)
         self.load.is_ready = True
         self._engine.release()
         self._timeline.mark(f"{self.name} ready")
         self._on_change()
+
+    def _prove(self, engine: Engine) -> None:
+        """On a GPU: one token, so that a model that cannot answer there is not called ready. No answer waits for it.
+
+        Not on a CPU, where it would only cost time: what runs there is what runs on every other CPU.
+        """
+        if self.load.plan is not None and self.load.plan.device != "cpu":
+            engine.release()
+            with self._timeline.span("first token on the device", model=self.name):
+                engine.prove()
 
     def _text_landed(self) -> None:
         """The text model's tensors were taken and their files are verified; the tower's may be on the way."""
@@ -311,4 +324,7 @@ class ModelStart:
 def _unforeseen(uri: str, exc: BaseException) -> ColdstreamError:
     if isinstance(exc, MemoryError):
         return OutOfMemory(f"{uri}: the model does not fit in memory; give the container more")
+    lack = out_of_memory(exc, f"{uri}: the model")
+    if lack is not None:
+        return lack
     return ModelError(f"{uri}: {type(exc).__name__}: {exc}")
