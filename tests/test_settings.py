@@ -17,6 +17,7 @@ api_keys_env = "KEYS"
 [models.gemma]
 uri = "gs://bucket/gemma"
 precision = "int8"
+device = "cpu"
 [tasks.sql]
 model = "gemma"
 prompt = "Schema: {context} Question: {question}"
@@ -40,6 +41,7 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
     task = settings.tasks["sql"]
     assert settings.server.port == 9000
     assert settings.models["gemma"].precision == "int8"
+    assert settings.models["gemma"].device == "cpu"
     assert task.variables == ("context", "question")
     assert task.inputs["context"].default == "none"
     assert (task.sampling.temperature, task.sampling.stop) == (0.0, (";",))

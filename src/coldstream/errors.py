@@ -33,7 +33,8 @@
     │   └── DeadlineExceeded           504  57
     ├── EngineError                    500  60   a fault of ours while generating
     ├── PortInUse                      500  70
-    ├── OutOfMemory                    503  71   the model does not fit in this machine's memory
+    ├── OutOfMemory                    503  71   the model, or a request, does not fit in the memory that is here
+    ├── DeviceUnavailable              503  72   the GPU that was asked for is not there, or torch cannot use it
     └── DeployError                    500  80   Google Cloud said no
         ├── ResourceNotFound           500  81   no such project, bucket, repository, account or service
         ├── ResourceExists             500  82   it is there already
@@ -287,10 +288,17 @@ class PortInUse(ColdstreamError):
 
 
 class OutOfMemory(ColdstreamError):
-    """The model does not fit in the memory that this machine or container has."""
+    """The model, or a request, does not fit in the memory that this machine, container or GPU has."""
 
     http_status = 503
     exit_code = 71
+
+
+class DeviceUnavailable(ColdstreamError):
+    """CUDA was asked for, and there is no GPU, no driver that runs torch's CUDA, or no CUDA in torch."""
+
+    http_status = 503
+    exit_code = 72
 
 
 class DeployError(ColdstreamError):

@@ -164,6 +164,7 @@ def test_a_port_in_use_is_named_before_anything_is_fetched(tmp_path: Path) -> No
         (("serve", "gs://b/m", "--port", "70000"), "70000"),
         (("serve", "gs://b/m", "--precision", "int4"), "int8"),
         (("serve", "gs://b/m", "--weights", "both"), "index, file"),
+        (("serve", "gs://b/m", "--device", "gpu"), "cuda"),
     ],
 )
 def test_a_wrong_option_is_named_with_the_next_step(arguments: tuple[str, ...], word: str, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from coldstream.deploy import lifecycle
 from coldstream.deploy.apply import STEPS, Event
-from coldstream.errors import DeployError, PermissionRefused, ResourceConflict
-from tests.deploy.conftest import MODEL, Opened, Site
+from coldstream.errors import DeployError, PermissionRefused, ResourceConflict, SettingsError
+from tests.deploy.conftest import MODEL, Opened, Site, one_model
 
 CHANGES = (".create", ".patch", ".insert", ".delete", "etIamPolicy", "batchEnable")
 
@@ -291,6 +293,34 @@ def test_a_service_without_a_gpu_asks_for_none(ready: Site) -> None:
     template = ready.service()["template"]
     assert "nvidia.com/gpu" not in template["containers"][0]["resources"]["limits"]
     assert "nodeSelector" not in template
+
+
+def test_a_service_with_a_gpu_asks_its_models_to_run_there(ready: Site) -> None:
+    ready.deploy()
+    assert 'device = "cuda"' in config(ready)
+    ready.deploy(cpu_only=True)
+    assert "device" not in config(ready)
+
+
+@pytest.mark.parametrize(
+    ("changed", "cpu_only", "word"),
+    [
+        ({"device": "cpu"}, False, "has a cuda"),
+        ({"device": "cuda"}, True, "has a cpu"),
+        ({"precision": "int8"}, False, "int8"),
+    ],
+)
+def test_a_model_that_asks_for_what_the_service_has_not_is_refused(
+    ready: Site, changed: dict[str, Any], cpu_only: bool, word: str
+) -> None:
+    with pytest.raises(SettingsError, match=word):
+        ready.deploy(chosen=one_model(**changed), cpu_only=cpu_only)
+
+
+def config(site: Site) -> str:
+    """The coldstream.toml that the service carries."""
+    (variable,) = site.service()["template"]["containers"][0]["env"]
+    return str(variable["value"])
 
 
 def test_an_image_of_ones_own_is_neither_built_nor_uploaded(ready: Site) -> None:

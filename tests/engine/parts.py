@@ -121,6 +121,10 @@ class Faulty:
         self.spoil: Callable[[Tensor], Tensor] = lambda logits: logits
 
     @property
+    def config(self) -> ModelConfig:
+        return self._decoder.config
+
+    @property
     def attention_dtype(self) -> torch.dtype:
         return self._decoder.attention_dtype
 

@@ -482,3 +482,84 @@ def test_too_little_memory_for_keys_and_values_is_said_at_once() -> None:
     decoder = make_decoder(LLAMA)
     with pytest.raises(OutOfMemory, match="kv_bytes"):
         make_engine(decoder, decoder.config, settings=EngineSettings(kv_bytes=1000))
+
+
+def test_a_device_is_proven_by_a_token_of_nobodys(running: Any, inbox: Inbox) -> None:
+    faulty = Faulty(make_decoder(LLAMA))
+    engine = running(faulty, config=faulty.config)
+    engine.prove()
+    assert faulty.steps == 1
+    assert engine.stats().completion_tokens == engine.stats().steps == 0
+    engine.submit(request("1", [5, 6, 7], max_tokens=3), inbox.deliver)
+    assert inbox.wait("1")[0].finish_reason == "length"
+
+
+def test_a_request_that_waits_is_the_proof(running: Any, inbox: Inbox) -> None:
+    waiting = threading.Event()
+
+    def wait(step: int, ids: Tensor) -> None:
+        waiting.wait(30)
+
+    faulty = Faulty(make_decoder(LLAMA), wait)
+    engine = running(faulty, config=faulty.config)
+    engine.submit(request("1", [5, 6, 7], max_tokens=1), inbox.deliver)
+    threading.Timer(0.1, waiting.set).start()
+    engine.prove()
+    inbox.wait("1")
+    assert faulty.steps == 1, "nothing was computed but what the request asked for"
+
+
+@pytest.mark.parametrize("spoilt", [True, False])
+def test_a_device_that_cannot_compute_is_found_out(running: Any, spoilt: bool) -> None:
+    def fail(step: int, ids: Tensor) -> None:
+        if not spoilt:
+            raise RuntimeError("no kernel image is available for execution on the device")
+
+    faulty = Faulty(make_decoder(LLAMA), fail)
+    if spoilt:
+        faulty.spoil = lambda logits: logits * float("nan")
+    engine = running(faulty, config=faulty.config)
+    with pytest.raises(EngineError, match="nan" if spoilt else "no kernel image"):
+        engine.prove()
+
+
+def test_a_proof_ends_with_the_engine(running: Any, inbox: Inbox) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def wait(step: int, ids: Tensor) -> None:
+        entered.set()
+        go_on.wait(30)
+
+    faulty = Faulty(make_decoder(LLAMA), wait)
+    engine = running(faulty, config=faulty.config)
+    engine.submit(request("1", [5, 6, 7], max_tokens=9), inbox.deliver)
+    assert entered.wait(30)
+    engine.fail(EngineError("the load failed"))
+    with pytest.raises(EngineError, match="the load failed"):
+        engine.prove()
+    go_on.set()
+
+
+def test_a_gpu_without_enough_memory_ends_the_largest_request_and_no_other(running: Any, inbox: Inbox) -> None:
+    message = (
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 22.06 GiB. See documentation"
+    )
+    released = threading.Event()
+
+    def lack(step: int, ids: Tensor) -> None:
+        released.wait(30)
+        if len(ids) > 200:
+            raise torch.OutOfMemoryError(message)
+
+    faulty = Faulty(make_decoder(LLAMA), lack)
+    engine = running(faulty, config=faulty.config)
+    engine.submit(request("small", [*range(4, 100)], max_tokens=4, prompt_logprobs=0), inbox.deliver)
+    engine.submit(request("large", [5] * 300, max_tokens=4), inbox.deliver)
+    released.set()
+    small, large = inbox.wait("small", "large")
+    assert small.finish_reason == "length"
+    assert len([item for event in inbox.events["small"] for item in event.prompt_logprobs]) == 96
+    assert isinstance(large.error, OutOfMemory)
+    assert "20.00 GiB" in str(large.error)
+    assert "22.06 GiB" in str(large.error)
+    assert "documentation" not in str(large.error)

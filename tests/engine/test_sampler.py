@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coldstream.engine import sampler
 from coldstream.engine.request import SamplingParams
-from coldstream.engine.sampler import Row, Sampled, sample, token_logprobs, uniform
+from coldstream.engine.sampler import Logprob, Row, Sampled, uniform
+from coldstream.engine.transfer import Readback
 from coldstream.errors import EngineError
 
 
@@ -21,6 +23,20 @@ def row(seed: int = 0, prompt: tuple[int, ...] = (), drawn: tuple[int, ...] = ()
     for token in drawn:
         made.drawn(token)
     return made
+
+
+def sample(logits: torch.Tensor, rows: list[Row]) -> list[Sampled | EngineError]:
+    readback = Readback()
+    drawn = sampler.sample(logits, rows, readback)
+    readback.wait()
+    return drawn()
+
+
+def token_logprobs(logits: torch.Tensor, token_ids: list[int], top: int) -> list[Logprob]:
+    readback = Readback()
+    scored = sampler.token_logprobs(logits, token_ids, top, readback)
+    readback.wait()
+    return scored()
 
 
 def one(logits: list[float], made: Row) -> int:

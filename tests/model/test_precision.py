@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from coldstream.errors import UnsupportedConfig
 from coldstream.host.cpu import CpuFeatures
 from coldstream.model.precision import choose_precision
 from coldstream.settings import Precision
@@ -38,3 +39,8 @@ def test_auto_takes_what_the_machine_is_fastest_at_and_gives_the_reason(
 
 def test_auto_gives_the_fallback_no_int8() -> None:
     assert choose_precision("auto", device="cpu", cpu=ZEN3, stored=None, native=False)[0] == "float32"
+
+
+def test_int8_on_a_gpu_is_refused_before_a_byte_is_fetched() -> None:
+    with pytest.raises(UnsupportedConfig, match="int8 runs on the CPU; on cuda"):
+        choose_precision("int8", device="cuda", cpu=ZEN3, stored="bfloat16")

@@ -63,13 +63,13 @@ def load_folder(folder: Path, *, precision: DecoderPrecision = "float32") -> Dec
 
 def greedy(decoder: Decoder, prompt: Sequence[int], steps: int) -> tuple[list[int], Tensor]:
     """`steps` greedy tokens, and the logits that chose them with those of the prompt: `[prompt + steps - 1, vocab]`."""
-    attend, sequence = DenseAttention(decoder.config), DenseSequence()
-    ids, chosen, logits = torch.tensor(prompt), list[int](), list[Tensor]()
+    attend, sequence = DenseAttention(decoder.config, decoder.device), DenseSequence()
+    ids, chosen, logits = torch.tensor(prompt, device=decoder.device), list[int](), list[Tensor]()
     for _ in range(steps):
         positions = attend.begin([(sequence, len(ids))])
-        logits.append(decoder.forward(ids, positions, attend, torch.arange(len(ids))).clone())
+        logits.append(decoder.forward(ids, positions, attend, torch.arange(len(ids), device=decoder.device)).clone())
         chosen.append(int(logits[-1][-1].argmax()))
-        ids = torch.tensor(chosen[-1:])
+        ids = torch.tensor(chosen[-1:], device=decoder.device)
     return chosen, torch.cat(logits)
 
 

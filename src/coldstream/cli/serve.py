@@ -24,6 +24,9 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 0.0.0.0]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 chooses a free one. [default: $PORT or 8080]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda; auto takes a GPU where torch can use it and says why.")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16 or int8; auto picks by the CPU and says why.")
     ] = None,
@@ -43,4 +46,4 @@ def serve(
     wait. Nothing is written to disk. Credentials are Google's application default credentials; STORAGE_EMULATOR_HOST is
     honoured.
     """
-    run(Command(uri, config, host, port, precision, weights, timeline, quiet))
+    run(Command(uri, config, host, port, device, precision, weights, timeline, quiet))

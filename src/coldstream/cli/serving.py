@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from coldstream.serve.startup import Startup
 
 _DEFAULT_CONFIG = Path("coldstream.toml")
-_WITH_VALUE = ("--config", "--host", "--port", "--precision", "--weights", "--timeline")
+_WITH_VALUE = ("--config", "--host", "--port", "--device", "--precision", "--weights", "--timeline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class Command:
     config: Path | None = None
     host: str | None = None
     port: int | None = None
+    device: str | None = None
     precision: str | None = None
     weights: str | None = None
     timeline: Path | None = None
@@ -64,6 +65,7 @@ def read_plain(words: Sequence[str]) -> Command | None:
         config=Path(found["--config"]) if "--config" in found else None,
         host=found.get("--host"),
         port=int(port) if port is not None else None,
+        device=found.get("--device"),
         precision=found.get("--precision"),
         weights=found.get("--weights"),
         timeline=Path(found["--timeline"]) if "--timeline" in found else None,
@@ -107,6 +109,9 @@ def _override(settings: Settings, command: Command) -> Settings:
         raise SettingsError(f"--port {number} is not a port number; choose 0-65535")
     server = dataclasses.replace(server, host=command.host or server.host, port=number)
     models = settings.models
+    if command.device is not None:
+        device = configuration.check_device(command.device)
+        models = {name: dataclasses.replace(model, device=device) for name, model in models.items()}
     if command.precision is not None:
         known = configuration.check_precision(command.precision)
         models = {name: dataclasses.replace(model, precision=known) for name, model in models.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from coldstream.deploy.service import Change, Scaling
 from coldstream.deploy.sizing import CPU, GIB, L4, Prices, Size, Weights, Wish
 from coldstream.deploy.target import Target
 from coldstream.errors import DeployError, SettingsError
-from coldstream.settings import DeploySettings, Settings
+from coldstream.settings import DeploySettings, Device, Settings
 
 # https://cloud.google.com/run/quotas: an environment variable ends at 32 KiB.
 MOST_CONFIG = 32 * 1024
@@ -126,7 +126,7 @@ def make_plan(
     scaling = Scaling(min(wanted.min_instances, max(1, fit.instances)), max(1, fit.instances), wanted.request_timeout)
     built = None if wanted.image else context("gpu" if size.gpu else "cpu")
     name = wanted.image or f"{target.image}:{built.tag if built else ''}"
-    config = service.config_text(settings)
+    config = service.config_text(_on_device(settings, size))
     if len(config.encode()) > MOST_CONFIG:
         raise SettingsError(
             f"the configuration has {len(config.encode())} bytes; a service carries {MOST_CONFIG} at most. Images that "
@@ -144,6 +144,24 @@ def make_plan(
     changes = service.diff(deployed, service.service(target, template, scaling, []))
     proposals = tuple(_proposals(settings, wanted, models, fit, limits))
     return Plan(target, models, size, fit, scaling, built, name, template, deployed, changes, proposals)
+
+
+def _on_device(settings: Settings, size: Size) -> Settings:
+    """With the device that the service has, so that one with a GPU never runs on its CPU unnoticed.
+
+    Raises:
+        SettingsError: a model asks for something else.
+    """
+    device: Device = "cuda" if size.gpu else "cpu"
+    for name, model in settings.models.items():
+        if model.device not in ("auto", device):
+            advice = "leave it out, or deploy with --cpu" if size.gpu else "leave it out, or deploy without --cpu"
+            raise SettingsError(f'models.{name}.device = "{model.device}", but the service has a {device}; {advice}')
+        if size.gpu and model.precision == "int8":
+            raise SettingsError(f'models.{name}.precision = "int8" runs on a CPU; leave it out, or deploy with --cpu')
+    if not size.gpu:
+        return settings
+    return replace(settings, models={name: replace(model, device=device) for name, model in settings.models.items()})
 
 
 def _refuse_keys(settings: Settings) -> None:

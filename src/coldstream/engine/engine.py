@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Protocol
 
 import torch
@@ -27,7 +28,7 @@ from coldstream.engine.blocks import Blocks
 from coldstream.engine.generation import Deliver, Finish, Generation
 from coldstream.engine.grammar import Grammars
 from coldstream.engine.images import ImageEncoder, Sees, check_images
-from coldstream.engine.kv_budget import BLOCK_SIZE, affordable
+from coldstream.engine.kv_budget import BLOCK_SIZE, affordable, kv_bytes
 from coldstream.engine.kv_cache import AttentionConfig, KvCache
 from coldstream.engine.outbox import Outbox
 from coldstream.engine.request import Request, TokenEvent
@@ -37,8 +38,9 @@ from coldstream.engine.stats import Meter, Stats
 from coldstream.engine.steps import Steps
 from coldstream.engine.tokenizer import Tokenizer
 from coldstream.engine.turns import refuse_unknown_ids
-from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError
+from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, OutOfMemory
 from coldstream.host.limits import cpu_limit
+from coldstream.model.device import naming_out_of_memory, out_of_memory
 from coldstream.model.native.library import load
 from coldstream.model.native.packed import is_built
 from coldstream.settings import EngineSettings
@@ -55,6 +57,10 @@ class EngineConfig(AttentionConfig, Protocol):
     @property
     def vocab_size(self) -> int: ...
     @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
     def max_positions(self) -> int: ...
 
 
@@ -65,9 +71,11 @@ class Engine:
     as the model's own gates let it. `hold_images` is the same for requests with images, whose tower lands later; None:
     what holds text holds them. `stop_ids` None takes the tokenizer's. `max_context`, in tokens, can only lower the
     model's own limit; what the memory for keys and values allows may lower it further. `sees` is the vision tower of a
-    model that takes images.
+    model that takes images. `unallocated` are the bytes that the weights will yet take on a GPU.
 
-    Raises TokenizerError where every prompt would hold an id that the model's embedding has not.
+    Raises:
+        OutOfMemory: keys and values for one sequence do not fit.
+        TokenizerError: every prompt would hold an id that the model's embedding has not.
     """
 
     def __init__(
@@ -83,6 +91,7 @@ class Engine:
         hold_images: threading.Event | None = None,
         sees: Sees | None = None,
         device: torch.device | str = "cpu",
+        unallocated: int = 0,
         name: str = "engine",
     ) -> None:
         refuse_unknown_ids(tokenizer, config.vocab_size)
@@ -96,9 +105,14 @@ class Engine:
         wanted = min(config.max_positions, max_context or config.max_positions)
         # An image is computed in one piece.
         step = min(max(settings.step_tokens, sees.tokens_per_image if sees is not None else 0), wanted)
-        groups = affordable(config, settings, decoder.attention_dtype, context=wanted, step=step)
+        dtype, device = decoder.attention_dtype, torch.device(device)
+        budget = settings.kv_bytes
+        if budget is None:
+            budget = kv_bytes(config, settings, dtype, device, step=step, unallocated=unallocated)
+        groups = affordable(config, settings, dtype, budget, context=wanted, step=step)
         kernels = load() if is_built() else None
-        cache = KvCache(config, groups, size=BLOCK_SIZE, dtype=decoder.attention_dtype, device=device, kernels=kernels)
+        with naming_out_of_memory(f"{name}: keys and values of {budget / 1e9:.2f} GB"):
+            cache = KvCache(config, groups, size=BLOCK_SIZE, dtype=dtype, device=device, kernels=kernels)
         share, together = settings.prefix_cache, not cache.reads_anywhere
         self.blocks = Blocks(groups, BLOCK_SIZE, step=step, share=share, together=together)
         self.max_context = min(wanted, self.blocks.capacity)
@@ -124,6 +138,7 @@ class Engine:
         self._refusal: ColdstreamError | None = None
         self._stopping = False
         self._drain_until: float | None = None
+        self._proof: Future[None] | None = None
         # The loop's own: whose tokens it computes.
         self._active: dict[str, Generation] = {}
         self._thread: threading.Thread | None = None
@@ -238,6 +253,21 @@ class Engine:
                 # Behind `recompute_all`, if that was called: a token of the old weights may be on its way.
                 self._post(self._hold.set)
 
+    def prove(self) -> None:
+        """Return once the device has computed a token: a request's, or one that is nobody's while no request waits.
+
+        For where a model that loaded may still be unable to answer: a driver, a kernel that is not for this GPU.
+
+        Raises:
+            ColdstreamError: what that token failed with, or why the engine ended before it.
+        """
+        with self._changed:
+            if self._refusal is not None:
+                raise self._refusal
+            proof = self._proof = Future()
+            self._changed.notify()
+        proof.result()
+
     def stats(self) -> Stats:
         """A snapshot; cheap."""
         meter, blocks, rates = self._meter, self.blocks, self._meter.rates()
@@ -296,6 +326,8 @@ class Engine:
         finally:
             with self._changed:
                 self._refuse(self._shutting_down())
+                if self._proof is not None:
+                    self._proof.set_exception(self._refusal or self._shutting_down())
             self._outbox.close_all(Finish("cancelled"))
             for generation in list(self._active.values()):
                 self._forget(generation)
@@ -308,7 +340,8 @@ class Engine:
                 drained = self._drain_until is not None and (not self._outbox or now >= self._drain_until)
                 if self._stopping or drained:
                     return False
-                if self._inbox or self._scheduler.has_work or self._outbox.can_release or self._late(now):
+                has_work = self._inbox or self._scheduler.has_work or self._proof is not None
+                if has_work or self._outbox.can_release or self._late(now):
                     return True
                 self._changed.wait(self._sleep_limit(now))
 
@@ -338,17 +371,33 @@ class Engine:
             pass  # the inbox says who is to be forgotten
         except Exception as exc:  # whatever it is, it must not end the loop
             self._step_failed(step, exc)
+        if self._proof is not None and (self._meter.steps or not self._scheduler.has_work):
+            self._prove(self._proof)
+
+    def _prove(self, proof: Future[None]) -> None:
+        """A step that was computed is proof enough."""
+        with self._changed:
+            self._proof = None
+        try:
+            if not self._meter.steps:
+                self._steps.prove()
+            proof.set_result(None)
+        except Exception as exc:  # whatever it is, the model cannot answer
+            proof.set_exception(self._as_error(exc))
 
     def _as_error(self, exc: Exception) -> ColdstreamError:
         if isinstance(exc, ColdstreamError):
             return exc
+        lack = out_of_memory(exc, f"{self.name}: a step of this request")
+        if lack is not None:
+            return lack
         _log.error("%s: a step failed", self.name, exc_info=exc)
         return EngineError(f"{self.name} failed while generating: {exc!r}")
 
     def _step_failed(self, step: Step, exc: Exception) -> None:
-        """End whoever was in the step; everybody else is computed again, since nobody knows what was written."""
+        """End whoever is to blame; everybody else is computed again, since nobody knows what was written."""
         error = self._as_error(exc)
-        for key in [piece.sequence.key for piece in step.pieces] or list(self._active):
+        for key in _blamed(step, error) or list(self._active):
             self._end_id(key, Finish("error", error=error))
         self._scheduler.restart_all()
 
@@ -415,3 +464,11 @@ class Engine:
                 self._scheduler.remove(generation.sequence)
                 generation.restart()
                 self._queue(generation)
+
+
+def _blamed(step: Step, error: ColdstreamError) -> list[str]:
+    """Whoever was in the step; where memory did not suffice, the one with most tokens in it."""
+    pieces = step.pieces
+    if isinstance(error, OutOfMemory) and pieces:
+        pieces = (max(pieces, key=lambda piece: piece.count),)
+    return [piece.sequence.key for piece in pieces]

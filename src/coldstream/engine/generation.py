@@ -135,10 +135,11 @@ class Generation:
         if self._matcher is not None:
             self.row.allowed = self._matcher.allowed
 
-    def prompt_scored(self, scored: list[Logprob]) -> None:
-        """Log probabilities of further prompt tokens, in order."""
+    def prompt_scored(self, start: int, scored: list[Logprob]) -> None:
+        """Log probabilities of the prompt's tokens behind token `start`; they come again when it is computed again."""
         if not self._prompt_logprobs:
             self._prompt_logprobs.append(None)
+        del self._prompt_logprobs[start + 1 :]
         self._prompt_logprobs += [self._named(item) for item in scored]
 
     def push(self, sampled: Sampled) -> tuple[TokenEvent | None, Finish | None]:

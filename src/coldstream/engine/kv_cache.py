@@ -19,6 +19,7 @@ from torch import Tensor
 
 from coldstream.engine.blocks import Copy, Group
 from coldstream.engine.pool import Table
+from coldstream.engine.transfer import to_device
 from coldstream.model.native.library import ATTENTION_MULTIPLE, Kernels, Visible
 
 
@@ -135,27 +136,27 @@ class KvCache:
         """Copy whole blocks; all are read before any is written."""
         for group in {copy.group for copy in copies}:
             mine = [copy for copy in copies if copy.group == group]
-            source = self._whole([copy.source for copy in mine])
-            target = self._whole([copy.target for copy in mine])
+            source = to_device(self._whole([copy.source for copy in mine]), self.device)
+            target = to_device(self._whole([copy.target for copy in mine]), self.device)
             for layer, layer_group in enumerate(self.group_of):
                 if layer_group == group:
                     for tensor in (self.keys[layer], self.values[layer]):
                         tensor.index_copy_(1, target, tensor.index_select(1, source))
 
     def slots(self, table: Table, start: int, end: int) -> Tensor:
-        """The slots of the tokens `start ... end - 1`, int64."""
+        """The slots of the tokens `start ... end - 1`, int64, on the host."""
         place = start // self.size - table.first
         if end - start == 1:
-            return torch.tensor([table.blocks[place] * self.size + start % self.size], device=self.device)
+            return torch.tensor([table.blocks[place] * self.size + start % self.size])
         if table.together:
             first = table.blocks[place] * self.size + start % self.size
-            return torch.arange(first, first + end - start, device=self.device)
+            return torch.arange(first, first + end - start)
         whole = self._whole(table.blocks[place : -(-end // self.size) - table.first])
         return whole[start % self.size : start % self.size + end - start]
 
     def _whole(self, blocks: Sequence[int]) -> Tensor:
-        base = torch.tensor(blocks, dtype=torch.int64, device=self.device) * self.size
-        return (base[:, None] + torch.arange(self.size, device=self.device)).flatten()
+        base = torch.tensor(blocks, dtype=torch.int64) * self.size
+        return (base[:, None] + torch.arange(self.size)).flatten()
 
     def attend(self, spans: Sequence[Span]) -> Attending:
         """The attention of one step over these spans, which fill its flat tensor in order."""
@@ -212,7 +213,9 @@ class TorchAttend:
         self._spans = spans
         self._tokens = sum(span.count for span in spans)
         self._slots = [
-            torch.cat([cache.slots(span.tables[group], span.start, span.end) for span in spans])
+            to_device(
+                torch.cat([cache.slots(span.tables[group], span.start, span.end) for span in spans]), cache.device
+            )
             for group in range(len(cache.groups))
         ]
         self._views = [
@@ -266,7 +269,9 @@ class TorchAttend:
             count=span.count,
             first=first,
             last=first + span.end - low,
-            scattered=None if table.together else self._cache.slots(table, low, span.end),
+            scattered=None
+            if table.together
+            else to_device(self._cache.slots(table, low, span.end), self._cache.device),
             mask=None if span.count == 1 or causal else self._mask(span, low, window),
             causal=causal,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch import Tensor
 from coldstream.engine.blocks import Blocks
 from coldstream.engine.images import PlacedImage
 from coldstream.engine.kv_cache import Attending, KvCache, Span
+from coldstream.engine.pool import Table
 from coldstream.engine.scheduler import Piece, Step
+from coldstream.engine.transfer import int64
 from coldstream.model.decoder import Embeds
 
 
@@ -66,7 +68,7 @@ class Runner:
         positions: list[int] = []
         rows: list[int] = []
         owners: list[tuple[Piece, slice]] = []
-        seen: list[Embeds] = []
+        seen: list[_Seen] = []
         flat = 0
         for piece in step.pieces:
             sequence = piece.sequence
@@ -81,10 +83,20 @@ class Runner:
                 owners.append((piece, slice(len(rows), len(rows) + len(wanted))))
                 rows += wanted
             flat += piece.count
-        forward = partial(self._decoder.forward, embeds=_joined(seen)) if seen else self._decoder.forward
+        placed = partial(int64, device=self._cache.device)
+        forward = self._decoder.forward
+        if seen:
+            at = [row for item in seen for row in item.rows]
+            forward = partial(forward, embeds=Embeds(placed(at), torch.cat([item.vectors for item in seen])))
         attend = _while_wanted(self._cache.attend(spans), is_wanted)
-        logits = forward(torch.tensor(ids), torch.tensor(positions), attend, torch.tensor(rows, dtype=torch.int64))
-        return logits, owners
+        return forward(placed(ids), placed(positions), attend, placed(rows)), owners
+
+    def prove(self) -> Tensor:
+        """Logits, float32 [1, vocab], of one token that is no request's. It is written to the first block of each
+        group, which no sequence may hold."""
+        zero = int64([0], self._cache.device)
+        span = Span(0, 0, 1, tuple(Table(0, 0, [0]) for _ in self._cache.groups))
+        return self._decoder.forward(zero, zero, self._cache.attend([span]), zero)
 
 
 def _while_wanted(attend: Attending, is_wanted: Callable[[], bool]) -> Attending:
@@ -100,17 +112,20 @@ def _images_in(piece: Piece) -> Sequence[PlacedImage]:
     return [item for item in piece.sequence.images if item.start < piece.end and piece.start < item.end]
 
 
-def _vectors(placed: PlacedImage, piece: Piece, flat: int) -> Embeds:
+class _Seen(NamedTuple):
+    """Vectors of an image, on the device, and the rows of the step that they stand at."""
+
+    rows: range
+    vectors: Tensor
+
+
+def _vectors(placed: PlacedImage, piece: Piece, flat: int) -> _Seen:
     """The part of an image that is not in the cache yet: to its end, since the scheduler cuts none."""
     assert placed.vectors is not None
     assert placed.end <= piece.end
     first = max(placed.start, piece.start)
     start = flat + first - piece.start
-    return Embeds(torch.arange(start, start + placed.end - first), placed.vectors[first - placed.start :])
-
-
-def _joined(seen: Sequence[Embeds]) -> Embeds:
-    return Embeds(torch.cat([item.rows for item in seen]), torch.cat([item.vectors for item in seen]))
+    return _Seen(range(start, start + placed.end - first), placed.vectors[first - placed.start :])
 
 
 def _wanted(piece: Piece, flat: int, every: Callable[[Piece], bool]) -> Sequence[int]:

@@ -2,19 +2,24 @@
 
 A draw is one number in [0, 1) from a hash of (seed, position), put through the row's inverse cumulative distribution:
 the same seed gives the same tokens in any batch, and no generator has state that a restart would lose.
+
+Everything is computed on the device of the logits and only queued there; what was drawn is told after the step's
+`Readback`, so that a step waits for its device once, however many rows it has.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from coldstream.engine import transfer
 from coldstream.engine.request import SamplingParams
+from coldstream.engine.transfer import Numbers, Readback
 from coldstream.errors import EngineError
 
 # Nucleus sampling without top_k looks at this many candidates first, and at all only when they do not suffice.
@@ -35,7 +40,8 @@ class Row:
     position: int = 0
     counts: dict[int, int] = field(default_factory=dict)
     allowed: Tensor | None = None
-    _prompt_unique: Tensor | None = None
+    _prompt_unique: frozenset[int] | None = None
+    _prompt_placed: Tensor | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -59,11 +65,14 @@ class Row:
         self.position += 1
         self.counts[token_id] = self.counts.get(token_id, 0) + 1
 
-    def prompt_unique(self) -> Tensor:
-        """The prompt's distinct ids, int64."""
-        if self._prompt_unique is None:
-            self._prompt_unique = torch.tensor(sorted(set(self.prompt_ids)), dtype=torch.int64)
-        return self._prompt_unique
+    def seen(self, vocab: int, device: torch.device) -> Tensor:
+        """The distinct ids below `vocab` of prompt and output, int64; the prompt's are put on the device once."""
+        if self._prompt_unique is None or self._prompt_placed is None:
+            self._prompt_unique = frozenset(self.prompt_ids)
+            known = sorted(token for token in self._prompt_unique if token < vocab)
+            self._prompt_placed = transfer.int64(known, device)
+        new = [token for token in self.counts if token not in self._prompt_unique]
+        return torch.cat([self._prompt_placed, transfer.int64(new, device)]) if new else self._prompt_placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,33 +92,61 @@ class Sampled:
     logprob: Logprob | None = None
 
 
-def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled | EngineError]:
-    """Draw the next token of each row, or say why there is none. `logits`, float32 [len(rows), vocab], stay."""
-    values, ids = _best(logits)
-    outcomes: list[Sampled | EngineError] = []
-    for index, (row, value, best) in enumerate(zip(rows, values.tolist(), ids.tolist(), strict=True)):
-        if not math.isfinite(value):
-            outcomes.append(EngineError(f"the model's best logit is {value}: its weights or its precision are broken"))
-        else:
-            outcomes.append(Sampled(best) if row.is_greedy else _sample_row(logits[index], row))
-    return outcomes
+def sample(logits: Tensor, rows: Sequence[Row], readback: Readback) -> Callable[[], list[Sampled | EngineError]]:
+    """Draw the next token of each row; what is returned tells it after `readback.wait`, or why there is none.
+
+    `logits`, float32 [len(rows), vocab], stay.
+    """
+    best = readback.add(_together(*_best(logits)))
+    others = {index: _sample_row(logits[index], row, readback) for index, row in enumerate(rows) if not row.is_greedy}
+
+    def drawn() -> list[Sampled | EngineError]:
+        outcomes: list[Sampled | EngineError] = []
+        for index, (value, token) in enumerate(best().T.tolist()):
+            if not math.isfinite(value):
+                message = f"the model's best logit is {value}: its weights or its precision are broken"
+                outcomes.append(EngineError(message))
+            else:
+                outcomes.append(others[index]() if index in others else Sampled(int(token)))
+        return outcomes
+
+    return drawn
 
 
-def token_logprobs(logits: Tensor, token_ids: Sequence[int], top: int) -> list[Logprob]:
-    """The log probabilities of given tokens; `logits` is float32 [len(token_ids), vocab]."""
+def token_logprobs(
+    logits: Tensor, token_ids: Sequence[int], top: int, readback: Readback
+) -> Callable[[], list[Logprob]]:
+    """The log probabilities of given tokens, after `readback.wait`; `logits` is float32 [len(token_ids), vocab]."""
     if not token_ids:
-        return []
-    ids = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
+        return list
+    return _logprobs(logits, transfer.int64(token_ids, logits.device), top, readback)
+
+
+def _logprobs(logits: Tensor, ids: Tensor, top: int, readback: Readback) -> Callable[[], list[Logprob]]:
     total = torch.logsumexp(logits, dim=-1)
-    own = (logits.gather(1, ids[:, None])[:, 0] - total).tolist()
+    own = readback.add(_together(logits.gather(1, ids[:, None])[:, 0] - total, ids))
     if not top:
-        return [Logprob(token, value) for token, value in zip(token_ids, own, strict=True)]
-    best = torch.topk(logits, min(top, logits.shape[-1]), dim=-1)
-    values = (best.values - total[:, None]).tolist()
-    return [
-        Logprob(token, value, tuple(zip(places, tops, strict=True)))
-        for token, value, places, tops in zip(token_ids, own, best.indices.tolist(), values, strict=True)
-    ]
+        return lambda: [Logprob(int(token), value) for value, token in own().T.tolist()]
+    values, places = torch.topk(logits, min(top, logits.shape[-1]), dim=-1)
+    best = readback.add(_together(values - total[:, None], places))
+
+    def scored() -> list[Logprob]:
+        values, places = best()
+        return [
+            Logprob(int(token), value, _ranked(value_row, place_row))
+            for (value, token), value_row, place_row in zip(own().T.tolist(), values, places, strict=True)
+        ]
+
+    return scored
+
+
+def _ranked(values: Numbers, places: Numbers) -> tuple[tuple[int, float], ...]:
+    return tuple((int(place), value) for place, value in zip(places.tolist(), values.tolist(), strict=True))
+
+
+def _together(values: Tensor, ids: Tensor) -> Tensor:
+    """float64 `[2, *shape]`."""
+    return torch.stack([values.double(), ids.double()])
 
 
 def uniform(seed: int, position: int) -> float:
@@ -150,44 +187,49 @@ def _best_of_row(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best.values, places[best.indices // _SEGMENT] * _SEGMENT + best.indices % _SEGMENT
 
 
-def _sample_row(logits: Tensor, row: Row) -> Sampled | EngineError:
+def _sample_row(logits: Tensor, row: Row, readback: Readback) -> Callable[[], Sampled | EngineError]:
     changed = _changed(logits, row) if row.changes_logits else logits
-    best = int(_best(changed[None])[1])
-    if not math.isfinite(float(changed[best])):
-        return EngineError("no token may follow: the grammar and the model's vocabulary do not meet")
+    value, best = _best(changed[None])
     token = best if row.params.temperature <= 0 else _draw(changed, row)
-    if row.params.logprobs is None:
-        return Sampled(token)
-    return Sampled(token, token_logprobs(logits[None], [token], row.params.logprobs)[0])
+    chosen = readback.add(_together(value, token))
+    wanted = row.params.logprobs
+    scored = _logprobs(logits[None], token, wanted, readback) if wanted is not None else None
+
+    def drawn() -> Sampled | EngineError:
+        [[best_value], [token_id]] = chosen().tolist()
+        if not math.isfinite(best_value):
+            return EngineError("no token may follow: the grammar and the model's vocabulary do not meet")
+        return Sampled(int(token_id), scored()[0] if scored is not None else None)
+
+    return drawn
 
 
 def _changed(logits: Tensor, row: Row) -> Tensor:
     logits = logits.clone()
-    params = row.params
+    params, device = row.params, logits.device
     if params.repetition_penalty != 1.0:
         _penalise_repetition(logits, row)
     if row.counts and (params.presence_penalty or params.frequency_penalty):
-        ids = torch.tensor(list(row.counts), dtype=torch.int64, device=logits.device)
-        counts = torch.tensor(list(row.counts.values()), dtype=logits.dtype, device=logits.device)
-        logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
-    for token_id, bias in params.logit_bias:
-        logits[token_id] += bias
+        counts = transfer.float32(list(row.counts.values()), device)
+        penalties = params.presence_penalty + params.frequency_penalty * counts
+        logits.index_add_(0, transfer.int64(list(row.counts), device), -penalties)
+    if params.logit_bias:
+        ids, biases = zip(*params.logit_bias, strict=True)
+        logits.index_add_(0, transfer.int64(ids, device), transfer.float32(biases, device))
     if row.allowed is not None:
-        logits.masked_fill_(~row.allowed.to(logits.device), float("-inf"))
+        logits.masked_fill_(transfer.to_device(~row.allowed, device), float("-inf"))
     return logits
 
 
 def _penalise_repetition(logits: Tensor, row: Row) -> None:
-    seen = row.prompt_unique()
-    if row.counts:
-        seen = torch.unique(torch.cat([seen, torch.tensor(list(row.counts), dtype=torch.int64)]))
-    seen = seen[seen < logits.shape[0]].to(logits.device)
+    seen = row.seen(len(logits), logits.device)
     values = logits[seen]
     penalty = row.params.repetition_penalty
     logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
 
 
-def _draw(logits: Tensor, row: Row) -> int:
+def _draw(logits: Tensor, row: Row) -> Tensor:
+    """int64 `[1]`."""
     params = row.params
     scaled = logits / params.temperature
     point = uniform(row.seed, row.position)
@@ -197,11 +239,20 @@ def _draw(logits: Tensor, row: Row) -> int:
         return _pick(values, ids, torch.logsumexp(values, 0), params, point)
     total = torch.logsumexp(scaled, 0)
     if params.top_p < 1.0 or params.min_p > 0.0:
-        values, ids = _best_of_row(scaled, min(_NUCLEUS_CANDIDATES, vocab))
-        if not _suffices(values, total, params):
-            values, ids = torch.sort(scaled, descending=True, stable=True)
-        return _pick(values, ids, total, params, point)
+        return _pick(*_candidates(scaled, total, params), total, params, point)
     return _pick(scaled, None, total, params, point)
+
+
+def _candidates(scaled: Tensor, total: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """At least those that the filters leave, best first, and their ids.
+
+    On the CPU a few are tried first. Elsewhere to ask whether they suffice would be a wait, and sorting all costs less.
+    """
+    if scaled.device.type == "cpu":
+        values, ids = _best_of_row(scaled, min(_NUCLEUS_CANDIDATES, len(scaled)))
+        if _suffices(values, total, params):
+            return values, ids
+    return torch.sort(scaled, descending=True, stable=True)
 
 
 def _suffices(values: Tensor, total: Tensor, params: SamplingParams) -> bool:
@@ -212,7 +263,7 @@ def _suffices(values: Tensor, total: Tensor, params: SamplingParams) -> bool:
     return by_mass or by_floor
 
 
-def _pick(values: Tensor, ids: Tensor | None, total: Tensor, params: SamplingParams, point: float) -> int:
+def _pick(values: Tensor, ids: Tensor | None, total: Tensor, params: SamplingParams, point: float) -> Tensor:
     """Filter the candidates (best first, unless `ids` is None) by mass and floor, and invert what is left at `point`.
 
     Float64: float32 sums over a vocabulary of 262,144 would make the last tokens unreachable.
@@ -221,10 +272,12 @@ def _pick(values: Tensor, ids: Tensor | None, total: Tensor, params: SamplingPar
     if ids is not None:
         before = torch.cumsum(probabilities, 0) - probabilities
         keep = before < params.top_p if params.top_p < 1.0 else torch.ones_like(before, dtype=torch.bool)
-        keep &= probabilities >= params.min_p * probabilities[0]
-        keep[0] = True
+        keep &= probabilities >= params.min_p * probabilities[:1]
+        keep[:1].fill_(True)
         probabilities = probabilities * keep
     sums = torch.cumsum(probabilities, 0)
-    place = int(torch.searchsorted(sums, point * float(sums[-1]), right=True))
-    place = min(place, int(torch.nonzero(probabilities)[-1]))
-    return place if ids is None else int(ids[place])
+    mass = sums[-1:]
+    # Rounding may put the point at the end of all; what is behind the last mass was filtered away or has none.
+    last = torch.searchsorted(sums, mass).clamp(max=len(sums) - 1)
+    place = torch.minimum(torch.searchsorted(sums, point * mass, right=True), last)
+    return place if ids is None else ids[place]

@@ -9,12 +9,13 @@ from functools import partial
 from torch import Tensor
 
 from coldstream.engine.generation import Finish, Generation
-from coldstream.engine.request import TokenEvent
+from coldstream.engine.request import SamplingParams, TokenEvent
 from coldstream.engine.runner import Runner
-from coldstream.engine.sampler import Sampled, sample, token_logprobs
+from coldstream.engine.sampler import Row, Sampled, sample, token_logprobs
 from coldstream.engine.scheduler import Piece, Scheduler, Step
 from coldstream.engine.stats import Measured, Meter
-from coldstream.errors import ColdstreamError
+from coldstream.engine.transfer import Readback, int64
+from coldstream.errors import ColdstreamError, EngineError
 
 
 class Steps:
@@ -57,34 +58,56 @@ class Steps:
         )
         computed = time.monotonic()
         self._scheduler.finish(step)
-        for piece, rows in owners:
-            if generations[piece.sequence.key].scores_prompt:
-                self._score(generations[piece.sequence.key], piece, logits[rows])
+        readback = Readback()
+        scored = [self._score(generations[piece.sequence.key], piece, logits[rows], readback) for piece, rows in owners]
         drawing = [(generations[piece.sequence.key], rows.stop - 1) for piece, rows in owners if piece.draws]
-        self._draw(logits, drawing)
+        drawn = self._draw(logits, drawing, readback)
+        readback.wait()
+        for deliver in (*scored, drawn):
+            deliver()
         done = time.monotonic()
         prompt_tokens = sum(piece.count for piece in step.pieces if piece.start < piece.sequence.prompt_length)
         self._meter.step(
             Measured(done, done - started, computed - started, len(step.pieces), prompt_tokens, len(drawing))
         )
 
-    def _score(self, generation: Generation, piece: Piece, logits: Tensor) -> None:
-        """Prompt logprobs: the logits of token i score token i + 1."""
+    def prove(self) -> None:
+        """Compute and draw one token that is no request's, while no sequence holds a block.
+
+        Raises:
+            EngineError: there is none to draw; and whatever the device fails with.
+        """
+        readback = Readback()
+        drawn = sample(self._runner.prove(), [Row(SamplingParams(), 0, ())], readback)
+        readback.wait()
+        (outcome,) = drawn()
+        if isinstance(outcome, EngineError):
+            raise outcome
+
+    def _score(self, generation: Generation, piece: Piece, logits: Tensor, readback: Readback) -> Callable[[], None]:
+        """Prompt logprobs, where they are wanted: the logits of token i score token i + 1."""
+        if not generation.scores_prompt:
+            return lambda: None
         targets = generation.request.prompt_ids[piece.start + 1 : piece.end + 1]
         top = generation.request.sampling.prompt_logprobs or 0
-        generation.prompt_scored(token_logprobs(logits[: len(targets)], targets, top))
+        scored = token_logprobs(logits[: len(targets)], targets, top, readback)
+        return lambda: generation.prompt_scored(piece.start, scored())
 
-    def _draw(self, logits: Tensor, drawing: list[tuple[Generation, int]]) -> None:
-        """A token for everybody who is due one, and the events that follow from it."""
+    def _draw(self, logits: Tensor, drawing: list[tuple[Generation, int]], readback: Readback) -> Callable[[], None]:
+        """A token for everybody who is due one; what is returned delivers the events that follow from it."""
         ready = []
         for generation, row in drawing:
             if self._guarded(generation, generation.constrain):
                 ready.append((generation, row))
         if not ready:
-            return
+            return lambda: None
         rows = [row for _, row in ready]
-        last = logits if rows == list(range(len(logits))) else logits[rows]
-        for (generation, _), sampled in zip(ready, sample(last, [item.row for item, _ in ready]), strict=True):
+        last = logits if rows == list(range(len(logits))) else logits[int64(rows, logits.device)]
+        drawn = sample(last, [item.row for item, _ in ready], readback)
+        return lambda: self._deliver([generation for generation, _ in ready], drawn())
+
+    def _deliver(self, generations: list[Generation], outcomes: list[Sampled | EngineError]) -> None:
+        for generation, sampled in zip(generations, outcomes, strict=True):
             if isinstance(sampled, ColdstreamError):
                 self._end(generation, Finish("error", error=sampled))
             else:

@@ -9,6 +9,7 @@ from coldstream.host.limits import cpu_limit
 from coldstream.loading.run_plan import RunPlan
 from coldstream.loading.torch_import import complete
 from coldstream.model.config import is_native
+from coldstream.model.device import Machine, open_device
 
 if TYPE_CHECKING:
     from coldstream.model.build import Assembly
@@ -47,10 +48,12 @@ def build_decoder(checkpoint: Checkpoint, plan: RunPlan, packing: Packing | None
 
     Raises:
         UnknownArchitecture, UnsupportedConfig, ParameterMismatch: it cannot be made, or not from these tensors.
+        DeviceUnavailable: torch cannot use the device that was chosen.
     """
     from coldstream.model import choice
 
+    device = open_device(plan.device, Machine.of_this_machine())
     if not is_native(checkpoint.config):
         complete()  # transformers makes its models on the meta device
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=plan.device, packing=packing)
+    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=device, packing=packing)

@@ -20,6 +20,7 @@ from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
 from coldstream.loading.context import LoadContext
 from coldstream.loading.loaded_model import LoadedModel
 from coldstream.loading.steps import LoadSteps
+from coldstream.model.device import out_of_memory
 from coldstream.settings import ModelSettings, Settings
 
 
@@ -73,6 +74,9 @@ def _by_name(uri: str, exc: BaseException) -> ColdstreamError:
         return ModelError(f"{uri}: loading was stopped")
     if isinstance(exc, MemoryError):
         return OutOfMemory(f"{uri}: the model does not fit in memory; give the container more")
+    lack = out_of_memory(exc, f"{uri}: the model")
+    if lack is not None:
+        return lack
     error = ModelError(f"{uri}: {type(exc).__name__}: {exc}")
     error.__cause__ = exc
     return error

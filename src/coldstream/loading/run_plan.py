@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.errors import OutOfMemory
 from coldstream.host.cpu import CpuFeatures
 from coldstream.host.limits import cpu_limit, memory_available
 from coldstream.model.config import is_native
+from coldstream.model.device import Machine, RunDevice, choose_device
 from coldstream.model.names import Vision, destination
 from coldstream.model.precision import RunPrecision, choose_precision
 from coldstream.settings import ModelSettings
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _STORED = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1}
 """Bytes a parameter; int8 has a scale a row beside the weights, and the kernel's padding."""
-_NVIDIA = Path("/dev/nvidiactl")
 _CACHED = 16_000_000
 """Bytes of weights that a core's caches hold, more or less."""
 
@@ -33,7 +32,8 @@ _CACHED = 16_000_000
 class RunPlan:
     """How a checkpoint will run here, and why. `weights`: bytes; `converts`: landed bytes are let go once converted."""
 
-    device: str
+    device: RunDevice
+    device_reason: str
     precision: RunPrecision
     reason: str
     weights: int
@@ -44,10 +44,12 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
     """Device, precision and memory, before torch is there.
 
     Raises:
+        DeviceUnavailable: CUDA was asked for and cannot be had.
+        UnsupportedConfig: the precision that was asked for is not for this device.
         OutOfMemory: the weights cannot be held in what this container may use.
     """
     stored = stored_dtype(checkpoint)
-    device = "cuda" if _NVIDIA.exists() else "cpu"
+    device, device_reason = choose_device(model.device, precision=model.precision, machine=Machine.of_this_machine())
     precision, reason = choose_precision(
         model.precision,
         device=device,
@@ -56,7 +58,7 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
         native=is_native(checkpoint.config),
     )
     weights = round(checkpoint.total_parameters * _BYTES[precision])
-    plan = RunPlan(device, precision, reason, weights, converts=device != "cpu" or precision != stored)
+    plan = RunPlan(device, device_reason, precision, reason, weights, converts=device != "cpu" or precision != stored)
     available = memory_available()
     if device == "cpu" and available is not None and weights > available:
         advice = "" if precision == "int8" else ", or --precision int8"

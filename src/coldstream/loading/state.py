@@ -95,7 +95,9 @@ class LoadState:
             "warnings": list(self.warnings),
         }
         if self.plan is not None:
-            state |= {"device": self.plan.device, "precision": self.plan.precision, "why": self.plan.reason}
+            plan = self.plan
+            state |= {"device": plan.device, "why_device": plan.device_reason}
+            state |= {"precision": plan.precision, "why": plan.reason}
         if progress is not None:
             counters = progress.counters
             state |= {"retries": counters.retries, "resumes": counters.resumes, "hedges": counters.hedges}

@@ -203,6 +203,7 @@ class LoadSteps:
 
     async def complete(self, loaded: LoadedModel) -> LoadedModel:
         """Everything is verified and in its place: every answer may leave."""
+        await self._prove(loaded)
         self._state.is_ready = True
         loaded.engine.release()
         self._timeline.mark(f"{self._model.name} ready")
@@ -219,6 +220,17 @@ class LoadSteps:
             self._threads.begin("close", self._closing.close)  # it waits for the tokenizer's process
         if join:
             await self._threads.run("join", self._threads.join)
+
+    async def _prove(self, loaded: LoadedModel) -> None:
+        """On a GPU: one token, so that a model that cannot answer there is not called ready. No answer waits for it.
+
+        Not on a CPU, where it would only cost time: what runs there is what runs on every other CPU.
+        """
+        if loaded.plan.device == "cpu":
+            return
+        loaded.engine.release()
+        with self._timeline.span("first token on the device", model=self._model.name):
+            await self._threads.run("first token", loaded.engine.prove)
 
     def _opened(
         self, checkpoint: Checkpoint, plan: RunPlan, options: StreamOptions, progress: Progress, tensors: TensorQueue
@@ -250,6 +262,7 @@ class LoadSteps:
                 hold_images=self._verified,
                 sees=sight,
                 device=decoder.device,
+                unallocated=decoder.unallocated,
                 name=self._model.name,
             )
             tokenizer.bound(engine.max_context)

@@ -25,6 +25,7 @@ from coldstream.model.matrices import EMBEDDING, HEAD, joints_of_layer
 from coldstream.model.native.library import Kernels, LayerWeights, load
 from coldstream.model.native.packed import PackedMatrix
 from coldstream.model.parameter import Parameter, Unit
+from coldstream.model.staging import Staging
 from coldstream.model.vision import VisionTower
 from coldstream.model.vision_config import VisionConfig
 
@@ -65,8 +66,10 @@ class _Making:
 
 def _making(precision: DecoderPrecision, dtype: torch.dtype, device: torch.device) -> _Making:
     if precision != "int8":
+        staging = Staging() if device.type != "cpu" else None
         return _Making(
-            partial(DenseLinear, dtype=dtype, device=device), partial(DenseTable, dtype=dtype, device=device)
+            partial(DenseLinear, dtype=dtype, device=device, staging=staging),
+            partial(DenseTable, dtype=dtype, device=device, staging=staging),
         )
     if device.type != "cpu":
         raise UnsupportedConfig(f"precision int8 runs on the CPU; on {device} use --precision bfloat16")
@@ -201,6 +204,11 @@ class Decoder:
     def attention_dtype(self) -> torch.dtype:
         """The dtype of q, k and v; what keys and values should be stored in."""
         return self.dtype
+
+    @property
+    def unallocated(self) -> int:
+        """Bytes that the weights will yet take on a GPU: none, since matrices stand before their bytes there."""
+        return 0
 
     def gate(self, unit: Unit) -> Gate:
         """The gate that holds `forward` back until the unit's parameters are filled."""

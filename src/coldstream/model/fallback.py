@@ -58,6 +58,8 @@ class FallbackConfig:
     heads: int
     kv_heads: int
     head_dim: int
+    hidden_size: int
+    intermediate_size: int
     layers: tuple[FallbackLayer, ...]
     attention_scale: float
     max_positions: int
@@ -86,11 +88,13 @@ class FallbackDecoder:
         try:
             self._class, self._model_config = _class_and_config(self._transformers, config)
             with torch.device("meta"):
-                self.config = _described(self._class(self._model_config), self._model_config)
+                described = self._class(self._model_config)
+                self.config = _described(described, self._model_config)
         except ColdstreamError:
             raise
         except Exception as exc:  # of whatever kind a config class or a model's constructor complains with
             raise UnsupportedConfig(f"config.json: transformers makes no model of it: {exc}") from exc
+        self._bytes = sum(item.numel() for item in described.parameters()) * self.dtype.itemsize
 
     @property
     def vision(self) -> None:
@@ -100,6 +104,11 @@ class FallbackDecoder:
     def attention_dtype(self) -> torch.dtype:
         """The dtype of q, k and v."""
         return self.dtype
+
+    @property
+    def unallocated(self) -> int:
+        """Bytes that the weights will yet take on the device, once they are all there."""
+        return 0 if self._model is not None else self._bytes
 
     def build(self, tensors: Mapping[str, Tensor]) -> None:
         """Make the model of the checkpoint's tensors; they are aliased where the dtype is the run's own.
@@ -273,6 +282,8 @@ def _described(model: nn.Module, config: Any) -> FallbackConfig:
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=head_dim,
+        hidden_size=int(config.hidden_size),
+        intermediate_size=int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size),
         layers=tuple(FallbackLayer(_window(found[index], config)) for index in range(layers)),
         attention_scale=scales.pop(),
         max_positions=_positions(config),

@@ -134,14 +134,14 @@ class DenseAttention:
     has its own, over blocks. Call `begin` before each forward pass.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+    def __init__(self, config: ModelConfig, device: torch.device | str = "cpu") -> None:
+        self._config, self._device = config, device
         self._spans: Sequence[tuple[DenseSequence, int]] = ()
 
     def begin(self, spans: Sequence[tuple[DenseSequence, int]]) -> Tensor:
         """Say which sequences' tokens come next, and how many of each; returns their positions, int64 `[tokens]`."""
         self._spans = spans
-        return torch.cat([torch.arange(item.length, item.length + count) for item, count in spans])
+        return torch.cat([torch.arange(item.length, item.length + n, device=self._device) for item, n in spans])
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         outs, start = [], 0
@@ -159,8 +159,9 @@ class DenseAttention:
         window = self._config.layers[layer].window
         mask = None
         if count > 1 or (window is not None and past + count > window):
-            distance = torch.arange(past, past + count)[:, None] - torch.arange(past + count)
-            mask = ((distance >= 0) if window is None else (distance >= 0) & (distance < window)).to(q.device)
+            places = torch.arange(past + count, device=q.device)
+            distance = places[past:, None] - places
+            mask = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
         out = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None],
             keys[None],

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coldstream.model.parameter import Parameter, Unit
+from coldstream.model.staging import Staging
 
 
 class Linear(Protocol):
@@ -71,11 +72,16 @@ class Table(Protocol):
 class DenseTable:
     """A `Table` in float32 or bfloat16: one matrix for both uses."""
 
-    def __init__(self, features: int, rows: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        self._linear = DenseLinear(features, (rows,), bias=False, dtype=dtype, device=device)
+    def __init__(
+        self, features: int, rows: int, *, dtype: torch.dtype, device: torch.device, staging: Staging | None = None
+    ) -> None:
+        self._linear = DenseLinear(
+            features, (rows,), bias=False, dtype=dtype, device=device, staging=staging, is_needed=False
+        )
 
     def use(self, *, looked_up: bool, multiplied: bool) -> None:
-        """One matrix serves whatever it is used for."""
+        if looked_up or multiplied:
+            self._linear.stand_up()
 
     def parameter(self, name: str, unit: Unit) -> Parameter:
         return Parameter(name, (self._linear.sizes[0], self._linear.in_features), unit, partial(self._linear.fill, 0))
@@ -88,12 +94,25 @@ class DenseTable:
 
 
 class DenseLinear:
-    """float32 or bfloat16 weights, multiplied in their own dtype."""
+    """float32 or bfloat16 weights, multiplied in their own dtype.
+
+    On a GPU the matrix has its memory before its bytes, so that what is free there is free for good; they get there
+    through `staging`. `is_needed` False: once `stand_up` says so.
+    """
 
     def __init__(
-        self, in_features: int, sizes: Sequence[int], *, bias: bool, dtype: torch.dtype, device: torch.device
+        self,
+        in_features: int,
+        sizes: Sequence[int],
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        staging: Staging | None = None,
+        is_needed: bool = True,
     ) -> None:
         self.in_features = in_features
+        self._staging = staging
         self.sizes = tuple(sizes)
         self._dtype = dtype
         self._device = device
@@ -101,6 +120,16 @@ class DenseLinear:
         self._joint: Tensor | None = None
         self._converted = [False] * len(self.sizes)
         self._bias = torch.zeros(sum(self.sizes), dtype=dtype, device=device) if bias else None
+        if is_needed:
+            self.stand_up()
+
+    def stand_up(self) -> None:
+        """Take the memory on a GPU; on a CPU it is taken as bytes land, or never, where they are aliased."""
+        if self._device.type != "cpu":
+            self._joint = self._empty()
+
+    def _empty(self) -> Tensor:
+        return torch.empty(sum(self.sizes), self.in_features, dtype=self._dtype, device=self._device)
 
     @property
     def has_bias(self) -> bool:
@@ -114,15 +143,18 @@ class DenseLinear:
         return self._parts[0]
 
     def fill(self, part: int, weight: Tensor) -> None:
-        if weight.dtype == self._dtype and weight.device == self._device:
+        if self._device.type == "cpu" and weight.dtype == self._dtype and weight.device == self._device:
             self._parts[part], self._converted[part] = weight, False
             if not any(self._converted):
                 self._joint = None
             return
         if self._joint is None:
-            self._joint = torch.empty(sum(self.sizes), self.in_features, dtype=self._dtype, device=self._device)
+            self._joint = self._empty()
         rows = self._joint[self._start(part) : self._start(part) + self.sizes[part]]
-        rows.copy_(weight)
+        if self._staging is not None and weight.device.type == "cpu":
+            self._staging.copy(rows, weight)
+        else:
+            rows.copy_(weight)
         self._parts[part], self._converted[part] = rows, True
 
     def fill_bias(self, part: int, bias: Tensor) -> None:

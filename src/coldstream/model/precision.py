@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from coldstream.errors import UnsupportedConfig
 from coldstream.host.cpu import CpuFeatures
 from coldstream.settings import Precision
 
@@ -17,7 +18,12 @@ def choose_precision(
     `native` False means the fallback, which has no int8.
 
     int8 is held to a mean KL of 0.02 nats to float32, so auto takes it wherever it is fastest.
+
+    Raises:
+        UnsupportedConfig: int8 was asked for on another device than the CPU.
     """
+    if wanted == "int8" and device != "cpu":
+        raise UnsupportedConfig(f"precision int8 runs on the CPU; on {device} use bfloat16")
     if wanted != "auto":
         return wanted, "asked for"
     if device == "cpu" and not native:

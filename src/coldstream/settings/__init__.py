@@ -19,12 +19,14 @@
 Standard library only: this is read before anything else is imported.
 """
 
+from coldstream.settings.command_line import check_device as check_device
 from coldstream.settings.command_line import check_precision as check_precision
 from coldstream.settings.command_line import check_weights as check_weights
 from coldstream.settings.file import load as load
 from coldstream.settings.file import port_from_environment as port_from_environment
 from coldstream.settings.schema import DEFAULT_PORT as DEFAULT_PORT
 from coldstream.settings.schema import DeploySettings as DeploySettings
+from coldstream.settings.schema import Device as Device
 from coldstream.settings.schema import EngineSettings as EngineSettings
 from coldstream.settings.schema import ImageSettings as ImageSettings
 from coldstream.settings.schema import InputKind as InputKind

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coldstream.settings.parse import fit
-from coldstream.settings.schema import Precision, WeightsFrom
+from coldstream.settings.schema import Device, Precision, WeightsFrom
 
 
 def check_precision(text: str) -> Precision:
@@ -14,6 +14,16 @@ def check_precision(text: str) -> Precision:
     """
     precision: Precision = fit(text, Precision, "--precision")
     return precision
+
+
+def check_device(text: str) -> Device:
+    """A device's name as given on the command line.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    device: Device = fit(text, Device, "--device")
+    return device
 
 
 def check_weights(text: str) -> WeightsFrom:

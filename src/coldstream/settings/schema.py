@@ -11,6 +11,7 @@ from coldstream.settings.key import key
 from coldstream.settings.template import template_variables
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
+Device = Literal["auto", "cpu", "cuda"]
 WeightsFrom = Literal["index", "file"]
 InputKind = Literal["text", "choice", "image"]
 
@@ -66,6 +67,7 @@ class ModelSettings:
 
     name: str
     uri: str = key("a folder: gs://, s3://, az://, https://, file:// or a path", example='"gs://my-bucket/my-model"')
+    device: Device = key("cuda is a GPU or an error; auto takes one where torch can use it, and says why", "auto")
     precision: Precision = key("auto, float32, bfloat16 or int8", "auto")
     weights: WeightsFrom = key("what is taken where an index lies beside a whole model.safetensors", "index")
     control_tokens: Literal["text", "keep"] = key(
