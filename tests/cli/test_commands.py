@@ -38,6 +38,7 @@ MAY_BE_IMPORTED = {
     "annotated_doc",
     "click",
     "coldstream",
+    "cython_runtime",
     "shellingham",
     "google_crc32c",
     "httptools",
