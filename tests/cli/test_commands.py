@@ -48,6 +48,7 @@ MAY_BE_IMPORTED = {
     "annotated_doc",
     "click",
     "coldstream",
+    "cython_runtime",
     "shellingham",
     "google_crc32c",
     "httptools",

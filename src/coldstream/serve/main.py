@@ -161,13 +161,9 @@ class ServerProcess:
         surface = Surface(self.startup, state, metrics, environ=os.environ)
         server = HttpServer(surface, listener, refused=surface.refused, hanging_up=_HANGING_UP)
         with self._signals(self._loop):
-            port = listener.getsockname()[1]
             serving = asyncio.create_task(server.serve())
             await server.answers.wait()
-            self._timeline.mark("answers")
-            self.startup.begin()
-            self._has_begun = True
-            watch(self.startup, port)
+            self._begin(listener.getsockname()[1], watch)
             application = asyncio.create_task(asyncio.to_thread(self._application, state, metrics))
             application.add_done_callback(lambda task: self._open(surface, task))
             if self._early.was_asked:
@@ -178,6 +174,12 @@ class ServerProcess:
             server.should_exit = True
             await serving
             self._loop = None
+
+    def _begin(self, port: int, watch: Callable[[Startup, int], None]) -> None:
+        self._timeline.mark("answers")
+        self.startup.begin()
+        self._has_begun = True
+        watch(self.startup, port)
 
     def _application(self, state: ServerState, metrics: Metrics) -> tuple[ASGIApp, Tracing | None]:
         with self._timeline.span("import FastAPI, build the application"):
