@@ -10,6 +10,7 @@ from coldstream.engine.template import ChatTemplate
 from coldstream.engine.tokenizer import Tokenizer
 from coldstream.errors import InvalidRequest, TokenizerError
 from tests.engine.parts import EOS, VOCAB, make_tokenizer, tokenizer_files
+from tests.engine.test_added_tokens import byte_fallback, byte_level
 
 MESSAGES = [{"role": "user", "content": " hi <there> "}]
 
@@ -123,3 +124,12 @@ def test_a_templates_own_words_reach_the_caller() -> None:
 def test_a_template_that_would_not_end_or_escape_is_stopped(text: str) -> None:
     with pytest.raises(InvalidRequest):
         render(text)
+
+
+def test_tokens_of_a_text_begin_where_its_characters_are() -> None:
+    tokenizer = Tokenizer.load({"tokenizer.json": byte_fallback().to_str().encode()})
+    assert len(tokenizer.encode("a 안b")) == 7
+    assert tokenizer.offsets("a 안b") == [0, 0, 1, 2, 2, 2, 3]  # <bos> is not in the text
+    assert tokenizer.offsets("") == [0]
+    level = Tokenizer.load({"tokenizer.json": byte_level().to_str().encode()})
+    assert level.offsets("é!<bos>x") == [0, 0, 1, 2, 7]

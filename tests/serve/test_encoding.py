@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coldstream.engine.tokenizer import Tokenizer
 from coldstream.errors import PromptTooLong
+from coldstream.serve.openai.completions import _places
 from tests.engine.parts import tokenizer_files
 from tests.serve.scripted import LetterTokenizer, ScriptedModel
 
@@ -71,3 +75,14 @@ def test_a_tokenizer_refuses_what_its_context_cannot_hold_whatever_has_made_the_
     assert tokenizer.encode("a" * 10 * longest)
     with pytest.raises(PromptTooLong, match="at most"):
         tokenizer.encode("a" * (10 * longest + 1))
+
+
+@given(st.lists(st.sampled_from(["a", " ", "안", "🙂"]), min_size=1, max_size=8).map("".join), st.data())
+def test_tokens_of_given_ids_begin_where_their_text_has_them(text: str, data: st.DataObject) -> None:
+    spelled = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(spelled)))))
+    parts = [spelled[start:end] for start, end in pairwise((0, *cuts, len(spelled))) if end > start]
+    places = _places(parts, text)
+    for place, part in zip(places, accumulate(parts, initial=b""), strict=False):
+        assert text[:place] == part.decode(errors="ignore")
+    assert _places([b" a", b"b"], "ab") == [0, 1]  # a decoder took the first blank away

@@ -476,3 +476,17 @@ async def test_a_format_and_a_forced_call_exclude_each_other(serve, engine, clie
         await client(served).chat.completions.create(
             model="default", messages=HI, tools=TOOLS, tool_choice="required", response_format={"type": "json_object"}
         )
+
+
+async def test_tags_of_calls_that_are_control_tokens_are_shown_where_there_are_tools(serve, engine) -> None:
+    tokenizer = LetterTokenizer(tools=True)
+    tokenizer.special_texts = {"<tool_call>": 7, "</tool_call>": 8, "<eos>": 9}
+    used = engine('Well. <tool_call>{"name": "f", "arguments": {}}</tool_call>')
+    served = await serve(ScriptedModel(used, tokenizer=tokenizer))
+    body = {"model": "default", "messages": [{"role": "user", "content": "hi"}]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    answer = (await served.client.post("/v1/chat/completions", json={**body, "tools": tools})).json()["choices"][0]
+    assert answer["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    assert (answer["message"]["content"], answer["finish_reason"]) == ("Well. ", "tool_calls")
+    await served.client.post("/v1/chat/completions", json=body)
+    assert [request.sampling.shown_tokens for request in used.submitted] == [{7, 8}, frozenset()]
