@@ -50,6 +50,13 @@ def test_a_text_config_inside_does_not_hide_an_outer_untied_head() -> None:
     assert not ModelConfig.from_json(GEMMA_4B | {"tie_word_embeddings": False}).tied
 
 
+def test_what_stands_inside_of_text_config_ties_nothing_but_has_to_be_sound() -> None:
+    inner = GEMMA_4B["text_config"]
+    assert ModelConfig.from_json(GEMMA_4B | {"text_config": inner | {"tie_word_embeddings": False}}).tied
+    with pytest.raises(UnsupportedConfig, match="tie_word_embeddings"):
+        ModelConfig.from_json(GEMMA_4B | {"text_config": inner | {"tie_word_embeddings": None}})
+
+
 def test_both_spellings_of_gemma_s_layers_agree() -> None:
     pattern = ModelConfig.from_json(GEMMA | {"sliding_window_pattern": 3})
     types = (["sliding_attention"] * 2 + ["full_attention"]) * 4

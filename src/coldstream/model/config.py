@@ -133,7 +133,7 @@ def _gemma3_nested(config: Mapping[str, Any]) -> ModelConfig:
         raise text.wrong("model_type", "can only be gemma3_text in a gemma3")
     if not text.is_null("final_logit_softcapping"):
         raise text.wrong("final_logit_softcapping", "has no effect in Gemma3ForConditionalGeneration; remove it")
-    # the outer one is what transformers obeys; null is false there
+    text.flag("tie_word_embeddings")  # of no effect, but checked: the outer one is obeyed, and null is false there
     tied = not outer.is_null("tie_word_embeddings") and outer.flag("tie_word_embeddings")
     return _gemma3("Gemma3ForConditionalGeneration", text, tied=tied, softcap=None)
 
@@ -340,11 +340,11 @@ def _llama_windows(fields: Fields, member: LlamaMember) -> tuple[int | None, ...
 
 
 def _qwen_layer_types(fields: Fields) -> tuple[str, ...]:
-    if not fields.is_null("layer_types"):
-        return _layer_types(fields)
     first = fields.value("max_window_layers")
     if isinstance(first, bool) or not isinstance(first, int):
         raise fields.wrong("max_window_layers", "must be a whole number")
+    if not fields.is_null("layer_types"):
+        return _layer_types(fields)
     slides = fields.flag("use_sliding_window") and not fields.is_null("sliding_window")
     return tuple(
         _SLIDING if slides and i >= first else _FULL for i in range(fields.whole("num_hidden_layers", most=MOST_LAYERS))
