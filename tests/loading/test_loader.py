@@ -191,3 +191,19 @@ async def test_a_load_that_is_cancelled_ends_its_requests_and_leaves_nothing_beh
     context.threads.join(30)
     assert not threads_left()
     assert not children()
+
+
+async def test_a_load_that_is_cancelled_while_its_tokenizer_is_built_does_not_start_its_process_again(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    write(tmp_path, tiny, apart)
+    for _ in range(3):
+        context = LoadContext.of_one("m", SETTINGS)
+        task = asyncio.create_task(load(ModelSettings("m", str(tmp_path)), SETTINGS, context=context))
+        async with asyncio.timeout(60):
+            while not any(span.name == "tokenizer files" for span in context.timeline.spans()):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait({task})
+        assert not threads_left()
+        assert not children()

@@ -216,10 +216,15 @@ class LoadSteps:
         for hear in reversed(self._when_failed):
             hear(error)
         self._threads.end()
-        if not self._is_given:
-            self._threads.begin("close", self._closing.close)  # it waits for the tokenizer's process
         if join:
-            await self._threads.run("join", self._threads.join)
+            await self._threads.run("close", self._close)
+        else:
+            self._threads.begin("close", self._close)
+
+    def _close(self) -> None:
+        self._threads.join()  # first: a thread that still asks the tokenizer's process would start it again
+        if not self._is_given:
+            self._closing.close()
 
     async def _prove(self, loaded: LoadedModel) -> None:
         """On a GPU: one token, so that a model that cannot answer there is not called ready. No answer waits for it.
