@@ -80,7 +80,7 @@ def grants(path: str) -> tuple[int, Mapping[str, Any]]:
 async def read_with(storage: GoogleServer, environ: Mapping[str, str]) -> int:
     """The number of tensors that can be read."""
     everything = {"HOME": "/nonexistent", "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": storage.url, **environ}
-    store = open_store(Location.parse(URI), environ=everything)
+    store = open_store(Location.parse(URI), environ=everything, patience=0.1)
     checkpoint = await open_checkpoint_async(URI, store=store, retry=FAST)
     return len(checkpoint.tensors)
 

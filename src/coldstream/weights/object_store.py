@@ -1,11 +1,10 @@
-"""S3, Azure and web servers behind the `Store` seam: obstore lists, pins and signs; its errors are mapped here, once.
+"""S3 and Azure behind the `Store` seam: obstore lists, pins and signs; its errors are mapped here, once.
 
 Bytes are read over our own wire (wire.py), where there is an address that anybody may read; else by obstore.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
@@ -22,31 +21,30 @@ from obstore.exceptions import (
 )
 
 from coldstream.errors import BadResponse, ObjectNotFound
-from coldstream.weights.answers import RETRIED, changed, denied, ignores_ranges, range_of, refusal
+from coldstream.weights.answers import (
+    RETRIED,
+    changed,
+    check_version,
+    denied,
+    encoded,
+    ignores_ranges,
+    refusal,
+    settled,
+    strong,
+)
+from coldstream.weights.reason import reason_in
 from coldstream.weights.store import Interrupted, OnLanded, Pin
 from coldstream.weights.uri import Location
+from coldstream.weights.web_store import read_over
 from coldstream.weights.wire import Wire
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
-    from obstore.store import HTTPStore, ObjectStore, S3Store
+    from obstore.store import ObjectStore, S3Store
 
 _STATUS = re.compile(r"status code: (\d{3})")
 # How long a signed address is good for: as long as the longest read.
 _SIGNED = timedelta(hours=1)
-
-WELL_KNOWN = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 
 
 class ObjectStoreAdapter:
@@ -75,7 +73,7 @@ class ObjectStoreAdapter:
         """See `Store.read_into`."""
         where = self.location.child(pin.name)
         options: GetOptions = {"range": (start, start + target.nbytes)}
-        if pin.etag:
+        if strong(pin.etag):
             options["if_match"] = pin.etag
         with _mapped(where):
             result = await obstore.get_async(self._store, self._path(pin.name), options=options)
@@ -87,22 +85,23 @@ class ObjectStoreAdapter:
 
     def _check_reply(self, pin: Pin, start: int, end: int, result: GetResult) -> None:
         where = self.location.child(pin.name)
-        if not self._same_version(pin, result.meta):
+        meta = result.meta
+        if meta["size"] != pin.size:
             raise changed(where)
+        check_version(pin, where, etag=meta["e_tag"], modified=meta["last_modified"])
         if tuple(result.range) != (start, end):
             raise BadResponse(
                 f"{where}: asked for bytes {start}-{end}, the answer is {result.range}; use another server"
             )
-
-    def _same_version(self, pin: Pin, meta: ObjectMeta) -> bool:
-        etag = meta["e_tag"]
-        return meta["size"] == pin.size and (not pin.etag or not etag or etag == pin.etag)
+        if result.attributes.get("Content-Encoding") not in (None, "identity", "aws-chunked"):
+            raise encoded(where)
 
     def _path(self, name: str) -> str:
         return self.location.child(name).path.lstrip("/")
 
     def _pinned(self, meta: ObjectMeta, name: str | None = None) -> Pin:
-        return Pin(name or meta["path"].rpartition("/")[2], meta["size"], etag=meta["e_tag"])
+        date = settled(meta["last_modified"])
+        return Pin(name or meta["path"].rpartition("/")[2], meta["size"], etag=meta["e_tag"], modified=date)
 
 
 class S3(ObjectStoreAdapter):
@@ -117,43 +116,11 @@ class S3(ObjectStoreAdapter):
         """See `Store.read_into`."""
         with _mapped(self.location):
             url = await obstore.sign_async(self._s3, "GET", self._path(pin.name), _SIGNED)
-        await _over(self._wire, url, pin, start, target, landed, self.location.child(pin.name))
+        await read_over(self._wire, url, pin, start, target, landed, self.location.child(pin.name))
 
     def close_idle(self) -> None:
         """See `Store.close_idle`."""
         self._wire.close_idle()
-
-
-class WebStore(ObjectStoreAdapter):
-    """A folder on a web server: it cannot list, so it is asked for what a checkpoint may have."""
-
-    def __init__(self, location: Location, store: HTTPStore, wire: Wire) -> None:
-        super().__init__(location, store)
-        self._wire = wire
-
-    async def list(self) -> Mapping[str, Pin]:
-        """See `Store.list`."""
-        pins = await asyncio.gather(*(self.pin(name) for name in WELL_KNOWN))
-        return {pin.name: pin for pin in pins if pin is not None}
-
-    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
-        """See `Store.read_into`."""
-        where = self.location.child(pin.name)
-        await _over(self._wire, str(where), pin, start, target, landed, where)
-
-    def close_idle(self) -> None:
-        """See `Store.close_idle`."""
-        self._wire.close_idle()
-
-
-async def _over(
-    wire: Wire, url: str, pin: Pin, start: int, target: memoryview, landed: OnLanded, where: Location
-) -> None:
-    end = start + target.nbytes
-    headers = {"Range": f"bytes={start}-{end - 1}"}
-    if pin.etag:
-        headers["If-Match"] = pin.etag
-    await wire.get(url, headers, target, range_of(pin, start, end, where, version=("etag", pin.etag)), landed)
 
 
 async def _fill(target: memoryview, result: GetResult, landed: OnLanded) -> None:
@@ -181,9 +148,9 @@ def _mapped(where: Location) -> Iterator[None]:
     except PreconditionError as exc:
         raise changed(where) from exc
     except PermissionDeniedError as exc:
-        raise denied(where, 403) from exc
+        raise denied(where, 403, reason_in(str(exc))) from exc
     except UnauthenticatedError as exc:
-        raise denied(where, 401) from exc
+        raise denied(where, 401, reason_in(str(exc))) from exc
     except NotSupportedError as exc:
         raise ignores_ranges(where) from exc
     except BaseError as exc:
@@ -203,9 +170,9 @@ def _generic(exc: BaseError, where: Location) -> Exception:
         code = int(status[1])
         if code in RETRIED or code >= 500:
             return Interrupted(f"HTTP {code}", throttled=code in (429, 503))
-        return refusal(code, where)
+        return refusal(code, where, reason_in(text))
     if "NotPartial" in text:
         return ignores_ranges(where)
     if "Permission denied" in text:
-        return denied(where, 403)
+        return denied(where, 403, reason_in(text))
     return Interrupted(_summary(exc), refused="ConnectionRefused" in text)

@@ -31,7 +31,7 @@ class Location:
         """A URI or a plain path.
 
         Raises:
-            LocationError: the scheme is not supported, or the bucket is missing.
+            LocationError: the scheme is not supported, the bucket is missing, or a folder on the way has no name.
         """
         if not text.strip():
             raise LocationError(f"an empty URI; write {_EXAMPLES}")
@@ -49,7 +49,13 @@ class Location:
         bucket, _, path = rest.partition("/")
         if not bucket:
             raise LocationError(f"{text}: no bucket; write {scheme}://bucket/folder")
-        return cls(cast(Scheme, scheme), bucket, path.strip("/"))
+        if "" in path.removesuffix("/").split("/") and path:
+            clean = "/".join(part for part in path.split("/") if part)
+            raise LocationError(
+                f"{text}: a slash too many; write {scheme}://{bucket}/{clean}, and if the objects' names really hold an"
+                " empty folder, copy them to names without one"
+            )
+        return cls(cast(Scheme, scheme), bucket, path.removesuffix("/"))
 
     def child(self, name: str) -> Location:
         """The object `name` in this folder."""
