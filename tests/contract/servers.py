@@ -127,7 +127,7 @@ class BlobServer(RangeServer):
 
 
 class GoogleServer(RangeServer):
-    """The listing and the media of a Google bucket, for whoever shows the right token (None: anybody); files are BUCKET/NAME."""
+    """Listing, metadata and media of a Google bucket, for those with the right token (None: all): BUCKET/NAME."""
 
     def __init__(self, files: Mapping[str, bytes], *, token: str | None) -> None:
         super().__init__(files)
@@ -138,20 +138,27 @@ class GoogleServer(RangeServer):
         if self.token is not None and handler.headers.get("Authorization") != f"Bearer {self.token}":
             handler.reply(401, {}, b"who are you")
         elif parts.path.startswith("/storage/v1/b/"):
-            bucket = unquote(parts.path.split("/")[4])
-            prefix = f"{bucket}/{parse_qs(parts.query)['prefix'][0]}"
-            found = {
-                path.removeprefix(f"{bucket}/"): data for path, data in self.files.items() if path.startswith(prefix)
-            }
-            items = [self.item(name, data) for name, data in found.items()]
-            handler.reply(200, {"Content-Type": "application/json"}, json.dumps({"items": items}).encode())
+            self.describe(handler, [unquote(part) for part in parts.path.split("/")[4:]], parse_qs(parts.query))
         else:
             super().answer(handler)
 
+    def describe(self, handler: Handler, path: list[str], query: Mapping[str, list[str]]) -> None:
+        """[BUCKET, "o"] lists, [BUCKET, "o", NAME] is one object."""
+        bucket = path[0]
+        if len(path) == 2:
+            prefix = f"{bucket}/{query['prefix'][0]}"
+            found = {key.removeprefix(f"{bucket}/"): data for key, data in self.files.items() if key.startswith(prefix)}
+            answer: Any = {"items": [self.item(name, data, listed=True) for name, data in found.items()]}
+        elif (data := self.files.get(f"{bucket}/{path[2]}")) is not None:
+            answer = self.item(path[2], data, listed=False)
+        else:
+            return handler.reply(404)
+        handler.reply(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
     extra: Mapping[str, str] = {"x-goog-generation": "1"}
 
-    def item(self, name: str, data: bytes) -> dict[str, str]:
-        """As the listing has it."""
+    def item(self, name: str, data: bytes, *, listed: bool) -> dict[str, str]:
+        """What is told of an object, in the listing or by itself."""
         checksum = base64.b64encode(crc32c(memoryview(data)).to_bytes(4, "big")).decode()
         return {"name": name, "size": str(len(data)), "generation": "1", "crc32c": checksum}
 

@@ -19,7 +19,7 @@ from coldstream.weights.open_store import open_store
 from coldstream.weights.retry import RetryPolicy
 from coldstream.weights.stream import StreamOptions, stream
 from coldstream.weights.uri import Location
-from tests.contract.servers import GoogleServer, RangeServer, Handler
+from tests.contract.servers import GoogleServer, Handler, RangeServer
 from tests.weights import files
 
 BEFORE = files.model(layers=2)

@@ -22,8 +22,7 @@ _ASSUMED_START = 3.0
 class LoadState:
     """What is known of one model's load; written by its strands, read by anybody.
 
-    `is_ready`: every byte is there, verified, and the engine runs. `is_wanted`: a request waits for it. `gives_way`:
-    another model answers, and is to have the processor as long as nobody waits for this one.
+    `is_ready`: every byte is there, verified, and the engine runs. `is_wanted`: a request waits for it.
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -34,7 +33,6 @@ class LoadState:
         self.all_landed = False
         self.is_ready = False
         self.is_wanted = False
-        self.gives_way = False
 
     @property
     def phase(self) -> ModelPhase:
@@ -55,11 +53,6 @@ class LoadState:
     def wants_bytes(self) -> bool:
         """Whether tensors are still to come."""
         return not self.all_landed and self.error is None
-
-    @property
-    def is_patient(self) -> bool:
-        """Whether it may rest while others compute."""
-        return self.gives_way and not self.is_wanted
 
     @property
     def rate(self) -> float:

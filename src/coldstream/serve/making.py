@@ -144,7 +144,6 @@ def begin_packing(
     *,
     threads: int | None,
     failed: Callable[[BaseException], None],
-    is_patient: Callable[[], bool],
 ) -> Packing | None:
     """What makes int8 weights of the landed bytes, before torch is there; None where they stay as they are.
 
@@ -159,7 +158,7 @@ def begin_packing(
 
     config = ModelConfig.from_json(checkpoint.config)
     workers = threads or cpu_limit()
-    return Packing(config, checkpoint.tensors.values(), workers=workers, failed=failed, is_patient=is_patient)
+    return Packing(config, checkpoint.tensors.values(), workers=workers, failed=failed)
 
 
 def stand_up(

@@ -97,7 +97,6 @@ class ModelStream:
             plan,
             threads=self._settings.engine.threads,
             failed=self._failed,
-            is_patient=lambda: self._load.is_patient,
         )
         settle(self.opened, checkpoint)
         return plan

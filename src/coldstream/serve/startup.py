@@ -79,8 +79,6 @@ class Startup:
         loading = [model for model in self.models.values() if model.load.phase not in ("ready", "failed")]
         if loading and any(model.is_ready for model in self.models.values()):
             give_way((_STREAM, *(model.loader for model in loading)))
-            for model in loading:
-                model.load.gives_way = True
         self._change.set()
         self._on_change()
 
