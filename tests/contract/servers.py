@@ -129,8 +129,8 @@ class BlobServer(RangeServer):
 class GoogleServer(RangeServer):
     """Listing, metadata and media of a Google bucket, for those with the right token (None: all): BUCKET/NAME."""
 
-    def __init__(self, files: Mapping[str, bytes], *, token: str | None) -> None:
-        super().__init__(files)
+    def __init__(self, files: Mapping[str, bytes], *, token: str | None, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(files, tls=tls)
         self.token = token
 
     def answer(self, handler: Handler) -> None:

@@ -96,6 +96,40 @@ class TestFile(StoreContract):
         with pytest.raises(AccessDenied):
             await read(store, pin, 0, 2)
 
+    async def test_a_link_within_the_folder_is_followed(self, shelf: Shelf, tmp_path: Path) -> None:
+        uri = shelf.folder("links", {"config.json": b"{}", "below/real.json": b"12345"})
+        os.symlink("below/real.json", tmp_path / "links" / "linked.json")
+        os.symlink(tmp_path / "links", tmp_path / "another name")
+        for name in ("links", "another name"):
+            store = store_at(f"file://{tmp_path / name}")
+            pin = (await store.list())["linked.json"]
+            assert bytes(await read(store, pin, 0, 5)) == b"12345"
+        assert uri
+
+    async def test_a_snapshot_of_the_hub_cache_links_to_its_blobs(self, shelf: Shelf, tmp_path: Path) -> None:
+        shelf.folder("models--a--b", {"blobs/0123": b"12345", "refs/main": b"abc"})
+        snapshot = tmp_path / "models--a--b" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        os.symlink("../../blobs/0123", snapshot / "config.json")
+        os.symlink("../../refs/main", snapshot / "other.json")
+        store = store_at(str(snapshot))
+        pins = await store.list()
+        assert bytes(await read(store, pins["config.json"], 0, 5)) == b"12345"
+        with pytest.raises(AccessDenied, match=r"other\.json: is a link to .*refs/main"):
+            await read(store, pins["other.json"], 0, 3)
+
+    async def test_a_link_that_leaves_the_folder_is_not_served(self, shelf: Shelf, tmp_path: Path) -> None:
+        shelf.folder("outside", {"secret": b"12345"})
+        uri = shelf.folder("inside", {"config.json": b"{}"})
+        os.symlink(tmp_path / "outside" / "secret", tmp_path / "inside" / "chat_template.jinja")
+        os.symlink(tmp_path / "outside", tmp_path / "inside" / "sub")
+        store = store_at(uri)
+        for name in ("chat_template.jinja", "sub/secret"):
+            pin = await store.pin(name)
+            assert pin is not None
+            with pytest.raises(AccessDenied, match="outside of the folder"):
+                await read(store, pin, 0, 5)
+
 
 class WebShelf(Shelf):
     def __init__(self, server: RangeServer) -> None:
@@ -191,6 +225,13 @@ class TestAzure(StoreContract):
         return AzureShelf(blob_server)
 
 
+async def test_a_container_without_an_account_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(AccessDenied, match=r"az://models/gemma: .*AZURE_STORAGE_ACCOUNT_NAME"):
+        await open_checkpoint_async("az://models/gemma")
+
+
 class S3Shelf(Shelf):
     """Written with plain HTTP: moto wants a signature's form, not its truth."""
 
@@ -232,6 +273,24 @@ class TestS3(StoreContract):
     def shelf(self, moto: str, monkeypatch: pytest.MonkeyPatch) -> Shelf:
         _s3_environment(moto, monkeypatch)
         return S3Shelf(moto)
+
+    async def test_the_keys_of_a_profile_are_found(
+        self, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        uri = shelf.folder("profile", files.checkpoint(files.model()))
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        keys = tmp_path / "credentials"
+        keys.write_text("[dev]\naws_access_key_id = AK\naws_secret_access_key = SK\n")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
+        monkeypatch.setenv("AWS_PROFILE", "dev")
+        assert len((await open_checkpoint_async(uri)).tensors) == len(files.model())
+
+    async def test_a_profile_that_is_not_there_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+        monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+        with pytest.raises(AccessDenied, match=r"s3://models/gemma: .*no-such-profile.*could not be found"):
+            await open_checkpoint_async("s3://models/gemma")
 
 
 class TestRclone:

@@ -112,6 +112,23 @@ async def test_an_answer_that_is_none(answer: bytes) -> None:
         await answered(answer)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n" + bytes(1001),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + (b"300\r\n" + bytes(768) + b"\r\n") * 2
+        + b"0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n",
+        b"HTTP/1.0 200 OK\r\n\r\n" + bytes(5000),
+    ],
+)
+async def test_a_body_that_is_too_long_is_not_kept(answer: bytes) -> None:
+    async with serving(answer) as server:
+        with pytest.raises(HttpFailure, match="longer than 1000 bytes"):
+            await http.request(server.url, limit=1000)
+
+
 async def test_silence_ends_in_time() -> None:
     async with serving(b"", silent=True) as server:
         with pytest.raises(HttpFailure, match=r"no answer in 0\.05 s"):

@@ -180,7 +180,7 @@ def _external_account(info: dict[str, Any]) -> Any:
 def _workforce(info: dict[str, Any]) -> Any:
     from google.auth import external_account_authorized_user
 
-    return external_account_authorized_user.Credentials.from_info(info, scopes=[SCOPE])  # type: ignore[no-untyped-call]
+    return external_account_authorized_user.Credentials.from_info(info)  # type: ignore[no-untyped-call]
 
 
 _KINDS = {
