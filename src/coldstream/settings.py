@@ -144,11 +144,16 @@ class ImageSettings:
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """How bytes are fetched. None lets the plan choose."""
+    """How bytes are fetched. None lets the plan choose.
+
+    `verify`: "published" checks every file whose store publishes a checksum, and says which has none; "required"
+    refuses those.
+    """
 
     max_bytes_in_flight: int | None = None
     concurrency: int | None = None
     deadline: float = 1800.0
+    verify: Literal["published", "required"] = "published"
 
 
 @dataclass(frozen=True, slots=True)

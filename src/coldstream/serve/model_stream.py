@@ -79,6 +79,7 @@ class ModelStream:
             max_bytes_in_flight=load.max_bytes_in_flight or (_CONVERTED_AHEAD if plan.converts else None),
             concurrency=load.concurrency,
             retry=retry,
+            verify="required" if load.verify == "required" else True,
         )
         files = asyncio.create_task(self._fetch_files(checkpoint))
         try:

@@ -121,7 +121,7 @@ class _Transport:
         try:
             response = asyncio.run(sent)
         except http.HttpFailure as exc:
-            raise TransportError(str(exc)) from exc
+            raise TransportError(str(exc)) from exc  # type: ignore[no-untyped-call]
         return _Answer(response.status, response.headers, response.body)
 
 

@@ -151,7 +151,7 @@ class GoogleStore:
                 if pin.name:
                     pins[pin.name] = pin
             if not page.get("nextPageToken"):
-                return pins | await self._with_checksums(pins)
+                return {**pins, **await self._with_checksums(pins)}
             query["pageToken"] = page["nextPageToken"]
 
     async def _with_checksums(self, pins: Mapping[str, Pin]) -> Mapping[str, Pin]:
