@@ -105,13 +105,13 @@ def _has_profile(environ: Mapping[str, str]) -> bool:
 
 
 def _of_profile(location: Location, environ: Mapping[str, str], client: ClientConfig, retry: RetryConfig) -> S3Store:
-    import boto3
+    import boto3.session
     from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store
 
     try:
-        session = boto3.Session(profile_name=environ.get("AWS_PROFILE"))
+        session = boto3.session.Session(profile_name=environ.get("AWS_PROFILE"))  # type: ignore[no-untyped-call]
         region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or session.region_name
         provider = Boto3CredentialProvider(session)
     except (BotoCoreError, ValueError) as exc:
