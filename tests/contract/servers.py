@@ -117,7 +117,7 @@ class BlobServer(RangeServer):
                 continue
             blobs.append(
                 f"<Blob><Name>{escape(name)}</Name><Properties><Last-Modified>{formatdate(0, usegmt=True)}"
-                f"</Last-Modified><Etag>&quot;{hashlib.md5(data).hexdigest()}&quot;</Etag>"
+                f"</Last-Modified><Etag>{hashlib.md5(data).hexdigest()}</Etag>"
                 f"<Content-Length>{len(data)}</Content-Length><Content-Type>application/octet-stream</Content-Type>"
                 "<BlobType>BlockBlob</BlobType></Properties></Blob>"
             )

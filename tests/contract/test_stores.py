@@ -14,12 +14,15 @@ import pytest
 import trustme
 
 from coldstream.demo.bucket import LocalBucket
+from coldstream.engine.tokenizer_files import TOKENIZER_FILES
 from coldstream.errors import AccessDenied, BadResponse, LocationError, ObjectNotFound, StoreError
+from coldstream.model.image_processor import PROCESSOR_FILES
 from coldstream.weights.checkpoint import open_checkpoint_async
 from coldstream.weights.open_store import open_store
 from coldstream.weights.retry import RetryPolicy
 from coldstream.weights.store import read
 from coldstream.weights.uri import Location
+from coldstream.weights.web_store import WELL_KNOWN
 from tests.contract.servers import BlobServer, RangeServer, free_port, program, spawn, stop
 from tests.contract.store_contract import Shelf, StoreContract, store_at
 from tests.weights import files
@@ -194,6 +197,10 @@ class TestHttp(StoreContract):
     async def test_a_shard_that_no_listing_could_have_is_asked_for(self, shelf: Shelf) -> None:
         uri = shelf.folder("sharded", files.checkpoint(files.model(), shards=4))
         assert len((await open_checkpoint_async(uri)).shards) == 4
+
+
+def test_a_web_server_is_asked_for_every_file_that_serving_reads() -> None:
+    assert {*TOKENIZER_FILES, *PROCESSOR_FILES} <= set(WELL_KNOWN)
 
 
 class AzureShelf(Shelf):

@@ -64,6 +64,13 @@ async def test_status_headers_and_body() -> None:
     assert (response.status, response.body, response.headers["x-odd"]) == (206, b"abc", "a: b")
 
 
+async def test_what_comes_before_an_answer_is_none() -> None:
+    response = await answered(
+        b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"
+    )
+    assert (response.status, "link" in response.headers) == (204, False)
+
+
 async def test_a_status_without_a_reason() -> None:
     assert (await answered(b"HTTP/1.1 204\r\nContent-Length: 0\r\n\r\n")).status == 204
 
@@ -98,6 +105,8 @@ async def test_what_is_sent() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Le",
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabcde\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0_5\r\nabcde\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
         b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
@@ -119,7 +128,6 @@ async def test_an_answer_that_is_none(answer: bytes) -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         + (b"300\r\n" + bytes(768) + b"\r\n") * 2
         + b"0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n",
         b"HTTP/1.0 200 OK\r\n\r\n" + bytes(5000),
     ],
 )

@@ -68,7 +68,7 @@ def check_version(pin: Pin, where: Location, *, etag: str | None, modified: date
         ObjectChanged: it is another version.
         BadResponse: nothing says which version it is.
     """
-    if pin.etag and etag and etag.removeprefix("W/") != pin.etag.removeprefix("W/"):
+    if pin.etag and etag and _opaque(etag) != _opaque(pin.etag):
         raise changed(where)
     if strong(pin.etag) and strong(etag):
         return
@@ -83,14 +83,24 @@ def strong(etag: str | None) -> bool:
     return bool(etag) and not (etag or "").startswith("W/")
 
 
+def etag_of(text: str | None) -> str | None:
+    """As If-Match wants it: Azure's listing, and those of some S3 gateways, leave the quotes out."""
+    return text if not text or text.startswith(('"', "W/")) else f'"{text}"'
+
+
+def _opaque(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
+
+
 def modified(headers: Mapping[str, str]) -> datetime | None:
     """Last-Modified (UTC)."""
     return http.date(headers.get("last-modified", ""))
 
 
 def settled(moment: datetime | None, *, now: datetime | None = None) -> datetime | None:
-    """The date, when it is old enough to name a version."""
-    return moment if moment is not None and (now or datetime.now(UTC)) - moment >= SETTLED else None
+    """The date, when it is old enough to name a version; by the server's clock (`now`) as well, where that is known."""
+    here = datetime.now(UTC)
+    return moment if moment is not None and min(here, now or here) - moment >= SETTLED else None
 
 
 def unpinned(where: Location, why: str) -> BadResponse:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from coldstream.weights.network import Network, Proxy
 MAX_BODY = 64 * 1024 * 1024
 MAX_HEAD = 64 * 1024
 TIMEOUT = 30.0
+_HEX = re.compile(rb"[0-9a-fA-F]{1,16}")
 
 
 class HttpFailure(Exception):
@@ -112,6 +114,8 @@ async def _exchange(request: _Request, proxy: Proxy | None, context: ssl.SSLCont
         writer.write(request.encoded(proxy))
         await writer.drain()
         head = parse_head(await reader.readuntil(b"\r\n\r\n"))
+        while head.status < 200:  # RFC 9110, section 15.2; as many as come in time
+            head = parse_head(await reader.readuntil(b"\r\n\r\n"))
         return replace(head, body=b"" if request.method == "HEAD" else await _body(reader, head, request.limit))
     finally:
         writer.close()
@@ -186,11 +190,23 @@ async def _body(reader: asyncio.StreamReader, head: Response, limit: int) -> byt
 async def _chunks(reader: asyncio.StreamReader, limit: int) -> bytes:
     """RFC 9112, section 7.1."""
     body = bytearray()
-    while size := int((await reader.readline()).split(b";")[0], 16):
-        _check_length(len(body) + size if size > 0 else limit + 1, limit)
+    while size := chunk_size(await reader.readline()):
+        _check_length(len(body) + size, limit)
         body += await reader.readexactly(size)
         await reader.readexactly(2)
     return bytes(body)
+
+
+def chunk_size(line: bytes) -> int:
+    """From the line before a chunk.
+
+    Raises:
+        ValueError: it has none.
+    """
+    digits = line.partition(b";")[0].strip()
+    if not _HEX.fullmatch(digits):
+        raise ValueError(f"a chunk without a size: {line[:80]!r}")
+    return int(digits, 16)
 
 
 async def _until_the_end(reader: asyncio.StreamReader, limit: int) -> bytes:

@@ -51,7 +51,7 @@ class Network:
         return self.environ.get("SSL_CERT_FILE") or None
 
     def proxy_to(self, url: str) -> Proxy | None:
-        """The proxy for a URL; None: go there directly.
+        """The proxy for a URL; None: go there directly, as always to this machine itself.
 
         Raises:
             SettingsError: the variable is no http:// address.
@@ -59,7 +59,11 @@ class Network:
         parts = urlsplit(url)
         name = f"{parts.scheme}_proxy"
         value = self._get(name) or self._get("all_proxy")
-        if not value or _is_excepted(parts.hostname or "", parts.port, self._get("no_proxy")):
+        if (
+            not value
+            or _is_here(parts.hostname or "")
+            or _is_excepted(parts.hostname or "", parts.port, self._get("no_proxy"))
+        ):
             return None
         return _parsed(value, name)
 
@@ -78,6 +82,10 @@ def _parsed(value: str, name: str) -> Proxy:
     user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     basic = f"Basic {b64encode(user.encode()).decode()}" if parts.username is not None else None
     return Proxy(parts.hostname, port, basic)
+
+
+def _is_here(host: str) -> bool:
+    return host == "localhost" or _is_in_network(host, "127.0.0.0/8") or host == "::1"
 
 
 def _is_excepted(host: str, port: int | None, no_proxy: str) -> bool:

@@ -27,6 +27,7 @@ from coldstream.weights.answers import (
     check_version,
     denied,
     encoded,
+    etag_of,
     ignores_ranges,
     refusal,
     settled,
@@ -101,7 +102,7 @@ class ObjectStoreAdapter:
 
     def _pinned(self, meta: ObjectMeta, name: str | None = None) -> Pin:
         date = settled(meta["last_modified"])
-        return Pin(name or meta["path"].rpartition("/")[2], meta["size"], etag=meta["e_tag"], modified=date)
+        return Pin(name or meta["path"].rpartition("/")[2], meta["size"], etag=etag_of(meta["e_tag"]), modified=date)
 
 
 class S3(ObjectStoreAdapter):

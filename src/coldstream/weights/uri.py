@@ -38,6 +38,8 @@ class Location:
         if "\0" in text:
             raise LocationError(f"{text!r}: a URI cannot hold a zero byte")
         if "://" not in text:
+            if text.partition(":")[0] in _SCHEMES and ":" in text:
+                raise LocationError(f"{text}: two slashes belong behind the colon; write {_EXAMPLES}")
             return cls("file", "", os.path.abspath(os.path.expanduser(text)))
         scheme, _, rest = text.partition("://")
         if scheme not in _SCHEMES:

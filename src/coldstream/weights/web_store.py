@@ -53,7 +53,7 @@ class WebStore:
         length = response.headers.get("content-length", "")
         if not length.isdecimal():
             raise BadResponse(f"{where}: the server does not say how long it is (Content-Length); use another server")
-        date = settled(modified(response.headers))
+        date = settled(modified(response.headers), now=http.date(response.headers.get("date", "")))
         return Pin(name, int(length), etag=response.headers.get("etag"), modified=date)
 
     async def _head(self, url: str) -> http.Response:

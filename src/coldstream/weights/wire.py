@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from coldstream.errors import BadResponse
-from coldstream.weights.http import Response, check_tunnel, parse_head
+from coldstream.weights.http import Response, check_tunnel, chunk_size, parse_head
 from coldstream.weights.memory import steps
 from coldstream.weights.network import Network, Proxy
 from coldstream.weights.readers import Readers
@@ -356,8 +356,8 @@ class _Source:
 def _unchunk(source: _Source, target: memoryview) -> None:
     """RFC 9112, section 7.1."""
     position = 0
-    while size := int(source.read_line().partition(b";")[0], 16):
-        if size < 0 or position + size > target.nbytes:
+    while size := chunk_size(source.read_line()):
+        if position + size > target.nbytes:
             raise ValueError(f"sent more than the {target.nbytes} bytes that were asked for")
         source.fill(target[position : position + size])
         position += size
