@@ -21,6 +21,7 @@ from coldstream.weights.checkpoint import open_checkpoint_async
 from coldstream.weights.open_store import open_store
 from coldstream.weights.retry import RetryPolicy
 from coldstream.weights.store import read
+from coldstream.weights.stream import stream
 from coldstream.weights.uri import Location
 from coldstream.weights.web_store import WELL_KNOWN
 from tests.contract.servers import BlobServer, RangeServer, free_port, program, spawn, stop
@@ -281,6 +282,33 @@ class TestS3(StoreContract):
         _s3_environment(moto, monkeypatch)
         return S3Shelf(moto)
 
+    async def test_a_public_bucket_is_read_without_credentials_and_this_is_said(
+        self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        contents = files.checkpoint(files.model())
+        uri = shelf.folder("public", contents)
+        for name in contents:
+            _make_public(f"{os.environ['AWS_ENDPOINT_URL']}/models/public/{name}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+        monkeypatch.setenv("HOME", "/nonexistent")
+        checkpoint = await open_checkpoint_async(uri)
+        assert len([landed async for landed in stream(checkpoint)]) == len(files.model())
+        assert [record.message for record in caplog.records if "public" in record.message]
+
+    async def test_no_credentials_and_no_public_bucket(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+        monkeypatch.setenv("HOME", "/nonexistent")
+        with RangeServer() as server:
+            server.answer = lambda handler: handler.reply(403, {}, b"<Error><Code>AccessDenied</Code></Error>")  # type: ignore[method-assign]
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+            says = (
+                "no credentials: none in the environment.*AWS_ACCESS_KEY_ID.*without credentials it says.*AccessDenied"
+            )
+            with pytest.raises(AccessDenied, match=says):
+                await open_checkpoint_async("s3://private/gemma")
+
     async def test_the_keys_of_a_profile_are_found(
         self, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -335,6 +363,13 @@ def _s3_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
+
+
+def _make_public(url: str) -> None:
+    form = "AWS4-HMAC-SHA256 Credential=key/20261129/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=none"
+    headers = {"x-amz-acl": "public-read", "Authorization": form}
+    with urllib.request.urlopen(urllib.request.Request(f"{url}?acl", method="PUT", headers=headers)):
+        pass
 
 
 def _answers(url: str, *, method: str, path: str) -> None:

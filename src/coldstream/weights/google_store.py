@@ -28,7 +28,8 @@ _ENDPOINT_VARIABLE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE"
 _ENDPOINT = "https://storage.googleapis.com"
 # google-auth's variable for the project that pays.
 _PAYER_VARIABLE = "GOOGLE_CLOUD_QUOTA_PROJECT"
-# Objects whose checksum the listing left out, asked for at once.
+# What a load may read; of these, checksums that the listing left out are asked for, so many at once.
+_READ = (".safetensors", ".json", ".jinja")
 _ASKED_AT_ONCE = 32
 
 logger = logging.getLogger("coldstream.weights")
@@ -162,7 +163,8 @@ class GoogleStore:
             async with turn:
                 return await self.pin(name)
 
-        asked = await asyncio.gather(*(ask(name) for name, pin in pins.items() if pin.crc32c is None and pin.size))
+        without = [name for name, pin in pins.items() if pin.crc32c is None and name.endswith(_READ)]
+        asked = await asyncio.gather(*(ask(name) for name in without))
         return {pin.name: pin for pin in asked if pin is not None and pin.generation == pins[pin.name].generation}
 
     async def pin(self, name: str) -> Pin | None:

@@ -6,10 +6,11 @@ Bytes are read over our own wire (wire.py), where there is an address that anybo
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -20,7 +21,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from coldstream.errors import BadResponse, ObjectNotFound
+from coldstream.errors import AccessDenied, BadResponse, ObjectNotFound
 from coldstream.weights.answers import (
     RETRIED,
     changed,
@@ -33,7 +34,8 @@ from coldstream.weights.answers import (
     settled,
     strong,
 )
-from coldstream.weights.reason import reason_in
+from coldstream.weights.credentials import NoCredentials
+from coldstream.weights.reason import reason_in, usual_mend
 from coldstream.weights.store import Interrupted, OnLanded, Pin
 from coldstream.weights.uri import Location
 from coldstream.weights.web_store import read_over
@@ -44,31 +46,61 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore, S3Store
 
 _STATUS = re.compile(r"status code: (\d{3})")
+# Where the clouds' machines ask for their own role's credentials; none is there elsewhere.
+_ROLES = re.compile(r"latest/api/token|latest/meta-data|metadata/identity|//169\.254\.")
 # How long a signed address is good for: as long as the longest read.
 _SIGNED = timedelta(hours=1)
 
+logger = logging.getLogger("coldstream.weights")
+
+_T = TypeVar("_T")
+
 
 class ObjectStoreAdapter:
-    """A folder of an obstore store, pinned by etag."""
+    """A folder of an obstore store, pinned by etag. `public` is the same as it is for callers without credentials."""
 
-    def __init__(self, location: Location, store: ObjectStore) -> None:
+    def __init__(self, location: Location, store: ObjectStore, public: ObjectStore | None = None) -> None:
         self.location = location
         self._store = store
+        self._public = public
+
+    @property
+    def is_public(self) -> bool:
+        """Whether it turned out that there are no credentials, and that none are needed."""
+        return self._store is self._public
 
     async def list(self) -> Mapping[str, Pin]:
         """See `Store.list`."""
-        prefix = self.location.path.strip("/")
-        with _mapped(self.location):
-            result = await obstore.list_with_delimiter_async(self._store, prefix or None)
+        prefix = self.location.path.strip("/") or None
+        result = await self._ask(self.location, lambda store: obstore.list_with_delimiter_async(store, prefix))
         return {pin.name: pin for pin in map(self._pinned, result["objects"])}
 
     async def pin(self, name: str) -> Pin | None:
         """See `Store.pin`."""
+        path = self._path(name)
         try:
-            with _mapped(self.location.child(name)):
-                return self._pinned(await obstore.head_async(self._store, self._path(name)), name)
+            meta = await self._ask(self.location.child(name), lambda store: obstore.head_async(store, path))
         except ObjectNotFound:
             return None
+        return self._pinned(meta, name)
+
+    async def _ask(self, where: Location, ask: Callable[[ObjectStore], Awaitable[_T]]) -> _T:
+        """The answer; without any credentials, the one that anybody gets."""
+        try:
+            with _mapped(where):
+                return await ask(self._store)
+        except NoCredentials as nobody:
+            if self._public is None:
+                raise
+            try:
+                with _mapped(where):
+                    answer = await ask(self._public)
+            except AccessDenied as refused:
+                raise AccessDenied(f"{nobody} (without credentials it says: {refused})") from nobody
+        if not self.is_public:
+            self._store = self._public
+            logger.warning("%s: no credentials here; it is public and is read without", self.location)
+        return answer
 
     async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         """See `Store.read_into`."""
@@ -108,13 +140,15 @@ class ObjectStoreAdapter:
 class S3(ObjectStoreAdapter):
     """A folder of an S3 bucket. A read goes to a signed address, because signing is obstore's and reading is ours."""
 
-    def __init__(self, location: Location, store: S3Store, wire: Wire) -> None:
-        super().__init__(location, store)
+    def __init__(self, location: Location, store: S3Store, public: S3Store, wire: Wire) -> None:
+        super().__init__(location, store, public)
         self._s3 = store
         self._wire = wire
 
     async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         """See `Store.read_into`."""
+        if self.is_public:
+            return await super().read_into(pin, start, target, landed)
         with _mapped(self.location):
             url = await obstore.sign_async(self._s3, "GET", self._path(pin.name), _SIGNED)
         await read_over(self._wire, url, pin, start, target, landed, self.location.child(pin.name))
@@ -166,6 +200,10 @@ def _summary(exc: BaseError) -> str:
 
 def _generic(exc: BaseError, where: Location) -> Exception:
     text = str(exc)
+    if _ROLES.search(text.partition("\n")[0]):
+        return NoCredentials(
+            f"{where}: no credentials: none in the environment, and the machine has no role; {usual_mend(where.scheme)}"
+        )
     status = _STATUS.search(text)
     if status is not None:
         code = int(status[1])
@@ -174,6 +212,4 @@ def _generic(exc: BaseError, where: Location) -> Exception:
         return refusal(code, where, reason_in(text))
     if "NotPartial" in text:
         return ignores_ranges(where)
-    if "Permission denied" in text:
-        return denied(where, 403, reason_in(text))
     return Interrupted(_summary(exc), refused="ConnectionRefused" in text)

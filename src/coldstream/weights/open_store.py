@@ -60,20 +60,23 @@ def open_store(
 def _through_obstore(location: Location, environ: Mapping[str, str], client: ClientConfig, wire: Wire) -> Store:
     # Not for gs://, which is on the way to the first byte: 30 ms.
     from obstore.exceptions import BaseError
-    from obstore.store import AzureStore
+    from obstore.store import AzureStore, S3Store
 
     from coldstream.weights.object_store import S3, ObjectStoreAdapter
 
     retry: RetryConfig = {"max_retries": 0}  # the executor decides when to ask again
     try:
         if location.scheme == "az":
-            return ObjectStoreAdapter(location, AzureStore(location.bucket, client_options=client, retry_config=retry))
+            container = AzureStore(location.bucket, client_options=client, retry_config=retry)
+            public = AzureStore(location.bucket, client_options=client, retry_config=retry, skip_signature=True)
+            return ObjectStoreAdapter(location, container, public)
         bucket = _s3(location, environ, client, retry)
+        unsigned = S3Store(location.bucket, client_options=client, retry_config=retry, skip_signature=True)
     except (BaseError, ValueError) as exc:
         raise AccessDenied(f"{location}: {_first_line(exc)}; {_CONFIGURED[location.scheme]}") from exc
     if environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
         return ObjectStoreAdapter(location, bucket)
-    return S3(location, bucket, wire)
+    return S3(location, bucket, unsigned, wire)
 
 
 _CONFIGURED = {
