@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from coldstream.errors import AccessDenied, BadResponse, ChecksumMismatch
-from coldstream.weights.checkpoint import Checkpoint, open_checkpoint_async
-from coldstream.weights.open_store import open_store
-from coldstream.weights.progress import Progress
-from coldstream.weights.retry import RetryPolicy
-from coldstream.weights.stream import StreamOptions, stream
-from coldstream.weights.uri import Location
-from tests.contract.servers import GoogleServer, Handler
+from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint_async
+from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.open_store import open_store
+from coldstream.weights.transfer.progress import Progress
+from coldstream.weights.transfer.retry import RetryPolicy
+from coldstream.weights.transfer.stream import StreamOptions, stream
 from tests.contract.test_credentials import TokenServer, grants
-from tests.weights import files
+from tests.support import files
+from tests.support.servers import GoogleServer, Handler
 
 URI = "gs://models/model"
 FAST = RetryPolicy(attempts=2, first_delay=0.001)

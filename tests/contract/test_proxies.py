@@ -14,15 +14,15 @@ import pytest
 import trustme
 
 from coldstream.errors import SettingsError, StoreUnavailable
-from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.network import Network
-from coldstream.weights.open_store import open_store
-from coldstream.weights.retry import RetryPolicy
-from coldstream.weights.stream import StreamOptions, stream
-from coldstream.weights.uri import Location
-from tests.contract.servers import GoogleServer, RangeServer
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.network import Network
+from coldstream.weights.stores.open_store import open_store
+from coldstream.weights.transfer.retry import RetryPolicy
+from coldstream.weights.transfer.stream import StreamOptions, stream
 from tests.contract.test_credentials import TokenServer, grants
-from tests.weights import files
+from tests.support import files
+from tests.support.servers import GoogleServer, RangeServer
 
 TENSORS = files.model()
 FILES = {f"model/{name}": data for name, data in files.checkpoint(TENSORS).items()}

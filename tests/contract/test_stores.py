@@ -12,21 +12,21 @@ from pathlib import Path
 
 import pytest
 import trustme
+from coldstream.engine.tokenizer.files import TOKENIZER_FILES
 
 from coldstream.demo.bucket import LocalBucket
-from coldstream.engine.tokenizer_files import TOKENIZER_FILES
 from coldstream.errors import AccessDenied, BadResponse, LocationError, ObjectNotFound, StoreError
 from coldstream.model.image_processor import PROCESSOR_FILES
-from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.open_store import open_store
-from coldstream.weights.retry import RetryPolicy
-from coldstream.weights.store import read
-from coldstream.weights.stream import stream
-from coldstream.weights.uri import Location
-from coldstream.weights.web_store import WELL_KNOWN
-from tests.contract.servers import BlobServer, RangeServer, free_port, program, spawn, stop
-from tests.contract.store_contract import Shelf, StoreContract, store_at
-from tests.weights import files
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.open_store import open_store
+from coldstream.weights.stores.store import read
+from coldstream.weights.stores.web import WELL_KNOWN
+from coldstream.weights.transfer.retry import RetryPolicy
+from coldstream.weights.transfer.stream import stream
+from tests.support import files
+from tests.support.servers import BlobServer, RangeServer, free_port, program, spawn, stop
+from tests.support.store_contract import Shelf, StoreContract, store_at
 
 
 class GoogleShelf(Shelf):

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldstream.errors import BadResponse, ColdstreamError, ObjectChanged
-from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.open_store import open_store
-from coldstream.weights.retry import RetryPolicy
-from coldstream.weights.stream import StreamOptions, stream
-from coldstream.weights.uri import Location
-from tests.contract.servers import GoogleServer, Handler, RangeServer
-from tests.weights import files
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.open_store import open_store
+from coldstream.weights.transfer.retry import RetryPolicy
+from coldstream.weights.transfer.stream import StreamOptions, stream
+from tests.support import files
+from tests.support.servers import GoogleServer, Handler, RangeServer
 
 BEFORE = files.model(layers=2)
 AFTER = {name: (dtype, shape, data[::-1]) for name, (dtype, shape, data) in BEFORE.items()}
