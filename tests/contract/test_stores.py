@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import trustme
-from coldstream.engine.tokenizer.files import TOKENIZER_FILES
 
 from coldstream.demo.bucket import LocalBucket
 from coldstream.errors import AccessDenied, BadResponse, LocationError, ObjectNotFound, StoreError
 from coldstream.model.image_processor import PROCESSOR_FILES
 from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.checkpoint.file_names import TOKENIZER
 from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.stores.open_store import open_store
 from coldstream.weights.stores.store import read
@@ -201,7 +201,7 @@ class TestHttp(StoreContract):
 
 
 def test_a_web_server_is_asked_for_every_file_that_serving_reads() -> None:
-    assert {*TOKENIZER_FILES, *PROCESSOR_FILES} <= set(WELL_KNOWN)
+    assert {*TOKENIZER, *PROCESSOR_FILES} <= set(WELL_KNOWN)
 
 
 class AzureShelf(Shelf):

@@ -6,27 +6,13 @@ import asyncio
 from collections.abc import Mapping
 
 from coldstream.errors import BadResponse
+from coldstream.weights.checkpoint.file_names import WELL_KNOWN
 from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.stores import http
 from coldstream.weights.stores.network import Network
 from coldstream.weights.stores.store import Interrupted, OnLanded, Pin
 from coldstream.weights.transfer.answers import modified, raise_for_status, range_of, settled, strong
 from coldstream.weights.transfer.wire import MAX_REDIRECTS, REDIRECTS, Wire, redirected
-
-WELL_KNOWN = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 
 
 class WebStore:
