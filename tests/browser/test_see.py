@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.resources import files
 
 import pytest
+from coldstream.demo.pictures import Product
 from playwright.sync_api import Page, expect
 
-from coldstream.demo.pictures import Product
 from tests.browser.conftest import Open, Shot
 from tests.browser.served import Served
 from tests.browser.test_ask import drop
