@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib.resources import files
 
 import pytest
-from coldstream.demo.pictures import Product
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Open, Shot
 from tests.browser.served import Served
 from tests.browser.test_ask import drop
 from tests.browser.test_looks import faults
+from tools.pictures import Product
 
 PHOTOS = files("coldstream.demo") / "photos"
 LAMP = Product("lamp", "green", "grey")
