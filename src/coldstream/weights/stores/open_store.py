@@ -97,7 +97,7 @@ def _s3(location: Location, environ: Mapping[str, str], client: ClientConfig, re
         profile = environ.get("AWS_PROFILE") or "default"
         raise AccessDenied(
             f"{location}: the profile {profile!r} of your AWS configuration is read by boto3, which is not installed;"
-            " run: pip install boto3, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            " run: pip install 'coldstream[aws]', or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     return _of_profile(location, environ, client, retry)
 
