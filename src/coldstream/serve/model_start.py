@@ -172,7 +172,7 @@ class ModelStart:
         """What the checkpoint's generation_config asks for. Only after `ready()`."""
         from coldstream.serve.sampling import from_generation_config
 
-        return from_generation_config(self.tokenizer.generation_defaults, self.tokenizer.stop_ids)
+        return from_generation_config(self.tokenizer.generation_defaults)
 
     # -- the strands --
 

@@ -83,7 +83,7 @@ class ServedModel(Protocol):
     """One model of the server, which may still be loading.
 
     Only `name`, `uri`, `created`, `is_ready`, `retry_after` and `ready` may be used before `ready()` has returned.
-    `defaults` are the sampling parameters of its generation_config, with its stop ids.
+    `defaults` are the sampling parameters of its generation_config.
     """
 
     @property
