@@ -199,13 +199,11 @@ async def test_chat_parts_keep_their_order(serve, engine) -> None:
     assert text_of(used.submitted[0]) == f"user\nthis {WHOLE} or {WHOLE}?\nmodel\n"
 
 
-@pytest.mark.parametrize("detail", ["low", "high"])
-async def test_another_detail_is_refused_by_name(serve, engine, detail) -> None:
+@pytest.mark.parametrize("detail", ["auto", "low", "high", "original", None])
+async def test_every_detail_is_taken_since_all_images_are_seen_at_one_size(serve, engine, detail) -> None:
     served = await serve(seeing(engine()), settings())
-    answer = await chat(served, part(RED, detail=detail))
-    assert answer.status_code == 400
-    assert "detail" in answer.json()["error"]["param"]
-    assert "'auto'" in answer.json()["error"]["message"]
+    assert (await chat(served, part(RED, detail=detail))).status_code == 200
+    assert (await chat(served, part(RED, detail="best"))).status_code == 400
 
 
 async def test_a_task_is_asked_through_chat_with_an_image(serve, engine) -> None:

@@ -10,6 +10,7 @@ from coldstream.engine.request import SamplingParams
 from coldstream.serve.sampling import from_generation_config, resolve
 from coldstream.settings import SamplingSettings
 
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [

@@ -24,6 +24,7 @@ from starlette.responses import PlainTextResponse, Response
 from coldstream.errors import ColdstreamError
 from coldstream.serve import documented, failures, metrics, tasks
 from coldstream.serve.generate import generate
+from coldstream.serve.heads import Heads
 from coldstream.serve.inference import Inference
 from coldstream.serve.middleware import CheckKey, Observe, WholeBody
 from coldstream.serve.multipart import Form
@@ -68,6 +69,7 @@ def create_app(
     _add_openai(app, state, inference)
     _add_reads(app, state, measured)
     _add_failures(app)
+    app.add_middleware(Heads)
     app.add_middleware(Form)
     app.add_middleware(WholeBody, state=state)
     app.add_middleware(CheckKey, state=state)
@@ -179,9 +181,8 @@ def _add_failures(app: FastAPI) -> None:
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         path = request.url.path
-        refusal = failures.from_validation(
-            error.errors(), _BODIES.get(path, ()), request.headers.get("content-type", "")
-        )
+        kind = request.headers.get("content-type", "")
+        refusal = failures.from_validation(error.errors(), _BODIES.get(path, ()), kind, error.body)
         return await known(request, refusal)
 
     async def http(request: Request, error: Exception) -> Response:

@@ -187,7 +187,7 @@ def _errors(schema: Schema, *statuses: int) -> Responses:
     return {status: {"description": description, "content": content} for status in statuses}
 
 
-_REFUSALS = (400, 401, 404, 413, 422, 429, 500, 503, 504)
+_REFUSALS = (400, 401, 404, 413, 415, 422, 429, 500, 503, 504)
 
 GENERATE = _ok(_GENERATED, streams=True) | _errors(_OUR_ERROR, *_REFUSALS)
 CHAT = _ok(_CHAT, streams=True) | _errors(_OPENAI_ERROR, *_REFUSALS)

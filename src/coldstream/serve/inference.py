@@ -14,6 +14,7 @@ from functools import partial
 
 from coldstream.engine.request import (
     FinishReason,
+    Grammar,
     PromptImage,
     Request,
     SamplingParams,
@@ -32,6 +33,7 @@ from coldstream.serve.trail import Trail
 from coldstream.settings import SamplingSettings
 
 Encode = Callable[[ServedModel], list[list[int]]]
+Constrain = Callable[[ServedModel], Grammar | None]
 
 _OFF_LOOP = 16384
 """Characters from which on a prompt is tokenized on another thread: below, the hop costs more than the work."""
@@ -39,7 +41,8 @@ _OFF_LOOP = 16384
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is asked of a model. `encode` makes the prompts' ids, once the model's tokenizer is there.
+    """What is asked of a model. Once its tokenizer is there, `encode` makes the prompts' ids, and `grammar` what the
+    output must obey.
 
     `characters` is the size of what it will encode, `samples` how often each prompt is answered. With `fill_context`
     a request that sets no max_tokens may use the whole context; else the model's own default holds. `images` are those
@@ -50,6 +53,7 @@ class Job:
     encode: Encode
     given: Given
     characters: int
+    grammar: Constrain | None = None
     samples: int = 1
     prompts: int = 1
     fill_context: bool = False
@@ -141,7 +145,7 @@ class Inference:
             pictures = await self._pictures(job, deadline)
             prompt_ids = await _encode(job)
             images = model.images.place(prompt_ids[0], pictures) if model.images is not None and pictures else ()
-            sampling = _sampling(job, prompt_ids)
+            sampling = _sampling(job, prompt_ids, await _constrain(job))
             ticket.claim(sum(map(len, prompt_ids)) * job.samples)
             requests = _requests(job, prompt_ids, sampling, trail.request_id, deadline, images)
             stream = self._bridge.open(len(requests), partial(_cancel, model, requests))
@@ -239,7 +243,11 @@ async def _encode(job: Job) -> list[list[int]]:
     return await asyncio.to_thread(job.encode, job.model)
 
 
-def _sampling(job: Job, prompt_ids: list[list[int]]) -> SamplingParams:
+async def _constrain(job: Job) -> Grammar | None:
+    return None if job.grammar is None else await asyncio.to_thread(job.grammar, job.model)
+
+
+def _sampling(job: Job, prompt_ids: list[list[int]], grammar: Grammar | None) -> SamplingParams:
     limit = job.model.max_context
     longest = max(map(len, prompt_ids))
     if not min(map(len, prompt_ids)):
@@ -249,7 +257,7 @@ def _sampling(job: Job, prompt_ids: list[list[int]]) -> SamplingParams:
     if room < (0 if wanted == 0 else 1):
         message = f"the prompt has {longest} tokens, but the context of model {job.model.name!r} holds {limit}"
         raise PromptTooLong(f"{message}, of which one must be left for the answer", field="prompt")
-    given = dict(job.given)
+    given = {**job.given, "grammar": grammar}
     if wanted is None and job.task.max_tokens is None and job.fill_context:
         given["max_tokens"] = room
     return resolve(job.model.defaults, job.task, given, room=room)

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coldstream.errors import ColdstreamError, InvalidRequest, Unauthorized
 from coldstream.serve import failures, logs
+from coldstream.serve.content import decoded
 from coldstream.serve.inference import closing
 from coldstream.serve.metrics import Metrics
 from coldstream.serve.state import ServerState
@@ -169,7 +170,11 @@ class WholeBody:
                 raise self._too_large()
             pieces.append(piece)
             if not message.get("more_body", False):
-                return _well_formed(b"".join(pieces))
+                return _well_formed(self._decoded(b"".join(pieces), Headers(scope=scope)))
+
+    def _decoded(self, body: bytes, headers: Headers) -> bytes:
+        kind, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
+        return decoded(body, encoding=encoding, kind=kind, limit=self._limit)
 
     def _too_large(self) -> failures.HttpError:
         # The connection stays open: the server drops what is still sent, and a client that reads its answer only after

@@ -17,8 +17,8 @@ def from_generation_config(config: Mapping[str, Any]) -> SamplingParams:
     """A model's own defaults, as transformers reads generation_config.json: without `do_sample`, greedy.
 
     Values that could not be meant (a negative temperature, text for a number) are left out, not refused: the file came
-    with the checkpoint, and its user cannot mend it. Its eos ids are the engine's, not a request's stop ids: those hold even
-    where a request ignores eos.
+    with the checkpoint, and its user cannot mend it. Its eos ids are the engine's, and no request's stop ids: those
+    hold even where eos is ignored.
     """
     numbers = {key: value for key, value in config.items() if _is_number(value)}
     known: dict[str, Any] = {}

@@ -48,6 +48,9 @@ class Tokenizes(Protocol):
     def template_uses_tools(self) -> bool: ...
 
     @property
+    def chat_template(self) -> str | None: ...
+
+    @property
     def vocab_size(self) -> int: ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
@@ -62,6 +65,7 @@ class Tokenizes(Protocol):
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str: ...
 
 

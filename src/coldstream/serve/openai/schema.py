@@ -1,6 +1,6 @@
 """The request bodies of OpenAI's API, as types: a field that we cannot honour admits only the value that asks nothing.
 
-`store: Literal[False]` would say both what is accepted and, in its error, what is refused. Fields that are not OpenAI's
+`suffix: None` says both what is accepted and, in its error, what is refused. Fields that are not OpenAI's
 have the names that vLLM gave them (`top_k`, `ignore_eos`, `structured_outputs`, and `guided_*`, their older names);
 `inputs` fills the variables of a task.
 """
@@ -35,14 +35,14 @@ _TokenId = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 
 class SentBack(Body):
     """What a server once answered and a client returns, with the notes that clients and servers make on it (`parsed`,
-    `index`, `id`, `annotations`, `provider_specific_fields`, ...): those are not part of the conversation, and not read.
+    `index`, `id`, `annotations`, `provider_specific_fields`, ...): they are no part of the conversation, and not read.
     """
 
     model_config = ConfigDict(extra="ignore")
 
 
 class _Part(Body):
-    """`cache_control` and `prompt_cache_breakpoint` are hints to caches; here every prompt's beginning is kept anyway."""
+    """`cache_control` and `prompt_cache_breakpoint` are hints to caches; ours keeps every prompt's beginning anyway."""
 
     cache_control: Json | None = None
     prompt_cache_breakpoint: Json | None = None

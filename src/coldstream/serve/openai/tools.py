@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class CallReader:
         start = self._held.lstrip()
         if not self._is_text and (not start or start[0] in "{["):
             return ""
-        before, opened, _ = self._held.partition(_OPEN)
-        certain = len(before) if opened else len(self._held) - _overlap(self._held, _OPEN)
+        before, opened, _ = self._held.partition(OPEN)
+        certain = len(before) if opened else len(self._held) - _overlap(self._held, OPEN)
         if not self._held[:certain].strip() and not self._is_text:
             return ""
         released, self._held = self._held[:certain], self._held[certain:]
@@ -91,11 +91,11 @@ class CallReader:
 def _blocks(text: str) -> Iterator[tuple[str, str, str]]:
     """(text before, the block, what stands in it); the last is only text. The end token may replace </tool_call>."""
     while True:
-        before, opened, after = text.partition(_OPEN)
+        before, opened, after = text.partition(OPEN)
         if not opened:
             yield before, "", ""
             return
-        body, closed, text = after.partition(_CLOSE)
+        body, closed, text = after.partition(CLOSE)
         yield before, opened + body + closed, body
 
 
@@ -103,25 +103,6 @@ def _overlap(text: str, tag: str) -> int:
     """How many characters at the end of the text may be the beginning of the tag."""
     longest = min(len(text), len(tag) - 1)
     return next((size for size in range(longest, 0, -1) if tag.startswith(text[-size:])), 0)
-
-
-def forced_schema(functions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A JSON Schema of one call to one of the functions, for `tool_choice` "required"."""
-    options = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": function["name"]}, "arguments": parameters(function)},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for function in functions
-    ]
-    return options[0] if len(options) == 1 else {"anyOf": options}
-
-
-def parameters(function: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a function's arguments, which are always an object."""
-    return {"type": "object", **(function.get("parameters") or {})}
 
 
 def forced_call(text: str) -> Call | None:
@@ -142,7 +123,9 @@ def _cut_off(text: str) -> Call | None:
     return Call(name, rest.lstrip().removeprefix(":").lstrip() if found else "")
 
 
-def instruction(functions: Sequence[dict[str, Any]]) -> str:
-    """What a model is told whose chat template does not know tools."""
-    described = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
-    return f'Answer with one function call as JSON, {{"name": ..., "arguments": {{...}}}}. The functions:\n{described}'
+def instruction(told: Sequence[Mapping[str, Any]], *, forced: bool) -> str:
+    """What a model is told whose chat template does not know tools; Hermes' tags, around them words of ours."""
+    described = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in told)
+    form = '{"name": ..., "arguments": {...}}'
+    how = f"Answer with one call as JSON: {form}" if forced else f"To call one, write {OPEN}{form}{CLOSE}"
+    return f"These functions can be called, each described as JSON:\n<tools>\n{described}\n</tools>\n{how}"
