@@ -12,23 +12,9 @@ import pytest
 from coldstream.engine.request import Grammar, SamplingParams
 from coldstream.serve.keys import ApiKeys
 from coldstream.settings import InputSettings, ModelSettings, SamplingSettings, Settings, TaskSettings
-from tests.serve.conftest import Served
 from tests.serve.scripted import LetterTokenizer, ScriptedModel
 
 HI = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture
-async def client():
-    clients: list[openai.AsyncOpenAI] = []
-
-    def make(served: Served, key: str = "none") -> openai.AsyncOpenAI:
-        clients.append(openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=0))
-        return clients[-1]
-
-    yield make
-    for item in clients:
-        await item.close()
 
 
 def asked(engine, place: int = 0) -> str:

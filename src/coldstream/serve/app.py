@@ -1,7 +1,7 @@
 """The application: routes, errors and what surrounds them. Importing it imports FastAPI; the door answers until then.
 
 POST /generate              a task
-POST /v1/chat/completions   OpenAI; POST /v1/completions, GET /v1/models
+POST /v1/chat/completions   OpenAI; POST /v1/completions, POST /v1/responses, GET /v1/models
 GET  /v1/tasks              the tasks, with a JSON Schema of their inputs
 GET  /metrics               Prometheus
 GET  /healthz, /readyz      for an application that stands alone; behind the door, the door answers them
@@ -30,6 +30,8 @@ from coldstream.serve.middleware import CheckKey, Observe, WholeBody
 from coldstream.serve.multipart import Form
 from coldstream.serve.openai import chat as openai_chat
 from coldstream.serve.openai import completions as openai_completions
+from coldstream.serve.openai import responses as openai_responses
+from coldstream.serve.openai.responses_schema import ResponsesRequest
 from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
 from coldstream.serve.schema import GenerateRequest
 from coldstream.serve.sse import JsonReply
@@ -41,6 +43,7 @@ _BODIES: Mapping[str, tuple[str, ...]] = {
     "/generate": tuple(GenerateRequest.model_fields),
     openai_chat.PATH: tuple(ChatRequest.model_fields),
     openai_completions.PATH: tuple(CompletionRequest.model_fields),
+    openai_responses.PATH: tuple(ResponsesRequest.model_fields),
 }
 
 
@@ -101,6 +104,26 @@ def _add_openai(app: FastAPI, state: ServerState, inference: Inference) -> None:
     async def completions_route(body: CompletionRequest, request: Request) -> Response:
         """OpenAI's text completions; with echo and logprobs they score a text."""
         return await openai_completions.complete(state, inference, body, request.scope[SCOPE_KEY])
+
+    @app.post(openai_responses.PATH, response_model=None, responses=documented.RESPONSES)
+    async def responses_route(body: ResponsesRequest, request: Request) -> Response:
+        """OpenAI's responses, without what needs a server that remembers; `model` names a model or a task."""
+        return await openai_responses.respond(state, inference, body, request.scope[SCOPE_KEY])
+
+    for stored in (openai_chat.PATH, openai_responses.PATH):
+        app.add_route(f"{stored}/{{rest:path}}", _not_stored, list(_ANY_METHOD), include_in_schema=False)
+    app.add_route(openai_chat.PATH, _not_stored, ["GET"], include_in_schema=False)
+
+
+_ANY_METHOD = ("GET", "POST", "DELETE")
+
+
+async def _not_stored(request: Request) -> Response:
+    message = (
+        f"{request.method} {request.url.path}: this server keeps no answers, so that none can be listed, read, "
+        "cancelled or deleted later; send the whole conversation with each request"
+    )
+    raise failures.HttpError(message, status=404)
 
 
 def _add_reads(app: FastAPI, state: ServerState, measured: metrics.Metrics) -> None:

@@ -41,14 +41,14 @@ class SentBack(Body):
     model_config = ConfigDict(extra="ignore")
 
 
-class _Part(Body):
+class HintedPart(Body):
     """`cache_control` and `prompt_cache_breakpoint` are hints to caches; ours keeps every prompt's beginning anyway."""
 
     cache_control: Json | None = None
     prompt_cache_breakpoint: Json | None = None
 
 
-class Part(_Part):
+class Part(HintedPart):
     """A text in a message's content."""
 
     type: Literal["text"]
@@ -74,7 +74,7 @@ class ImageUrl(Body):
     detail: Detail | None = None
 
 
-class ImagePart(_Part):
+class ImagePart(HintedPart):
     """An image in a user's turn."""
 
     type: Literal["image_url"]
