@@ -458,7 +458,7 @@ async def test_a_named_function_is_forced_and_its_arguments_stream(serve, engine
     assert len(calls) > 5
     assert "".join(call.function.arguments or "" for call in calls) == '{"city": "Oslo"}'
     grammar = used.submitted[0].sampling.grammar
-    assert (json.loads(grammar.value), grammar.field) == (TOOLS[0]["function"]["parameters"], "tool_choice")
+    assert (grammar.field, '"required": ["city"]' in grammar.value) == ("tool_choice", True)
     assert '"name": "weather"' in asked(used)  # its template knows no tools, so the system text describes them
 
 

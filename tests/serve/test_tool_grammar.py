@@ -9,7 +9,14 @@ import pytest
 from coldstream.engine.grammar import Grammars
 from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
-from coldstream.serve.openai.tool_grammar import answer_or_calls, one_call, opening, text_with_calls
+from coldstream.serve.openai.tool_grammar import (
+    answer_or_calls,
+    one_call,
+    only_arguments,
+    opening,
+    parameters,
+    text_with_calls,
+)
 from tests.engine.parts import EOS, VOCAB, make_tokenizer
 
 TREE = {
@@ -146,3 +153,29 @@ def test_what_cannot_be_followed_is_said_whole_and_without_the_grammar(grammars,
             grammars.matcher(made)
         assert "x-guidance" not in str(caught.value)
         assert "start:" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "fits"),
+    [
+        (None, "{}", True),
+        (None, '{"a": 1}', False),
+        ({"properties": {"a": {"type": "integer"}}}, '{"a": 1}', True),
+        ({"properties": {"a": {"type": "integer"}}}, '{"a": 1, "b": 2}', False),
+        ({"properties": {"a": {"type": "integer"}}}, '{"a":  1}', False),
+        ({"properties": {"a": {"type": "integer"}}, "additionalProperties": True}, '{"a": 1, "b": 2}', True),
+        ({"type": "object"}, '{"b": 2}', True),
+        ({"properties": {"a": {"items": {"properties": {"b": {"type": "null"}}}}}}, '{"a": [{"c": 1}]}', False),
+    ],
+)
+def test_a_named_functions_arguments_are_written_plainly_and_hold_nothing_that_it_does_not_name(
+    grammars, schema, text, fits
+) -> None:
+    assert follows(grammars, only_arguments({"name": "f", "parameters": schema}), text) is fits
+
+
+def test_objects_that_a_combination_completes_stay_open() -> None:
+    both = {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}
+    assert parameters({"name": "f", "parameters": both}) == {"type": "object", **both}
+    base = {"properties": {"a": {}}, "anyOf": [{"required": ["a"]}, {"properties": {"b": {}}}]}
+    assert parameters({"name": "f", "parameters": base}) == {"type": "object", **base}

@@ -9,7 +9,6 @@ from typing import Any
 from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
 from coldstream.serve.openai import tool_grammar
-from coldstream.serve.openai.constraint import from_schema
 from coldstream.serve.openai.schema import AllowedChoice, ChatRequest, ToolChoice
 
 
@@ -45,7 +44,7 @@ class Tools:
         if not self.forced:
             return None
         if self.named:
-            return from_schema(tool_grammar.parameters(self.functions[0]), "tool_choice")
+            return tool_grammar.only_arguments(self.functions[0])
         return tool_grammar.one_call(self.functions)
 
 

@@ -12,18 +12,32 @@ from typing import Any
 
 from coldstream.engine.request import JSON_BLANKS, Grammar
 from coldstream.errors import InvalidRequest
+from coldstream.serve.openai.json_schema import closed, moved
 from coldstream.serve.openai.tools import CLOSE, OPEN
 
 Function = Mapping[str, Any]
 
 _HEAD = "%llguidance {}\n"
+_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""Calls are written as Python's `json.dumps` writes, which is how models learn them; blanks would only cost tokens."""
+_BLANKS = {"whitespace_pattern": JSON_BLANKS}
 _TEXT = r"TEXT: /(.|\n)*/"
 _BLANK = r"BLANK: /[ \n]{0,4}/"
 
 
 def parameters(function: Function) -> dict[str, Any]:
-    """The schema of a function's arguments, which are always an object."""
-    return {"type": "object", **(function.get("parameters") or {})}
+    """The schema of a function's arguments: always an object, and, unless it says otherwise, without properties that it
+    does not name. All that this admits the function's own schema admits too; left open, small models fill the rest.
+    """
+    schema = {"type": "object", **(function.get("parameters") or {"properties": {}})}
+    return closed(schema)
+
+
+def only_arguments(function: Function) -> Grammar:
+    """The whole output is the arguments of this function: `tool_choice` names it."""
+    return Grammar(
+        "lark", f"{_HEAD}start: arguments\narguments: {_json(parameters(function), _WRITTEN)}", "tool_choice"
+    )
 
 
 def one_call(functions: Sequence[Function]) -> Grammar:
@@ -52,29 +66,14 @@ def answer_or_calls(functions: Sequence[Function], answer: Grammar, *, tagged: s
 
 def _one_schema(functions: Sequence[Function], answer: Grammar) -> Grammar:
     """An answer or a bare call: two rules that begin with a brace would be two lexemes, of which one wins."""
-    options = [_moved(_schema(answer), "#/anyOf/0")]
+    options = [moved(_schema(answer), "#/anyOf/0")]
     for place, function in enumerate(functions, 1):
-        arguments = _moved(parameters(function), f"#/anyOf/{place}/properties/arguments")
+        arguments = moved(parameters(function), f"#/anyOf/{place}/properties/arguments")
         called = {"name": {"const": function["name"]}, "arguments": arguments}
-        closed = {"required": list(called), "additionalProperties": False}
-        options.append({"type": "object", "properties": called, **closed})
+        options.append(
+            {"type": "object", "properties": called, "required": list(called), "additionalProperties": False}
+        )
     return Grammar("json_schema", json.dumps({"anyOf": options}, ensure_ascii=False), answer.field)
-
-
-def _moved(schema: Any, to: str) -> Any:
-    """The schema with its references to itself as they must be where it stands at the JSON pointer `to`."""
-    if isinstance(schema, list):
-        return [_moved(item, to) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {key: value if key in _NO_SCHEMAS else _moved(value, to) for key, value in schema.items()}
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
-        moved["$ref"] = to + reference[1:]
-    return moved
-
-
-_NO_SCHEMAS = ("const", "enum", "default", "examples")
 
 
 def text_with_calls(functions: Sequence[Function], *, tagged: str) -> Grammar:
@@ -102,14 +101,14 @@ def _calls(functions: Sequence[Function], *, strict_only: bool) -> str:
     for place, function in enumerate(functions):
         schema = parameters(function) if not strict_only or function.get("strict") else {"type": "object"}
         begin = json.dumps(f'{{"name": {json.dumps(function["name"])}, "arguments": ')
-        rules += [f'call_{place}: {begin} arguments_{place} "}}"', f"arguments_{place}: {_json(schema)}"]
+        rules += [f'call_{place}: {begin} arguments_{place} "}}"', f"arguments_{place}: {_json(schema, _WRITTEN)}"]
     return "\n".join(rules)
 
 
 def _answer(answer: Grammar) -> str:
     if answer.kind == "choice":
         return " | ".join(json.dumps(choice) for choice in answer.value)
-    return _json(_schema(answer))
+    return _json(_schema(answer), _BLANKS)
 
 
 def _schema(answer: Grammar) -> Any:
@@ -119,7 +118,5 @@ def _schema(answer: Grammar) -> Any:
     raise InvalidRequest(message, field=answer.field, allowed=("json", "choice"))
 
 
-def _json(schema: Any) -> str:
-    if not isinstance(schema, dict):
-        return f"%json {json.dumps(schema)}"
-    return f"%json {json.dumps({'x-guidance': {'whitespace_pattern': JSON_BLANKS}, **schema})}"
+def _json(schema: Any, options: Mapping[str, Any]) -> str:
+    return f"%json {json.dumps({'x-guidance': options, **schema} if isinstance(schema, dict) else schema)}"
