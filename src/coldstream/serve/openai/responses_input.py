@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from coldstream.errors import ColdstreamError, InvalidRequest, PromptTooLong
 from coldstream.serve.openai import responses_schema as asked
@@ -175,9 +176,12 @@ def _tools(tools: Sequence[asked.FunctionTool] | None) -> list[chat.Tool] | None
     return [chat.Tool(type="function", function=chat.Function(**tool.model_dump(exclude={"type"}))) for tool in tools]
 
 
+_Word = Literal["none", "auto", "required"]
+
+
 def _choice(
-    choice: str | asked.NamedTool | asked.AllowedTools | None,
-) -> str | chat.ToolChoice | chat.AllowedChoice | None:
+    choice: _Word | asked.NamedTool | asked.AllowedTools | None,
+) -> _Word | chat.ToolChoice | chat.AllowedChoice | None:
     if isinstance(choice, asked.NamedTool):
         return _named(choice)
     if isinstance(choice, asked.AllowedTools):

@@ -125,7 +125,7 @@ class AssistantMessage(SentBack):
     tool_calls: list[ToolCall] | None = None
     name: str | None = None
     refusal: str | None = None
-    reasoning_content: str | None = Field(None, description="Goes to chat templates that show it")
+    reasoning_content: str | None = Field(default=None, description="Goes to chat templates that show it")
     function_call: CalledFunction | None = None
     audio: None = None
 
@@ -158,7 +158,7 @@ class Function(Body):
     name: Name
     description: str | None = None
     parameters: Json | None = None
-    strict: bool | None = Field(None, description="Arguments are held to the schema by grammar")
+    strict: bool | None = Field(default=None, description="Arguments are held to the schema by grammar")
     cache_control: Json | None = None
 
 
@@ -234,10 +234,10 @@ class StructuredOutputs(Body):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    json_: Json | str | None = Field(None, alias="json", description="A JSON Schema")
+    json_: Json | str | None = Field(default=None, alias="json", description="A JSON Schema")
     regex: str | None = None
     choice: Choices | None = None
-    grammar: str | None = Field(None, description="A grammar in Lark's syntax")
+    grammar: str | None = Field(default=None, description="A grammar in Lark's syntax")
     json_object: Literal[True] | None = None
 
 
@@ -245,7 +245,7 @@ class StreamOptions(Body):
     """What a stream carries besides the text."""
 
     include_usage: bool = False
-    continuous_usage_stats: bool | None = Field(None, description="The usage so far, in every chunk")
+    continuous_usage_stats: bool | None = Field(default=None, description="The usage so far, in every chunk")
     include_obfuscation: Literal[False] | None = None
 
 
@@ -255,7 +255,7 @@ class _Shared(Body):
     model: str = Field(description="A model or a task")
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, _Bias] | None = Field(
-        None, description="Token ids (as text) to what is added to their logits"
+        default=None, description="Token ids (as text) to what is added to their logits"
     )
     n: Annotated[Whole, Field(ge=1, le=128)] | None = None
     presence_penalty: Penalty | None = None
@@ -264,7 +264,7 @@ class _Shared(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Temperature | None = None
-    top_p: Fraction | None = Field(None, description="0 leaves the likeliest token only")
+    top_p: Fraction | None = Field(default=None, description="0 leaves the likeliest token only")
     # Labels and hints that ask nothing of the answer
     metadata: Labels | None = None
     prompt_cache_key: str | None = None
@@ -281,7 +281,9 @@ class _Shared(Body):
     repetition_penalty: RepetitionPenalty | None = None
     stop_token_ids: Annotated[list[_TokenId], Field(max_length=256)] | None = None
     structured_outputs: StructuredOutputs | None = None
-    top_k: Annotated[Whole, Field(ge=-1, le=2**31 - 1)] | None = Field(None, description="0 and -1 switch it off")
+    top_k: Annotated[Whole, Field(ge=-1, le=2**31 - 1)] | None = Field(
+        default=None, description="0 and -1 switch it off"
+    )
     # vLLM's, of which only the value that asks for nothing is taken
     guided_decoding_backend: Literal["auto", "guidance"] | None = None
     guided_whitespace_pattern: None = None
@@ -292,7 +294,9 @@ class _Shared(Body):
     spaces_between_special_tokens: Literal[True] | None = None
     use_beam_search: Literal[False] | None = None
     # Ours
-    inputs: dict[str, str] | None = Field(None, description="Where `model` is a task: the variables of its template")
+    inputs: dict[str, str] | None = Field(
+        default=None, description="Where `model` is a task: the variables of its template"
+    )
 
 
 class ChatRequest(_Shared):
@@ -304,20 +308,22 @@ class ChatRequest(_Shared):
     max_tokens: Positive | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = Field(
-        None, description="A variable of the chat template; `none` also switches `enable_thinking` off there"
+        default=None, description="A variable of the chat template; `none` also switches `enable_thinking` off there"
     )
     response_format: ResponseFormat | None = None
-    store: bool | None = Field(None, description="Nothing is kept, whatever it says; see the paths that would read it")
+    store: bool | None = Field(
+        default=None, description="Nothing is kept, whatever it says; see the paths that would read it"
+    )
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | AllowedChoice | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     # vLLM's
     add_generation_prompt: bool | None = None
     chat_template_kwargs: Json | None = Field(
-        None, description="Variables of the model's chat template; those that it does not read change nothing"
+        default=None, description="Variables of the model's chat template; those that it does not read change nothing"
     )
     continue_final_message: bool | None = Field(
-        None, description="Go on with the last message's text; the default where that is the assistant's"
+        default=None, description="Go on with the last message's text; the default where that is the assistant's"
     )
     # Only the value that asks for nothing
     add_special_tokens: Literal[False] | None = None
