@@ -205,6 +205,49 @@ async def test_a_streams_usage_can_come_with_every_chunk(serve, engine, path) ->
     assert all(chunk["usage"]["total_tokens"] >= chunk["usage"]["prompt_tokens"] > 0 for chunk in chunks)
 
 
+def nested(depth: int, key: str = "properties") -> dict:
+    value: dict = {"type": "string"}
+    for _ in range(depth):
+        value = {"type": "object", key: {"a": value}}
+    return value
+
+
+@pytest.mark.parametrize("depth", [60, 400])
+@pytest.mark.parametrize(
+    ("path", "field", "wrap"),
+    [
+        (
+            PATH,
+            "tools.0.function.parameters",
+            lambda schema: {"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]},
+        ),
+        (
+            PATH,
+            "response_format.json_schema.schema",
+            lambda schema: {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}},
+        ),
+        (PATH, "guided_json", lambda schema: {"guided_json": json.dumps(schema)}),
+        (PATH, "chat_template_kwargs", lambda schema: {"chat_template_kwargs": schema}),
+        (
+            "/v1/responses",
+            "tools.0.parameters",
+            lambda schema: {"tools": [{"type": "function", "name": "f", "parameters": schema}]},
+        ),
+    ],
+)
+async def test_what_is_nested_too_deep_is_refused_by_name(serve, engine, path, field, wrap, depth) -> None:
+    served = await serve(ScriptedModel(engine()))
+    prompt = {"messages": HI} if path == PATH else {"input": "hi"}
+    reply = await served.client.post(path, json={"model": "default", **prompt, **wrap(nested(depth))})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
+    assert (
+        "100 levels" in reply.json()["error"]["message"]
+        or "not JSON that can be read" in reply.json()["error"]["message"]
+    )
+    fine = await served.client.post(path, json={"model": "default", **prompt, **wrap(nested(40))})
+    assert fine.status_code == 200, fine.text
+
+
 # -- continuing --------------------------------------------------------------------------------------------------------
 
 PREFILLED = [USER, {"role": "assistant", "content": '{"a": '}]

@@ -123,3 +123,33 @@ def test_a_text_that_the_template_leaves_out_is_an_error_and_never_forgotten(tur
 def test_the_templates_own_words_are_those_for_the_turns_as_they_were_sent() -> None:
     with pytest.raises(InvalidRequest, match="never 2"):
         render("{{ raise_exception('never ' ~ messages | length) }}", said((U, "a"), (U, "b")))
+
+
+def test_a_conversation_of_many_turns_is_fitted_in_the_time_that_it_takes_to_read_it() -> None:
+    """In a row, with one blank line between two: were they joined one by one, this would copy 40 GB."""
+    many = said(*((U, "x" * 80) for _ in range(30_000)))
+    seen: list[int] = []
+
+    def take(form: list[dict[str, Any]]) -> str:
+        seen.append(len(form))
+        if len(form) > 1:
+            raise InvalidRequest("take turns", field="messages")
+        return str(form[0]["content"])
+
+    assert len(fitted(many, take)) == 30_000 * 82 - 2
+    assert seen == [30_000, 1]
+    calls = [{"id": f"c{n}", "function": {"name": "f", "arguments": {}}} for n in range(20_000)]
+    results = [{"role": "tool", "content": "r", "tool_call_id": f"c{n}"} for n in reversed(range(20_000))]
+    seen.clear()
+    with pytest.raises(InvalidRequest, match="take turns"):
+        fitted([{"role": A, "content": "", "tool_calls": calls}, *results], take)
+    assert seen == [20_001, 20_001, 40_000, 40_001]
+
+
+def test_a_template_may_change_blanks_and_write_a_text_elsewhere() -> None:
+    template = (
+        "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content.split() | join(' ') }}"
+        "{% if loop.last %} ({{ messages[0].content }}){% endif %}{% endfor %}"
+    )
+    turns = said((S, "be  brief"), (U, "one\n\ntwo"), (A, "three"), (U, "four   five"))
+    assert render(template, turns) == "<user>one two<assistant>three<user>four five (be  brief)"

@@ -174,6 +174,14 @@ def test_a_named_functions_arguments_are_written_plainly_and_hold_nothing_that_i
     assert follows(grammars, only_arguments({"name": "f", "parameters": schema}), text) is fits
 
 
+def test_a_deep_schema_takes_no_longer_than_its_size() -> None:
+    deep: dict = {"type": "string"}
+    for _ in range(150):
+        deep = {"type": "object", "properties": {"a": deep}}
+    made = parameters({"name": "f", "parameters": deep})
+    assert json.dumps(made).count("additionalProperties") == 150
+
+
 def test_objects_that_a_combination_completes_stay_open() -> None:
     both = {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}
     assert parameters({"name": "f", "parameters": both}) == {"type": "object", **both}

@@ -172,5 +172,8 @@ def _choices(error: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "that"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

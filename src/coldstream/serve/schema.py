@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 
 def _whole(value: Any) -> Any:
@@ -12,6 +12,28 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def shallow(value: Any) -> Any:
+    """The value, if it is nested no deeper than our own and others' recursive code can follow.
+
+    Raises:
+        ValueError: it is.
+    """
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise ValueError(f"JSON of at most {_DEEPEST} levels")
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, dict | list)
+        ]
+    return value
+
+
+_DEEPEST = 100
+Json = Annotated[dict[str, Any], AfterValidator(shallow)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 Positive = Annotated[Whole, Field(ge=1, le=2**31 - 1)]

@@ -48,12 +48,22 @@ def job(asked: Asked) -> Job:
         encode=lambda model: [encode(model, asked)],
         given=asked.given,
         grammar=(lambda model: grammar(model, asked)) if asked.tools.functions or asked.answer else None,
-        characters=sum(len(text_of(message.content)) for message in asked.body.messages),
+        characters=_characters(asked),
         samples=asked.body.n or 1,
         fill_context=True,
         task=asked.target.sampling,
         images=asked.images,
     )
+
+
+def _characters(asked: Asked) -> int:
+    """About as many as the template reads and writes; calls and tools are made of more than they are worth counting."""
+    body = asked.body
+    texts = sum(len(text_of(message.content)) + _TURN for message in body.messages)
+    return texts + _TOOL * len(asked.tools.functions)
+
+
+_TURN, _TOOL = 100, 2000
 
 
 async def _frames(asked: Asked, inference: Inference, trail: Trail) -> AsyncGenerator[bytes, None]:

@@ -14,6 +14,7 @@ from coldstream.serve.openai.schema import (
     JsonSchemaFormat,
     StructuredOutputs,
 )
+from coldstream.serve.schema import shallow
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
@@ -79,6 +80,6 @@ def _schema(value: dict[str, Any] | str, field: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return shallow(json.loads(value))
     except (ValueError, RecursionError) as exc:
-        raise InvalidRequest(f"{field} is not valid JSON: {exc}", field=field) from exc
+        raise InvalidRequest(f"{field} is not JSON that can be read: {exc}", field=field) from exc

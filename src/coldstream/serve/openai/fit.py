@@ -13,7 +13,9 @@ template refuses, or leaves out, is tried in the nearest form that it may take, 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from coldstream.errors import InvalidRequest
@@ -22,6 +24,8 @@ from coldstream.serve.openai.messages import Turn
 Render = Callable[[list[Turn]], str]
 
 _GAP = "\n\n"
+_PATIENCE = 1.0
+"""Seconds after which no further form is tried: what a template is slow to refuse is no matter of form."""
 _CALL_ID = 9
 """Characters of an id that Mistral's templates take."""
 
@@ -33,11 +37,14 @@ def fitted(turns: list[Turn], render: Render) -> str:
         InvalidRequest: as `render`, for the turns as they are; or the template leaves a text out in every form.
     """
     refusal: InvalidRequest | None = None
+    end = time.monotonic() + _PATIENCE
     for form in _forms(turns, render):
         try:
             text = render(form)
         except InvalidRequest as error:
             refusal = refusal or error
+            if time.monotonic() > end:
+                break
             continue
         lost = _lost(form, text)
         if lost is None:
@@ -79,16 +86,39 @@ _PROBE = ("system", "system", "user", "assistant", "system", "user")
 
 
 def _lost(turns: Sequence[Turn], text: str) -> str | None:
-    """The role of a system's or user's turn whose text is not in the prompt; templates may change its blanks."""
-    packed: str | None = None
-    for turn in turns:
-        for part in _texts(turn["content"]) if turn["role"] in ("system", "user") else ():
-            if part.strip() in text:
-                continue
-            packed = packed if packed is not None else "".join(text.split())
-            if "".join(part.split()) not in packed:
-                return str(turn["role"])
+    """The role of a system's or user's turn whose text is not in the prompt; templates may change its blanks.
+
+    The prompt is read once, from one text to the next; some templates write a text elsewhere, so that a few are looked
+    for in all of it.
+    """
+    said = [(turn["role"], part) for turn in turns if turn["role"] in _KEPT for part in _texts(turn["content"])]
+    if _first_missing(said, text, str.strip, elsewhere=0) is None:
+        return None
+    return _first_missing(said, _packed(text), _packed, elsewhere=_ELSEWHERE)
+
+
+_KEPT = ("system", "user")
+_ELSEWHERE = 16
+
+
+def _first_missing(
+    said: Sequence[tuple[str, str]], text: str, shown: Callable[[str], str], *, elsewhere: int
+) -> str | None:
+    place = 0
+    for role, part in said:
+        wanted = shown(part)
+        found = text.find(wanted, place)
+        if found >= 0:
+            place = found + len(wanted)
+        elif not elsewhere or wanted not in text:
+            return role
+        else:
+            elsewhere -= 1
     return None
+
+
+def _packed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _texts(content: str | list[Turn]) -> list[str]:
@@ -127,51 +157,50 @@ def _with_calls(turns: list[Turn], change: Callable[[Turn], Turn]) -> list[Turn]
 
 
 def _one_call_a_turn(turns: list[Turn]) -> list[Turn]:
-    """Each call in a turn of its own, with its result behind it."""
-    left, made = list(turns), []
-    while left:
-        turn = left.pop(0)
-        calls = turn.get("tool_calls", ())
-        if len(calls) < 2:
-            made.append(turn)
-            continue
-        results = []
-        while left and left[0]["role"] == "tool":
-            results.append(left.pop(0))
-        for place, call in enumerate(calls):
-            made.append({**turn, "content": turn["content"] if not place else "", "tool_calls": [call]})
-            made += [result for result in results if result["tool_call_id"] == call["id"]]
-        known = {call["id"] for call in calls}
-        made += [result for result in results if result["tool_call_id"] not in known]
+    """Each call in a turn of its own, with its results behind it."""
+    made: list[Turn] = []
+    for is_result, group in groupby(turns, key=lambda turn: turn["role"] == "tool"):
+        if is_result and made and len(made[-1].get("tool_calls", ())) > 1:
+            made += _answered_calls(made.pop(), list(group))
+        else:
+            made += group
     return made
+
+
+def _answered_calls(turn: Turn, results: list[Turn]) -> list[Turn]:
+    by_call: dict[str, list[Turn]] = {call["id"]: [] for call in turn["tool_calls"]}
+    left = [result for result in results if result["tool_call_id"] not in by_call]
+    for result in results:
+        by_call.get(result["tool_call_id"], []).append(result)
+    made: list[Turn] = []
+    for call in turn["tool_calls"]:
+        made.append({**turn, "content": "" if made else turn["content"], "tool_calls": [call]})
+        made += by_call.pop(call["id"], ())
+    return [*made, *left]
 
 
 def _joined(turns: list[Turn]) -> list[Turn]:
     """One turn for what one speaker says in a row."""
     made: list[Turn] = []
-    for turn in turns:
-        if made and _same_speaker(made[-1], turn):
-            made[-1] = {**made[-1], "content": _both(made[-1]["content"], turn["content"])}
-        else:
-            made.append(turn)
+    for speaker, group in groupby(enumerate(turns), key=lambda item: _speaker(*item)):
+        row = [turn for _, turn in group]
+        is_alone = len(row) == 1 or isinstance(speaker, int)
+        made += row if is_alone else [{**row[0], "content": _together([turn["content"] for turn in row])}]
     return made
 
 
-def _same_speaker(one: Turn, other: Turn) -> bool:
-    is_plain = not any("tool_calls" in turn or turn["role"] == "tool" for turn in (one, other))
-    return is_plain and (one["role"], one.get("name")) == (other["role"], other.get("name"))
+def _speaker(place: int, turn: Turn) -> Any:
+    """What turns that can be joined have in common; those with calls and results stay alone."""
+    return place if "tool_calls" in turn or turn["role"] == "tool" else (turn["role"], turn.get("name"))
 
 
-def _both(one: Any, other: Any) -> Any:
-    if not one or not other:
-        return one or other
-    if isinstance(one, str) and isinstance(other, str):
-        return f"{one}{_GAP}{other}"
-    return [*_parts(one), {"type": "text", "text": _GAP}, *_parts(other)]
-
-
-def _parts(content: Any) -> list[Turn]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+def _together(contents: Sequence[Any]) -> Any:
+    said = [content for content in contents if content]
+    if all(isinstance(content, str) for content in said):
+        return _GAP.join(said)
+    gap = {"type": "text", "text": _GAP}
+    parts = [[gap, *([{"type": "text", "text": item}] if isinstance(item, str) else item)] for item in said]
+    return [part for piece in parts for part in piece][1:]
 
 
 def _gathered(turns: list[Turn]) -> list[Turn]:
@@ -189,7 +218,7 @@ def _folded(turns: list[Turn]) -> list[Turn]:
         return turns
     system, rest = turns[0], turns[1:]
     if rest and rest[0]["role"] == "user":
-        return [{**rest[0], "content": _both(system["content"], rest[0]["content"])}, *rest[1:]]
+        return [{**rest[0], "content": _together([system["content"], rest[0]["content"]])}, *rest[1:]]
     return [{"role": "user", "content": system["content"]}, *rest]
 
 

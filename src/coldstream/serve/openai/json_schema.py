@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 _NO_SCHEMAS = ("const", "enum", "default", "examples")
 """Keywords whose values are data."""
+_MAPS = ("properties", "$defs", "definitions")
+"""Keywords whose values are schemas by their names."""
 _OTHERS = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties"})
 _PARTS = frozenset({"allOf", "anyOf", "oneOf", "if", "$ref", "$dynamicRef", "dependentSchemas"})
 
@@ -33,18 +34,19 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    made = {key: value if key in _NO_SCHEMAS else _each(value, _closed) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict):
-        made["properties"] = {name: _each(item, _closed) for name, item in schema["properties"].items()}
-        if _OTHERS.isdisjoint(schema):
-            made["additionalProperties"] = False
-    return made
+    made = {key: _closed_part(key, value) for key, value in schema.items()}
+    names_some = isinstance(schema.get("properties"), dict) and _OTHERS.isdisjoint(schema)
+    return made | {"additionalProperties": False} if names_some else made
 
 
-def _each(value: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
+def _closed_part(key: str, value: Any) -> Any:
+    if key in _NO_SCHEMAS:
+        return value
+    if key in _MAPS and isinstance(value, dict):
+        return {name: _closed_part("", item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_each(item, change) for item in value]
-    return change(value) if isinstance(value, dict) else value
+        return [_closed_part("", item) for item in value]
+    return _closed(value) if isinstance(value, dict) else value
 
 
 def _combines(value: Any) -> bool:

@@ -7,7 +7,7 @@ have the names that vLLM gave them (`top_k`, `ignore_eos`, `structured_outputs`,
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -16,6 +16,7 @@ from coldstream.serve.schema import (
     Count,
     Fraction,
     Int64,
+    Json,
     Penalty,
     Positive,
     RepetitionPenalty,
@@ -24,9 +25,8 @@ from coldstream.serve.schema import (
     Whole,
 )
 
-Json = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-Labels = dict[str, Any]
+Labels = Json
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Detail = Literal["auto", "low", "high", "original"]
 _Bias = Annotated[float, Field(ge=-100, le=100)]
