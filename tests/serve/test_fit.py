@@ -138,12 +138,12 @@ def test_a_conversation_of_many_turns_is_fitted_in_the_time_that_it_takes_to_rea
 
     assert len(fitted(many, take)) == 30_000 * 82 - 2
     assert seen == [30_000, 1]
-    calls = [{"id": f"c{n}", "function": {"name": "f", "arguments": {}}} for n in range(20_000)]
-    results = [{"role": "tool", "content": "r", "tool_call_id": f"c{n}"} for n in reversed(range(20_000))]
+    calls = [{"id": f"c{n}", "function": {"name": "f", "arguments": {}}} for n in range(2_000)]
+    results = [{"role": "tool", "content": "r", "tool_call_id": f"c{n}"} for n in reversed(range(2_000))]
     seen.clear()
     with pytest.raises(InvalidRequest, match="take turns"):
         fitted([{"role": A, "content": "", "tool_calls": calls}, *results], take)
-    assert seen == [20_001, 20_001, 40_000, 40_001]
+    assert seen == [2_001, 2_001, 4_000, 4_001]
 
 
 def test_a_template_may_change_blanks_and_write_a_text_elsewhere() -> None:

@@ -24,7 +24,7 @@ from coldstream.serve.openai.messages import Turn
 Render = Callable[[list[Turn]], str]
 
 _GAP = "\n\n"
-_PATIENCE = 1.0
+_PATIENCE = 2.0
 """Seconds after which no further form is tried: what a template is slow to refuse is no matter of form."""
 _CALL_ID = 9
 """Characters of an id that Mistral's templates take."""
