@@ -291,6 +291,19 @@ async def test_what_cannot_be_continued_is_refused_by_name(serve, engine, messag
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "continue_final_message")
 
 
+class Quoting(LetterTokenizer):
+    """Its template writes JSON."""
+
+    def apply_chat_template(self, messages, **options) -> str:
+        return json.dumps(list(messages))
+
+
+async def test_a_template_that_does_not_write_the_text_as_it_stands_cannot_continue_it(serve, engine) -> None:
+    served = await serve(ScriptedModel(engine(), tokenizer=Quoting()))
+    reply = await served.client.post(PATH, json={"model": "default", "messages": PREFILLED})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "continue_final_message")
+
+
 # -- tools -------------------------------------------------------------------------------------------------------------
 
 STRICT = [{"type": "function", "function": TOOLS[0]["function"] | {"strict": True}}]
@@ -306,6 +319,20 @@ async def test_strict_functions_are_held_to_their_schema_where_the_model_calls_t
         grammar = used.submitted[-1].sampling.grammar
         assert (grammar.kind, grammar.field) == ("lark", "tools")
         assert '"city"' in grammar.value
+
+
+@pytest.mark.parametrize("template", ["[TOOL_CALLS]", "<tool_call>\n<function={{ name }}>"])
+async def test_a_model_that_calls_in_another_form_is_not_held_to_ours(serve, engine, template) -> None:
+    used = engine('{"p": 1}')
+    tokenizer = LetterTokenizer(tools=True)
+    tokenizer.chat_template = template
+    served = await serve(ScriptedModel(used, tokenizer=tokenizer))
+    body = {"model": "default", "messages": HI, "tools": STRICT}
+    assert (await served.client.post(PATH, json=body)).status_code == 200
+    assert used.submitted[0].sampling.grammar is None
+    body |= {"response_format": {"type": "json_object"}}
+    assert (await served.client.post(PATH, json=body)).status_code == 200
+    assert "anyOf" in used.submitted[1].sampling.grammar.value
 
 
 async def test_without_strict_a_call_is_the_models_own(serve, engine) -> None:

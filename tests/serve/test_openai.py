@@ -462,6 +462,29 @@ async def test_a_named_function_is_forced_and_its_arguments_stream(serve, engine
     assert '"name": "weather"' in asked(used)  # its template knows no tools, so the system text describes them
 
 
+class Weather(pydantic.BaseModel):
+    """The weather of a city, as users of the package declare a tool."""
+
+    city: str
+
+
+async def test_parsed_calls_go_round_with_all_that_the_client_adds_to_them(serve, engine, client) -> None:
+    used = engine(CALL.replace("weather", "Weather"))
+    served = await serve(ScriptedModel(used))
+    tool = openai.pydantic_function_tool(Weather)
+    assert tool["function"]["strict"] is True
+    parse = client(served).chat.completions.parse
+    first = await parse(model="default", messages=HI, tools=[tool])
+    message = first.choices[0].message
+    assert message.tool_calls[0].function.parsed_arguments == Weather(city="서울")
+    assert used.submitted[0].sampling.grammar.field == "tools"
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "name": "Weather", "content": "sunny"}
+    history = [*HI, message.model_dump(), result]
+    second = await parse(model="default", messages=history, tools=[tool], response_format=Weather)
+    assert second.choices[0].finish_reason == "tool_calls"
+    assert asked(used, 1).endswith('{"name": "Weather", "content": "sunny"}\n</tool_response>\nmodel\n')
+
+
 async def test_a_required_call_is_forced_by_grammar_and_found(serve, engine, client) -> None:
     used = engine('{"name": "weather", "arguments": {"city": "Oslo"}}')
     served = await serve(ScriptedModel(used))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coldstream.engine.request import Grammar
+from coldstream.errors import InvalidRequest
 from coldstream.serve.generate import expanded
 from coldstream.serve.openai import tool_grammar, tools
 from coldstream.serve.openai.asked import Asked
@@ -10,6 +11,8 @@ from coldstream.serve.openai.fit import fitted
 from coldstream.serve.openai.messages import Turn, task_turns, turns, with_instruction
 from coldstream.serve.state import ServedModel, Tokenizes
 
+_AS_XML = "<function="
+"""Qwen3-Coder writes this within the tags."""
 _END = "\N{END OF TRANSMISSION BLOCK}\N{SUBSTITUTE}"
 """Marks where the last message ends; templates trim blanks, and these are none."""
 
@@ -18,7 +21,7 @@ def encode(model: ServedModel, asked: Asked) -> list[int]:
     """The prompt's ids, through the model's chat template.
 
     Raises:
-        InvalidRequest: the model has no chat template, or it refuses the messages in every form.
+        InvalidRequest: the model has no chat template, or it refuses the messages in every form, or writes another end.
     """
     tokenizer = model.tokenizer
     given = asked.tools.told if tokenizer.template_uses_tools and asked.tools.functions else None
@@ -31,7 +34,7 @@ def encode(model: ServedModel, asked: Asked) -> list[int]:
     said = _said(asked, knows_tools=tokenizer.template_uses_tools)
     text = fitted(said, render) if tokenizer.has_chat_template else render(said)
     if asked.continues:
-        text = text[: text.rindex(_END)]
+        text = _begun(text)
     return tokenizer.encode(expanded(model, text, len(asked.images)), add_special_tokens=False)
 
 
@@ -57,8 +60,9 @@ def grammar(model: ServedModel, asked: Asked) -> Grammar | None:
 
 
 def _opening(tokenizer: Tokenizes) -> str | None:
-    """How a grammar spells the tag that this model's calls begin with; None where they have no such tag."""
-    if tokenizer.template_uses_tools and tools.OPEN not in (tokenizer.chat_template or ""):
+    """How a grammar spells the tag that this model's calls begin with; None where calls are no JSON in such tags."""
+    template = tokenizer.chat_template or ""
+    if tokenizer.template_uses_tools and (tools.OPEN not in template or _AS_XML in template):
         return None
     ids = tokenizer.encode(tools.OPEN, add_special_tokens=False)
     return tool_grammar.opening(is_special=len(ids) == 1 and not tokenizer.decode(ids))
@@ -78,6 +82,14 @@ def _said(asked: Asked, *, knows_tools: bool) -> list[Turn]:
         return [*said[:-1], {**last, "content": _marked(last["content"])}]
     is_empty = last["role"] == "assistant" and not last["content"] and "tool_calls" not in last
     return said[:-1] if is_empty and len(said) > 1 and asked.adds_generation_prompt else said
+
+
+def _begun(text: str) -> str:
+    begun, marked, _ = text.rpartition(_END)
+    if not marked:
+        message = "the model's chat template does not write the last message as it stands, so it cannot be continued"
+        raise InvalidRequest(message, field="continue_final_message")
+    return begun
 
 
 def _marked(content: str | list[Turn]) -> str | list[Turn]:
