@@ -92,6 +92,7 @@ class SystemMessage(Body):
     role: Literal["system", "developer"]
     content: Content
     name: str | None = None
+    cache_control: Json | None = None
 
 
 class UserMessage(Body):
@@ -100,6 +101,7 @@ class UserMessage(Body):
     role: Literal["user"]
     content: UserContent
     name: str | None = None
+    cache_control: Json | None = None
 
 
 class CalledFunction(SentBack):
