@@ -146,6 +146,10 @@ def test_a_conversation_of_many_turns_is_fitted_in_the_time_that_it_takes_to_rea
     assert seen == [2_001, 2_001, 4_000, 4_001]
 
 
+def test_marks_that_a_tokenizer_sets_in_a_text_are_no_part_of_it() -> None:
+    assert fitted(said((U, "a <end> b")), lambda form: "<user>a \udc00<end>\udc01 b").startswith("<user>a")
+
+
 def test_a_template_may_change_blanks_and_write_a_text_elsewhere() -> None:
     template = (
         "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content.split() | join(' ') }}"

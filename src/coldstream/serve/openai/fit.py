@@ -13,6 +13,7 @@ template refuses, or leaves out, is tried in the nearest form that it may take, 
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -118,7 +119,11 @@ def _first_missing(
 
 
 def _packed(text: str) -> str:
-    return "".join(text.split())
+    return _MARKS.sub("", "".join(text.split()))
+
+
+_MARKS = re.compile("[\ud800-\udfff]")
+"""Halves of surrogate pairs, which no request can hold: a tokenizer may mark places in a prompt with them."""
 
 
 def _texts(content: str | list[Turn]) -> list[str]:
