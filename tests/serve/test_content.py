@@ -7,7 +7,7 @@ import json
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldstream.errors import InvalidRequest
@@ -20,6 +20,7 @@ JSON = {"content-type": "application/json"}
 HI = {"model": "default", "messages": [{"role": "user", "content": "hi"}]}
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=50), min_size=1, max_size=3))
 def test_a_packed_body_is_what_was_packed_however_many_members_it_has(texts) -> None:
     packed = b"".join(gzip.compress(text.encode()) for text in texts)

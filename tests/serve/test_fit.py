@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldstream.engine.template import ChatTemplate
@@ -72,6 +72,7 @@ def test_a_template_that_takes_any_order_gets_the_turns_as_they_are() -> None:
 WORD = st.from_regex(re.compile(r"[a-z]{6}"), fullmatch=True)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([S, U, A]), WORD), min_size=1, max_size=7, unique_by=lambda turn: turn[1]),
     st.sampled_from([ANY_ORDER, IN_TURNS, NO_SYSTEM]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldstream.errors import InvalidRequest, PromptTooLong, TooManyRequests
@@ -34,6 +34,7 @@ def told(items: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return made
 
 
+@settings(deadline=None)
 @given(st.lists(ITEM, min_size=1, max_size=9), st.none() | TEXT)
 def test_everything_is_said_by_the_same_speaker_in_the_same_order(items, instructions) -> None:
     body = ResponsesRequest.model_validate({"model": "m", "input": items, "instructions": instructions})
@@ -47,6 +48,7 @@ def test_everything_is_said_by_the_same_speaker_in_the_same_order(items, instruc
     assert heard == [*opening, *told(items)]
 
 
+@settings(deadline=None)
 @given(st.lists(ITEM, min_size=1, max_size=9), st.data())
 def test_an_error_about_a_message_names_the_item_that_it_came_from(items, data) -> None:
     made = converted(ResponsesRequest.model_validate({"model": "m", "input": items, "instructions": "x"}))
