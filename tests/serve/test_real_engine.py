@@ -9,9 +9,9 @@ import openai
 import pytest
 
 from coldstream.model.config import ModelConfig
-from coldstream.serve.sampling import from_generation_config
+from coldstream.serve.requests.sampling import from_generation_config
 from coldstream.settings import ModelSettings, Settings, TaskSettings
-from tests.engine.parts import EOS, GEMMA, VOCAB, WORDS, make_decoder, make_engine, make_tokenizer
+from tests.support.parts import EOS, GEMMA, VOCAB, WORDS, make_decoder, make_engine, make_tokenizer
 
 HI = [{"role": "user", "content": "ab the b"}]
 

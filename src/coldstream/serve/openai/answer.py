@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from coldstream.engine.request import TokenEvent, TokenLogprob
-from coldstream.serve.inference import Result
 from coldstream.serve.openai import logprobs, tools
 from coldstream.serve.openai.asked import Asked
 from coldstream.serve.openai.tool_choice import Tools
+from coldstream.serve.requests.inference import Result
 
 
 def choice(asked: Asked, index: int, result: Result) -> dict[str, Any]:

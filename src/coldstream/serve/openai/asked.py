@@ -7,8 +7,8 @@ from typing import Any
 
 from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
-from coldstream.serve.generate import sources
-from coldstream.serve.images import ImageLoader, ImageSource
+from coldstream.serve.api.generate import sources
+from coldstream.serve.images.decode import ImageLoader, ImageSource
 from coldstream.serve.openai.common import Target, sampling, target, text_of
 from coldstream.serve.openai.constraint import constraint
 from coldstream.serve.openai.messages import images

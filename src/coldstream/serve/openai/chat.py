@@ -9,15 +9,16 @@ from contextlib import AsyncExitStack
 from starlette.responses import Response
 
 from coldstream.errors import ColdstreamError
-from coldstream.serve import failures, sse
-from coldstream.serve.inference import Inference, Job
+from coldstream.serve.api import sse
+from coldstream.serve.middleware import errors as failures
+from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai.answer import Speaker, choice
 from coldstream.serve.openai.asked import Asked, understand
 from coldstream.serve.openai.calls import TAGS
 from coldstream.serve.openai.common import Envelope, Streamed, envelope, text_of, usage
 from coldstream.serve.openai.prompt import encode, grammar
 from coldstream.serve.openai.schema import ChatRequest
-from coldstream.serve.record import RequestRecord
+from coldstream.serve.requests.inference import Inference, Job
 from coldstream.serve.state import ServerState
 
 PATH = "/v1/chat/completions"

@@ -7,6 +7,7 @@ from typing import Any
 
 from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
+from coldstream.serve.api.schema import shallow
 from coldstream.serve.openai.schema import (
     ChatRequest,
     CompletionRequest,
@@ -14,7 +15,6 @@ from coldstream.serve.openai.schema import (
     JsonSchemaFormat,
     StructuredOutputs,
 )
-from coldstream.serve.schema import shallow
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from coldstream.engine.control_tokens import unmarked
+from coldstream.engine.tokenizer.control_tokens import unmarked
 from coldstream.errors import InvalidRequest
 from coldstream.serve.openai.messages import Turn
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coldstream.errors import InvalidRequest
+from coldstream.serve.api.tasks import GivenImage, Rendered, render
 from coldstream.serve.openai.common import text_of
 from coldstream.serve.openai.schema import (
     AssistantMessage,
@@ -25,7 +26,6 @@ from coldstream.serve.openai.schema import (
     ToolMessage,
     UserMessage,
 )
-from coldstream.serve.tasks import GivenImage, Rendered, render
 from coldstream.settings import TaskSettings
 
 Turn = dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
-from coldstream.serve.generate import expanded
+from coldstream.serve.api.generate import expanded
 from coldstream.serve.openai import tool_grammar, tools
 from coldstream.serve.openai.asked import Asked
 from coldstream.serve.openai.fit import fitted

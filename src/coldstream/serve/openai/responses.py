@@ -16,15 +16,16 @@ from typing import Any
 from starlette.responses import Response
 
 from coldstream.errors import ColdstreamError
-from coldstream.serve import failures, sse
-from coldstream.serve.inference import Inference
+from coldstream.serve.api import sse
+from coldstream.serve.middleware import errors as failures
+from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai.answer import Speaker, choice
 from coldstream.serve.openai.asked import Asked, understand
 from coldstream.serve.openai.chat import job, note
 from coldstream.serve.openai.common import usage
 from coldstream.serve.openai.responses_input import Converted, converted
 from coldstream.serve.openai.responses_schema import ResponsesRequest
-from coldstream.serve.record import RequestRecord
+from coldstream.serve.requests.inference import Inference
 from coldstream.serve.state import ServerState
 
 PATH = "/v1/responses"

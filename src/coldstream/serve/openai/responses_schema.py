@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from coldstream.serve.api.schema import Body, Fraction, Json, Positive, Temperature, Whole
 from coldstream.serve.openai.schema import Detail, Effort, HintedPart, Labels, Name, SentBack
-from coldstream.serve.schema import Body, Fraction, Json, Positive, Temperature, Whole
 
 
 class InputText(HintedPart):

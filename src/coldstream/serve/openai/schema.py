@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from coldstream.serve.schema import (
+from coldstream.serve.api.schema import (
     Body,
     Count,
     Fraction,
