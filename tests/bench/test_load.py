@@ -124,3 +124,10 @@ def test_who_can_read_what() -> None:
     assert "gcsfs" not in contenders_for("/some/folder")
     assert "safetensors" in contenders_for("/some/folder")
     assert {"coldstream", "curl drain"} <= set(contenders_for("gs://bucket/model"))
+
+
+def test_obstores_ranges_are_checked_as_ours_are(bucket: LocalBucket, certificate: Certificate) -> None:
+    environment = {"STORAGE_EMULATOR_HOST": bucket.secure_url, **certificate.environment}
+    report = run_load_bench("gs://models/small", rounds=1, contenders=("obstore x4",), environment=environment, rest=0)
+    assert report.rounds[0].error is None
+    assert report.rounds[0].bytes > SIZE  # whole files

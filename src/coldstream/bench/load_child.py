@@ -7,6 +7,7 @@ Prints a JSON object. What is imported beforehand, torch above all, is neither i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import mmap
 import os
@@ -24,6 +25,8 @@ from typing import Any
 from coldstream.errors import ColdstreamError
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.store import Pin
+from coldstream.weights.transfer.checksum import Fold, crc32c
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,56 @@ def _coldstream(uri: str, verify: bool = True) -> Prepared:
 
 def _coldstream_unverified(uri: str) -> Prepared:
     return _coldstream(uri, verify=False)
+
+
+def _obstore(uri: str, connections: int) -> Prepared:
+    """What a load over obstore would be at best: its buffers kept, checked on other threads as they land."""
+    from obstore.store import GCSStore
+
+    checkpoint = open_checkpoint(uri)
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    authorities = os.environ.get("SSL_CERT_FILE")
+    client: Any = {"allow_http": True, "timeout": "1h"}
+    if authorities:
+        client["root_certificate"] = Path(authorities).read_bytes()
+    config: Any = {"base_url": emulator, "skip_signature": True} if emulator else {}
+    store = GCSStore(checkpoint.location.bucket, config=config, client_options=client)
+
+    def load() -> Loaded:
+        kept = asyncio.run(_obstore_ranges(checkpoint, store, connections))
+        return Loaded(kept, sum(len(data) for data in kept))
+
+    return load
+
+
+async def _obstore_ranges(checkpoint: Checkpoint, store: Any, connections: int) -> list[memoryview]:
+    import obstore
+
+    size = 32 * 1024 * 1024
+    pins = [shard.pin for shard in checkpoint.shards]
+    folds = {pin.name: Fold(pin.size) for pin in pins}
+    parts = iter([(pin, at, min(at + size, pin.size)) for pin in pins for at in range(0, pin.size, size)])
+    kept: list[memoryview] = []
+    checks: list[asyncio.Task[None]] = []
+    loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor(2)
+
+    async def check(pin: Pin, start: int, end: int, data: memoryview) -> None:
+        folds[pin.name].add(start, end, await loop.run_in_executor(threads, crc32c, data))
+
+    async def connection() -> None:
+        for pin, start, end in parts:
+            path = checkpoint.location.child(pin.name).path
+            options: Any = {"range": (start, end), "version": pin.generation}
+            answer = await obstore.get_async(store, path, options=options)
+            kept.append(memoryview(await answer.bytes_async()).cast("B"))
+            checks.append(asyncio.create_task(check(pin, start, end, kept[-1])))
+
+    await asyncio.gather(*(connection() for _ in range(connections)))
+    await asyncio.gather(*checks)
+    wrong = [pin.name for pin in pins if folds[pin.name].value != pin.crc32c]
+    if wrong:
+        raise ColdstreamError(f"obstore's bytes of {', '.join(wrong)} are not the objects'")
+    return kept
 
 
 def _runai(uri: str, concurrency: int) -> Prepared:
@@ -202,6 +255,8 @@ def _files(uri: str) -> list[str]:
 CONTENDERS: dict[str, Callable[[str], Prepared]] = {
     "coldstream": _coldstream,
     "coldstream, unverified": _coldstream_unverified,
+    "obstore x4": lambda uri: _obstore(uri, 4),
+    "obstore x8": lambda uri: _obstore(uri, 8),
     "runai streamer x4": lambda uri: _runai(uri, 4),
     "runai streamer x8": lambda uri: _runai(uri, 8),
     "runai streamer x16": lambda uri: _runai(uri, 16),

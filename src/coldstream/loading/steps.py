@@ -108,6 +108,7 @@ class LoadSteps:
             max_bytes_in_flight=self._settings.load.max_bytes_in_flight or ahead,
             concurrency=self._settings.load.concurrency,
             retry=retry,
+            verify="required" if self._settings.load.verify == "required" else True,
         )
         return self._opened(checkpoint, plan, options, progress, TensorQueue(ahead))
 

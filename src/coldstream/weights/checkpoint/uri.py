@@ -33,13 +33,15 @@ class Location:
         """A URI or a plain path.
 
         Raises:
-            LocationError: the scheme is not supported, or the bucket is missing.
+            LocationError: the scheme is not supported, the bucket is missing, or a folder on the way has no name.
         """
         if not text.strip():
             raise LocationError(f"an empty URI; write {_EXAMPLES}")
         if "\0" in text:
             raise LocationError(f"{text!r}: a URI cannot hold a zero byte")
         if "://" not in text:
+            if text.partition(":")[0] in _SCHEMES and ":" in text:
+                raise LocationError(f"{text}: two slashes belong behind the colon; write {_EXAMPLES}")
             return cls("file", "", os.path.abspath(os.path.expanduser(text)))
         scheme, _, rest = text.partition("://")
         if scheme == "hf":
@@ -53,7 +55,13 @@ class Location:
         bucket, _, path = rest.partition("/")
         if not bucket:
             raise LocationError(f"{text}: no bucket; write {scheme}://bucket/folder")
-        return cls(cast(Scheme, scheme), bucket, path.strip("/"))
+        if "" in path.removesuffix("/").split("/") and path:
+            clean = "/".join(part for part in path.split("/") if part)
+            raise LocationError(
+                f"{text}: a slash too many; write {scheme}://{bucket}/{clean}, and if the objects' names really hold an"
+                " empty folder, copy them to names without one"
+            )
+        return cls(cast(Scheme, scheme), bucket, path.removesuffix("/"))
 
     def child(self, name: str) -> Location:
         """The object `name` in this folder."""
