@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -64,6 +65,20 @@ async def test_a_packed_body_that_unpacks_to_too_much_is_413(serve, engine) -> N
         "/generate", content=gzip.compress(b" " * 10**6), headers=JSON | {"content-encoding": "gzip"}
     )
     assert reply.status_code == 413
+
+
+async def test_what_packed_bodies_unpack_to_counts_among_those_that_are_held(serve, engine) -> None:
+    settings = for_uri("gs://bucket/default")
+    small = type(settings)(settings.models, settings.tasks, ServerSettings(max_body_bytes=2000))
+    model = ScriptedModel(engine(), loading=True)
+    served = await serve(model, small)
+    packed = gzip.compress(b'{"prompt": "hi"}' + b" " * 1900)
+    headers = JSON | {"content-encoding": "gzip"}
+    asked = [asyncio.create_task(served.client.post("/generate", content=packed, headers=headers)) for _ in range(5)]
+    (refused,), waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    assert refused.result().status_code == 429
+    model.loaded()
+    assert [(await task).status_code for task in waiting] == [200] * 4
 
 
 @pytest.mark.parametrize(("body", "place"), [(b'{"prompt": "\xe9"}', 12), ('{"prompt": "é"}'.encode("utf-16"), 0)])

@@ -523,3 +523,31 @@ async def test_tags_of_calls_that_are_control_tokens_are_shown_where_there_are_t
     assert (answer["message"]["content"], answer["finish_reason"]) == ("Well. ", "tool_calls")
     await served.client.post("/v1/chat/completions", json=body)
     assert [request.sampling.shown_tokens for request in used.submitted] == [{7, 8}, frozenset()]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_parameters_in_xml_have_the_types_of_their_function(serve, engine, client, stream) -> None:
+    said = "<tool_call><function=f><parameter=a>1</parameter><parameter=b>1</parameter></function></tool_call>"
+    served = await serve(ScriptedModel(engine(said), tokenizer=LetterTokenizer(tools=True)))
+    kinds = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}}
+    asked_for = {"messages": HI, "tools": [{"type": "function", "function": {"name": "f", "parameters": kinds}}]}
+    answer = await client(served).chat.completions.create(model="default", stream=stream, **asked_for)
+    if stream:
+        (call,) = [
+            item for chunk in [part async for part in answer] for item in chunk.choices[0].delta.tool_calls or ()
+        ]
+    else:
+        (call,) = answer.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"a": "1", "b": 1}
+
+
+async def test_the_characters_that_are_counted_are_no_more_than_the_prompt_has(serve, engine) -> None:
+    served = await serve(ScriptedModel(engine(), max_context=2000, tokenizer=LetterTokenizer()))
+    body = {"model": "default", "messages": HI * 170, "max_tokens": 1}  # a long one, of short turns
+    reply = await served.client.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 200
+    tools = [{"type": "function", "function": {"name": "f", "description": "x" * 20000}}]
+    named = LetterTokenizer(tools=True)  # writes the names only
+    served = await serve(ScriptedModel(engine(), max_context=2000, tokenizer=named))
+    reply = await served.client.post("/v1/chat/completions", json={**body, "tools": tools, "messages": HI})
+    assert reply.status_code == 200

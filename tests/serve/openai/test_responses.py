@@ -152,6 +152,15 @@ async def test_a_call_can_be_forced(serve, engine, client, choice) -> None:
     assert whole.tool_choice == choice if isinstance(choice, str) else whole.tool_choice.type == choice["type"]
 
 
+@pytest.mark.parametrize(("choice", "status"), [("auto", 200), ("none", 200), ("required", 400)])
+async def test_a_choice_that_no_tool_can_meet_is_refused(serve, engine, choice, status) -> None:
+    served = await serve(ScriptedModel(engine()))
+    body = {"model": "default", "input": "hi", "tool_choice": choice, "parallel_tool_calls": True}
+    reply = await served.client.post("/v1/responses", json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error and error["param"]) == (status, "tool_choice" if status == 400 else None)
+
+
 async def test_a_parsed_answer_is_forced_by_its_schema(serve, engine, client) -> None:
     class City(pydantic.BaseModel):
         """As a user of the package declares what it wants."""

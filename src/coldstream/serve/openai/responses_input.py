@@ -105,7 +105,7 @@ def converted(body: asked.ResponsesRequest) -> Converted:
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
         response_format=_format(body.text),
         tools=_tools(body.tools),
-        tool_choice=_choice(body.tool_choice) if body.tools else None,
+        tool_choice=_choice(body.tool_choice) if body.tools or body.tool_choice not in _HARMLESS else None,
         parallel_tool_calls=body.parallel_tool_calls if body.tools else None,
         stream=body.stream,
         chat_template_kwargs=body.chat_template_kwargs,
@@ -177,6 +177,8 @@ def _tools(tools: Sequence[asked.FunctionTool] | None) -> list[chat.Tool] | None
 
 
 _Word = Literal["none", "auto", "required"]
+_HARMLESS = (None, "none", "auto")
+"""What clients choose also where they have no tools."""
 
 
 def _choice(
