@@ -75,7 +75,7 @@ LLAMA: Mapping[str, Any] = {
     "tie_word_embeddings": False,
 }
 GEMMA: Mapping[str, Any] = {
-    **LLAMA,
+    **{key: value for key, value in LLAMA.items() if key != "hidden_act"},
     "architectures": ["Gemma3ForCausalLM"],
     "model_type": "gemma3_text",
     "num_hidden_layers": 3,
