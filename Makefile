@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # What is no part of the wheel, but is code all the same.
-CODE := src tests bench docker fuzz hatch_build.py
+CODE := src tests bench docker fuzz tools hatch_build.py
 SOURCES := $(shell find src -type f -not -name '*.pyc' -not -name '*.so')
 WHEEL = $(shell ls dist/coldstream-*.whl)
 

@@ -13,8 +13,6 @@ from PIL import Image
 
 from coldstream import settings
 from coldstream.backends.torch.vision import Sight
-from coldstream.bench.parity import load_folder
-from coldstream.demo.pictures import THINGS, Product, choose, picture
 from coldstream.engine.engine import Engine
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
@@ -24,6 +22,8 @@ from coldstream.serve.api.tasks import GivenImage, render
 from coldstream.serve.images.decode import Picture
 from coldstream.settings import EngineSettings
 from coldstream.weights.checkpoint import file_names
+from tools.parity import load_folder
+from tools.pictures import THINGS, Product, choose, picture
 
 DEMO = Path(str(files("coldstream.demo")))
 PHOTOS = {

@@ -187,6 +187,15 @@ def test_a_corrupt_layer_is_never_answered_from(bucket: LocalBucket, tmp_path: P
     assert 200 not in replies
 
 
+def test_where_verification_is_required_a_store_without_checksums_is_refused(tmp_path: Path) -> None:
+    file = config(tmp_path, extra='[load]\nverify = "required"')
+    file.write_text(file.read_text().replace("gs://models/sql", str(DEMO / "sql_model")))
+    with serving("--config", str(file), environment={}) as (process, _):
+        assert process.wait(60) == errors.BadResponse.exit_code
+        assert process.stderr is not None
+        assert "cannot be verified" in process.stderr.read()
+
+
 def test_the_key_is_asked_for_everywhere_but_by_the_probes(bucket: LocalBucket, tmp_path: Path) -> None:
     file = config(tmp_path, server='api_keys_env = "KEYS"')
     with serving("--config", str(file), environment=bucket.environment | {"KEYS": "one,two"}) as (process, url):

@@ -120,7 +120,7 @@ def _runai(uri: str, concurrency: int) -> Prepared:
         os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = emulator
         os.environ["RUNAI_STREAMER_GCS_USE_ANONYMOUS_CREDENTIALS"] = "true"
     streamer_class = _peer("runai_model_streamer").SafetensorsStreamer
-    names = _files(uri)
+    names = [runai_name(file) for file in _files(uri)]
 
     def load() -> Loaded:
         state = {}
@@ -139,7 +139,7 @@ def _gcsfs(uri: str) -> Prepared:
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     options = {"token": "anon", "endpoint_url": emulator} if emulator else {}
     system = gcsfs.GCSFileSystem(**options)
-    names = [name.removeprefix("gs://") for name in _files(uri)]
+    names = [f"{file.bucket}/{file.path}" for file in _files(uri)]
 
     def load() -> Loaded:
         part = 16 * 1024 * 1024
@@ -164,7 +164,7 @@ def _transfer_manager(uri: str) -> Prepared:
     anonymous = os.environ.get("STORAGE_EMULATOR_HOST")
     client = storage.Client(project="bench", credentials=anonymous_credentials()) if anonymous else storage.Client()
     bucket = client.bucket(location.bucket)
-    names = [Location.parse(name).path for name in _files(uri)]
+    names = [file.path for file in _files(uri)]
 
     def load() -> Loaded:
         state: dict[str, Any] = {}
@@ -186,7 +186,7 @@ def _transfer_manager(uri: str) -> Prepared:
 def _safetensors(uri: str) -> Prepared:
     from safetensors.torch import load
 
-    names = [Location.parse(name).path for name in _files(uri)]
+    names = [file.path for file in _files(uri)]
 
     def read() -> Loaded:
         state: dict[str, Any] = {}
@@ -199,7 +199,7 @@ def _safetensors(uri: str) -> Prepared:
 
 def _fastsafetensors(uri: str) -> Prepared:
     fastsafe_open = _peer("fastsafetensors").fastsafe_open
-    names = [Location.parse(name).path for name in _files(uri)]
+    names = [file.path for file in _files(uri)]
 
     def read() -> Loaded:
         with fastsafe_open(filenames=names, nogds=True, device="cpu") as opened:
@@ -242,14 +242,19 @@ def _url(checkpoint: Checkpoint, name: str) -> str:
     return f"{base}/{location.bucket}/{location.path}"
 
 
+def runai_name(file: Location) -> str:
+    """How Run:ai's streamer is told of a file: it knows buckets by their scheme, and of a disk the plain path."""
+    return file.path if file.scheme == "file" else str(file)
+
+
 def _peer(module: str) -> Any:
     """A package of the bench extra, of which many have no types."""
     return import_module(module)
 
 
-def _files(uri: str) -> list[str]:
+def _files(uri: str) -> list[Location]:
     checkpoint = open_checkpoint(uri)
-    return [str(checkpoint.location.child(shard.name)) for shard in checkpoint.shards]
+    return [checkpoint.location.child(shard.name) for shard in checkpoint.shards]
 
 
 CONTENDERS: dict[str, Callable[[str], Prepared]] = {

@@ -185,6 +185,20 @@ async def test_a_chunked_answer(scripted: Callable[..., Scripted], wire: Wire) -
     assert server.connections == 1
 
 
+@pytest.mark.parametrize("endless", ["trailers", "interim"])
+async def test_what_never_ends_is_cut(scripted: Callable[..., Scripted], wire: Wire, endless: str) -> None:
+    def answers(connection: socket.socket, start: int, end: int) -> bool:
+        head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{len(DATA)}\r\nETag: one\r\n"
+        if endless == "trailers":
+            body = f"{end - start:x}\r\n".encode() + DATA[start:end] + b"\r\n0\r\n"
+            connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + body)
+        while True:  # until the client has seen enough
+            connection.sendall(b"Trailer: 1\r\n" if endless == "trailers" else b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    with pytest.raises(BadResponse, match="more than"):
+        await get(wire, scripted(answers), 0, 10)
+
+
 async def test_what_has_landed_of_a_broken_body_is_told(scripted: Callable[..., Scripted], wire: Wire) -> None:
     def broken(connection: socket.socket, start: int, end: int) -> bool:
         head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{len(DATA)}\r\nETag: one\r\n"

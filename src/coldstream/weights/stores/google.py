@@ -20,7 +20,7 @@ from coldstream.weights.stores.credentials import PATIENCE, GoogleToken, NoCrede
 from coldstream.weights.stores.google_login import google_token
 from coldstream.weights.stores.network import Network
 from coldstream.weights.stores.store import Interrupted, OnLanded, Pin
-from coldstream.weights.transfer.answers import changed, raise_for_status, range_of
+from coldstream.weights.transfer.answers import changed, raise_for_status, range_of, unpinned
 from coldstream.weights.transfer.wire import Accept, Wire
 
 # gcloud's variable for another endpoint of Cloud Storage, as Private Service Connect has.
@@ -53,7 +53,7 @@ def google_store(
     if emulator:
         api = emulator.rstrip("/") if "://" in emulator else f"http://{emulator}"
         return GoogleStore(location, wire, Caller(None), api=api, network=Network(environ))
-    api = (environ.get(_ENDPOINT_VARIABLE) or _ENDPOINT).rstrip("/")
+    api = (environ.get(_ENDPOINT_VARIABLE) or _ENDPOINT).rstrip("/").removesuffix("/storage/v1")
     caller = Caller(google_token(environ), payer=environ.get(_PAYER_VARIABLE), patience=patience)
     return GoogleStore(location, wire, caller, api=api, network=Network(environ))
 
@@ -202,8 +202,10 @@ class GoogleStore:
     async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         """See `Store.read_into`."""
         where, end = self.location.child(pin.name), start + target.nbytes
-        query = f"?{urlencode({'generation': pin.generation})}" if pin.generation else ""
-        url = f"{self._api}/{quote(self.location.bucket, safe='')}/{quote(where.path)}{query}"
+        if pin.generation is None:
+            raise unpinned(where, "its bucket knows no generations")
+        query = urlencode({"generation": pin.generation})
+        url = f"{self._api}/{quote(self.location.bucket, safe='')}/{quote(where.path)}?{query}"
         accept = _accept(range_of(pin, start, end, where))
 
         async def send(headers: _Headers) -> None:

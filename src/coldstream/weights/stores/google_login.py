@@ -78,7 +78,7 @@ class CredentialsFile:
         except TransportError as exc:
             raise Interrupted(f"{self._path}: no token: {exc}") from exc
         except (GoogleAuthError, OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
-            raise AccessDenied(f"{self._path}: these credentials give no token ({exc}); renew them") from exc
+            raise AccessDenied(f"{self._path}: these credentials give no token ({exc}); correct or renew them") from exc
         return Token(credentials.token, credentials.expiry.replace(tzinfo=UTC))
 
 

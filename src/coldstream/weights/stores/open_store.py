@@ -74,11 +74,13 @@ def _through_obstore(location: Location, environ: Mapping[str, str], client: Cli
         unsigned = S3Store(location.bucket, client_options=client, retry_config=retry, skip_signature=True)
     except (BaseError, ValueError) as exc:
         raise AccessDenied(f"{location}: {_first_line(exc)}; {_CONFIGURED[location.scheme]}") from exc
-    if environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
+    if any(environ.get(name, "").lower() in ("1", "true") for name in _UNSIGNED):
         return ObjectStoreAdapter(location, bucket)
     return S3(location, bucket, unsigned, wire)
 
 
+# What an address that was signed beforehand cannot have: no signature, and a header by which the reader pays.
+_UNSIGNED = ("AWS_SKIP_SIGNATURE", "AWS_REQUEST_PAYER")
 _CONFIGURED = {
     "az": "name the account in AZURE_STORAGE_ACCOUNT_NAME, and its AZURE_STORAGE_ACCOUNT_KEY or a SAS token",
     "s3": "look at the AWS_ variables",

@@ -29,6 +29,9 @@ MAX_HEAD = 64 * 1024
 # readers of a fast network switched twice as often, and took a fifth more CPU seconds.
 PATIENCE = 2 * 1024 * 1024
 MAX_REDIRECTS = 5
+MAX_TRAILERS = 100
+# Answers of 100 to 199 before the one that counts.
+MAX_INTERIM = 10
 # Of a refusal's body, which says why.
 MAX_REASON = 16 * 1024
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -257,7 +260,7 @@ class _Connection:
     def _ask(self, request: bytes) -> tuple[Response, bytes]:
         self._socket.sendall(request)
         data = b""
-        while True:
+        for _ in range(MAX_INTERIM + 1):
             while (end := data.find(b"\r\n\r\n")) < 0:
                 if len(data) > MAX_HEAD:
                     raise BadResponse(f"{self.origin.host}: an answer's head is longer than {MAX_HEAD} bytes")
@@ -272,6 +275,7 @@ class _Connection:
             data = data[end + 4 :]
             if head.status >= 200:
                 return head, data
+        raise BadResponse(f"{self.origin.host}: more than {MAX_INTERIM} answers before the answer")
 
     def _with_reason(self, head: Response, rest: bytes) -> Response:
         """A refusal with the start of its body; the connection is not used again."""
@@ -364,8 +368,10 @@ def _unchunk(source: _Source, target: memoryview) -> None:
         source.read_line()
     if position < target.nbytes:
         raise EOFError(f"only {position} bytes came")
-    while source.read_line():  # trailers
-        pass
+    for _ in range(MAX_TRAILERS):
+        if not source.read_line():
+            return
+    raise ValueError(f"more than {MAX_TRAILERS} trailers")
 
 
 def _check_length(head: Response, wanted: int) -> None:
