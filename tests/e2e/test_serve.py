@@ -98,6 +98,9 @@ def test_a_request_sent_at_once_is_answered_exactly_and_the_start_can_be_seen(
         assert get(f"{url}/healthz").json() == {"status": "ok"}
         answer = httpx2.post(f"{url}/generate", json=ASK, timeout=60)
         assert answer.json() == PAIR.answer
+        endless = {"model": "sql", "prompt": PAIR.context, "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+        usage = httpx2.post(f"{url}/v1/completions", json=endless, timeout=60).json()["usage"]
+        assert usage["completion_tokens"] == 60
         ready = httpx2.get(f"{url}/readyz")
         assert (ready.status_code, ready.json()["models"]["sql"]["unverified"]) == (200, [])
         names = {span["name"] for span in httpx2.get(f"{url}/startup").json()["timeline"]}

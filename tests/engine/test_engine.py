@@ -447,7 +447,8 @@ def test_a_grammar_binds_its_own_row_only(decoder: Decoder, running: Any, inbox:
     [
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": -1.0}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"stop_token_ids": frozenset({10**6})}, "stop_token_ids"),
         ({"logit_bias": ((len(VOCAB), 1.0),)}, "logit_bias"),
         ({"stop": ("",)}, "stop"),
         ({"grammar": Grammar("regex", "[a-", field="guided_regex")}, "guided_regex"),

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
+JSON_BLANKS = r"[\x20\x0A\x0D\x09]{0,16}"
+"""What may stand between the parts of generated JSON. A small model left alone with it would write blanks for ever."""
+
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 

@@ -48,6 +48,9 @@ class Tokenizes(Protocol):
     def template_uses_tools(self) -> bool: ...
 
     @property
+    def chat_template(self) -> str | None: ...
+
+    @property
     def vocab_size(self) -> int: ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
@@ -69,6 +72,7 @@ class Tokenizes(Protocol):
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str: ...
 
 
@@ -90,7 +94,7 @@ class ServedModel(Protocol):
     """One model of the server, which may still be loading.
 
     Only `name`, `uri`, `created`, `is_ready`, `retry_after` and `ready` may be used before `ready()` has returned.
-    `defaults` are the sampling parameters of its generation_config, with its stop ids.
+    `defaults` are the sampling parameters of its generation_config.
     """
 
     @property

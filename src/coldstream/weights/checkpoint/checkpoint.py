@@ -28,7 +28,7 @@ from coldstream.errors import (
 )
 from coldstream.timeline import Timeline
 from coldstream.weights.checkpoint.header import Header, TensorInfo, header_end, marks, parse_header, quoted
-from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.checkpoint.uri import Location, how_to_get, hub_id
 from coldstream.weights.stores.open_store import open_store
 from coldstream.weights.stores.store import Pin, Store, read
 from coldstream.weights.transfer.checksum import crc32c
@@ -213,7 +213,9 @@ class _Opener:
         with self.timeline.span("listing"):
             files = dict(await with_retries(self.store.list, self.retry, where=str(self.location)))
         if not files:
-            raise ObjectNotFound(f"{self.location}: the folder is empty or does not exist; check the URI")
+            model = hub_id(self.location)
+            hint = f"if you mean the model on the Hugging Face Hub, {how_to_get(model)}" if model else "check the URI"
+            raise ObjectNotFound(f"{self.location}: the folder is empty or does not exist; {hint}")
         if CONFIG not in files:
             raise NoConfig(f"{self.location}: no {CONFIG} in it (it has {_some(files)}); is this the model's folder?")
         self.progress.enter("headers")
