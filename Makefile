@@ -1,5 +1,6 @@
 # Two commands do everything, set-up included: `make demo` and `make test`.
-# On a machine with Python 3.11 or newer, pip, make and a C compiler. Nothing outside .venv/ and the demo's cache is written.
+# On a machine with Python 3.11 or newer (and python3-venv on Debian), make and a C compiler. Nothing outside .venv/ and the
+# demo's cache is written.
 
 PYTHON ?= python3
 VENV := .venv
