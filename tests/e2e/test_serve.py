@@ -23,6 +23,7 @@ from coldstream.bench.child import free_port
 from coldstream.bench.shape import Shape, ShapedProxy
 from coldstream.demo.bucket import LocalBucket
 from coldstream.demo.sql_pairs import sql_pairs
+from tests.support import processes
 
 DEMO = Path(coldstream.demo.__file__).parent
 PAIR = sql_pairs()[0]
@@ -75,12 +76,6 @@ def get(url: str, *, timeout: float = 30.0) -> httpx2.Response:
             time.sleep(0.02)
 
 
-def states_of_children(pid: int) -> list[str]:
-    """One letter each, as ps(1) has them."""
-    listed = subprocess.run(["ps", "--ppid", str(pid), "-o", "state="], capture_output=True, text=True, check=False)
-    return listed.stdout.split()
-
-
 def states(url: str) -> list[dict[str, Any]]:
     """Every state of the start, from the first that can be had to the last."""
     get(f"{url}/healthz")
@@ -116,7 +111,7 @@ def test_a_request_sent_at_once_is_answered_exactly_and_the_start_can_be_seen(
         }
         assert expected <= names
         assert b"import torch" in httpx2.get(f"{url}/startup.svg").content
-        assert "Z" not in states_of_children(process.pid), "a process that ended is still listed"
+        assert "Z" not in map(processes.state, processes.children(process.pid)), "a process that ended is still listed"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     assert {"first token", "import torch"} <= {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
@@ -216,9 +211,8 @@ def test_ending_while_it_loads_leaves_no_process_behind(bucket: LocalBucket, tmp
         environment = {"STORAGE_EMULATOR_HOST": slow.url}
         with serving("--config", str(config(tmp_path)), environment=environment) as (process, url):
             get(f"{url}/healthz")
+            while not (children := processes.children(process.pid)):
+                time.sleep(0.02)
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
-            children = subprocess.run(
-                ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, check=False
-            )
-    assert not children.stdout.strip()
+            assert not processes.left(children)

@@ -27,6 +27,7 @@ from coldstream.backends.cpu.packed import (
     is_built,
     levels,
     open_library,
+    openmp,
     rotation_order,
     runnable,
 )
@@ -89,6 +90,15 @@ def test_what_is_no_library_is_an_error_that_says_what_to_do(tmp_path: Path) -> 
     (tmp_path / compiling.ANY).write_bytes(b"\x7fELF, but no more")
     with pytest.raises(UnsupportedConfig, match=r"cannot be loaded.*--precision float32"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("brought", ["torch/lib/libgomp.so.1", "torch.libs/libgomp-24e2ab19.so.1.0.0"])
+def test_the_openmp_that_torchs_wheel_brings_is_found_by_its_path(brought: str, tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    assert openmp(None) == openmp(tmp_path / "torch") == "libgomp.so.1"
+    (tmp_path / brought).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / brought).touch()
+    assert openmp(tmp_path / "torch") == str(tmp_path / brought)
 
 
 @pytest.mark.parametrize("first", ["import torch", "pass"])

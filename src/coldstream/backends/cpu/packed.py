@@ -124,7 +124,7 @@ def open_library(path: Path, structs: Mapping[str, type[Structure]]) -> ctypes.C
     Raises UnsupportedConfig when it cannot be loaded, or was compiled from other structs than these.
     """
     try:
-        ctypes.CDLL(_openmp(), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(openmp(_torch()), mode=ctypes.RTLD_GLOBAL)
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise UnsupportedConfig(
@@ -134,6 +134,17 @@ def open_library(path: Path, structs: Mapping[str, type[Structure]]) -> ctypes.C
     for name, struct in structs.items():
         _check_size(path, library, name, struct)
     return library
+
+
+def openmp(torch: Path | None) -> str:
+    """The libgomp that torch's wheel brings, by its path: by the name the loader would find the system's, a second one.
+
+    `torch` is its package's folder. Where that brings none, it uses the one that has the name, and so do the kernels.
+    """
+    # Beside torch's own libraries, or where auditwheel puts what a wheel brings along.
+    places = () if torch is None else (torch / "lib", torch.with_name("torch.libs"))
+    brought = [str(path) for place in places for path in place.glob("libgomp*.so*")]
+    return brought[0] if brought else "libgomp.so.1"
 
 
 def runnable(cpu: CpuFeatures) -> tuple[str, ...]:
@@ -151,15 +162,10 @@ def _check_size(path: Path, library: ctypes.CDLL, name: str, struct: type[Struct
         )
 
 
-def _openmp() -> str:
-    """The libgomp that torch brings, by its path: by the name the loader would find the system's, a second one."""
+def _torch() -> Path | None:
+    """Its package's folder, without importing it."""
     spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return "libgomp.so.1"
-    package = Path(spec.origin).parent
-    # Beside torch's own libraries, or where auditwheel puts what a wheel brings along.
-    brought = (*package.glob("lib/libgomp*.so*"), *package.parent.glob("torch.libs/libgomp*.so*"))
-    return str(brought[0]) if brought else "libgomp.so.1"
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 def _choose(folder: Path) -> Path | None:
