@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.engine.engine import Engine
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
@@ -75,7 +76,7 @@ LLAMA: Mapping[str, Any] = {
     "tie_word_embeddings": False,
 }
 GEMMA: Mapping[str, Any] = {
-    **LLAMA,
+    **{key: value for key, value in LLAMA.items() if key != "hidden_act"},
     "architectures": ["Gemma3ForCausalLM"],
     "model_type": "gemma3_text",
     "num_hidden_layers": 3,
@@ -170,7 +171,8 @@ class Inbox:
 
 def make_engine(decoder: Any, config: ModelConfig, *, settings: EngineSettings | None = None, **more: Any) -> Engine:
     chosen = settings or EngineSettings(kv_bytes=16 << 20, threads=1)
-    return Engine(decoder, make_tokenizer(), config, chosen, **more)
+    backend = TorchBackend(decoder, config, threads=chosen.threads)
+    return Engine(backend, make_tokenizer(), config, chosen, **more)
 
 
 def request(key: str, ids: list[int] | tuple[int, ...], *, deadline: float | None = None, **sampling: Any) -> Request:

@@ -5,16 +5,14 @@ Every submitted request ends in exactly one terminal event: the one whose `finis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from coldstream.errors import ColdstreamError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Pixels = NDArray[np.uint8]
+    from coldstream.model.image_processor import Pixels
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
@@ -139,3 +137,7 @@ class TokenEvent:
     stop_match: str | int | None = None
     usage: Usage | None = None
     error: ColdstreamError | None = field(default=None, compare=False)
+
+
+Deliver = Callable[[TokenEvent], None]
+"""Takes the events of a request, on a thread of the engine's; what it raises cancels the request."""

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldstream.engine import sampler
+from coldstream.backends.protocol import Logprob, Row, Sampled
+from coldstream.backends.torch import sampler
+from coldstream.backends.torch.sampler import uniform
+from coldstream.backends.torch.transfer import Readback
 from coldstream.engine.request import SamplingParams
-from coldstream.engine.sampler import Logprob, Row, Sampled, uniform
-from coldstream.engine.transfer import Readback
 from coldstream.errors import EngineError
 
 
@@ -157,8 +158,16 @@ def test_a_mask_is_never_left() -> None:
     made = row(temperature=5.0)
     for seed in range(50):
         made.seed = seed
-        made.allowed = torch.tensor([False, True, False, True])
+        made.allowed = bytes([0b1010])
         assert one([9.0, 0.0, 9.0, 0.0], made) in (1, 3)
+
+
+def test_a_token_behind_the_masks_end_may_not_come_and_bits_behind_the_vocabularys_say_nothing() -> None:
+    made = row()
+    made.allowed = bytes([0b11])
+    assert one([0.0, 1.0, *[9.0] * 20], made) == 1
+    made.allowed = bytes([0b11111101, 0xFF])
+    assert one([1.0, 9.0, 0.0], made) == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -170,7 +179,7 @@ def test_broken_logits_are_an_error_of_their_row_only(value: float) -> None:
 
 def test_a_mask_that_allows_nothing_is_an_error() -> None:
     made = row()
-    made.allowed = torch.tensor([False, False])
+    made.allowed = bytes(1)
     (outcome,) = sample(torch.tensor([[0.0, 1.0]]), [made])
     assert isinstance(outcome, EngineError)
 
