@@ -13,13 +13,14 @@ from coldstream.backends.protocol import (
     Copy,
     Group,
     Outcome,
-    Row,
     Sampled,
+    SamplingRow,
     Scoring,
     StepBatch,
     TokenRun,
 )
 from coldstream.backends.torch.backend import TorchBackend
+from coldstream.backends.torch.decoder import DecoderPrecision
 from coldstream.engine.kvcache.pool import Table
 from coldstream.engine.request import SamplingParams
 from tests.support.late_backend import LateBackend
@@ -30,8 +31,11 @@ PROMPT = [5 + (7 * place) % 250 for place in range(70)]
 OTHER = [9 + (11 * place) % 240 for place in range(45)]
 
 
-def through_torch(config: Mapping[str, Any]) -> Backend:
-    decoder = make_decoder(config)
+INT8 = {**GEMMA, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+
+
+def through_torch(config: Mapping[str, Any], precision: DecoderPrecision = "float32") -> Backend:
+    decoder = make_decoder(config, precision=precision)
     return TorchBackend(decoder, decoder.config, threads=1)
 
 
@@ -40,6 +44,7 @@ MAKERS: Mapping[str, Callable[[], Backend]] = {
     "torch": lambda: through_torch(LLAMA),
     "torch, sliding windows": lambda: through_torch(GEMMA),
     "torch, own attention": lambda: through_torch({**GEMMA, "head_dim": 16}),
+    "torch, int8": lambda: through_torch(INT8, "int8"),
 }
 
 
@@ -48,6 +53,12 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     made: Backend = request.param()
     made.allocate([Group(window, 24) for window in made.windows], SIZE)
     return made
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> bool:
+    """Whether sums depend on how many rows are computed together; those of whole numbers do not."""
+    return request.node.callspec.id not in ("late", "torch, int8")
 
 
 def tables(backend: Backend, *blocks: int) -> list[Table]:
@@ -60,7 +71,7 @@ def step(
     backend: Backend,
     *runs: TokenRun,
     copies: Sequence[Copy] = (),
-    rows: Sequence[Row | None] | None = None,
+    rows: Sequence[SamplingRow | None] | None = None,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> Sequence[Outcome]:
     with backend.thread():
@@ -68,8 +79,8 @@ def step(
         return backend.collect([greedy() if run.draws else None for run in runs] if rows is None else rows)
 
 
-def greedy(**params: Any) -> Row:
-    return Row(SamplingParams(**params), 0, ())
+def greedy(**params: Any) -> SamplingRow:
+    return SamplingRow(SamplingParams(**params), 0, ())
 
 
 def token(outcome: Outcome) -> int:
@@ -96,7 +107,9 @@ def test_a_prompt_is_scored_token_by_token_and_the_next_one_drawn(backend: Backe
     assert 0 <= token(alone) < len(VOCAB)
 
 
-def test_a_prompt_in_pieces_beside_others_gives_what_it_gives_alone(backend: Backend, alone: Outcome) -> None:
+def test_a_prompt_in_pieces_beside_others_gives_what_it_gives_alone(
+    backend: Backend, alone: Outcome, rounds: bool
+) -> None:
     mine, other = tables(backend, 4, 5, 6), tables(backend, 9, 10)
     pieces = []
     for start, end in ((0, 32), (32, 64), (64, 70)):
@@ -105,7 +118,9 @@ def test_a_prompt_in_pieces_beside_others_gives_what_it_gives_alone(backend: Bac
         assert outcomes[0] == Outcome()
         pieces.append(outcomes[1])
     together = [item for piece in pieces for item in piece.scored]
-    assert [item.logprob for item in together] == pytest.approx([item.logprob for item in alone.scored], abs=1e-4)
+    assert [item.logprob for item in together] == pytest.approx(
+        [item.logprob for item in alone.scored], abs=1e-4 if rounds else 0.0, rel=0.0
+    )
     assert token(pieces[-1]) == token(alone)
     assert pieces[0].sampled is None
 
@@ -146,7 +161,7 @@ def test_a_seed_draws_the_same_again(backend: Backend) -> None:
     run = TokenRun(OTHER, 0, tables(backend, 9, 10), draws=True)
     drawn = []
     for seed in (1, 1, 2, 3, 4, 5, 6):
-        (outcome,) = step(backend, run, rows=[Row(SamplingParams(temperature=2.0), seed, ())])
+        (outcome,) = step(backend, run, rows=[SamplingRow(SamplingParams(temperature=50.0), seed, ())])
         drawn.append(token(outcome))
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) > 1

@@ -19,8 +19,8 @@ from coldstream.backends.protocol import (
     Group,
     Logprob,
     Outcome,
-    Row,
     Sampled,
+    SamplingRow,
     StepBatch,
     TokenRun,
     VisionEncoder,
@@ -69,7 +69,7 @@ class LateBackend:
         self._batch = batch
         self._answer = self._worker.submit(self._compute, self.steps, runs, is_wanted)
 
-    def collect(self, rows: Sequence[Row | None]) -> list[Outcome]:
+    def collect(self, rows: Sequence[SamplingRow | None]) -> list[Outcome]:
         assert self._answer is not None, "nothing was launched"
         answer, self._answer = self._answer, None
         outcomes = []
@@ -127,7 +127,7 @@ class LateBackend:
     def _held(self, item: _Run) -> Iterator[tuple[dict[tuple[int, int], int], list[tuple[int, int]]]]:
         return zip(self._slots, item.places, strict=True)
 
-    def _draw(self, logits: Sequence[float], row: Row) -> Sampled:
+    def _draw(self, logits: Sequence[float], row: SamplingRow) -> Sampled:
         bias = dict(row.params.logit_bias)
         allowed = [token for token in range(len(logits)) if _allows(row, token)]
         values = {token: logits[token] + bias.get(token, 0.0) for token in allowed}
@@ -159,7 +159,7 @@ def _slot(table: BlockTable, place: int, size: int) -> tuple[int, int]:
     return table.blocks[place // size - table.first], place % size
 
 
-def _allows(row: Row, token: int) -> bool:
+def _allows(row: SamplingRow, token: int) -> bool:
     if row.allowed is None:
         return True
     return token // 8 < len(row.allowed) and bool(row.allowed[token // 8] >> token % 8 & 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coldstream.backends.torch.assembly import Assembly
 from coldstream.backends.torch.backend import TorchBackend
-from coldstream.backends.torch.decoder import Decoder
+from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
 from coldstream.engine.engine import Engine
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
@@ -93,9 +93,9 @@ GEMMA: Mapping[str, Any] = {
 }
 
 
-def make_decoder(config: Mapping[str, Any], *, seed: int = 0) -> Decoder:
+def make_decoder(config: Mapping[str, Any], *, seed: int = 0, precision: DecoderPrecision = "float32") -> Decoder:
     """A real decoder with random weights, spread widely enough that the best token is clearly the best."""
-    decoder = Decoder(ModelConfig.from_json(config))
+    decoder = Decoder(ModelConfig.from_json(config), precision=precision)
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         "lm_head.weight" if item.name == "lm_head.weight" else f"model.{item.name}": torch.randn(

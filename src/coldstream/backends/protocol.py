@@ -141,7 +141,7 @@ class Sampling(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class SamplingRow:
     """One sequence's state as a sampler needs it; the engine changes it between steps.
 
     `position` counts the tokens drawn so far, `counts` each of them. `allowed` is what a grammar lets come next: bit
@@ -287,7 +287,7 @@ class Backend(Protocol):
         """
         ...
 
-    def collect(self, rows: Sequence[Row | None]) -> Sequence[Outcome]:
+    def collect(self, rows: Sequence[SamplingRow | None]) -> Sequence[Outcome]:
         """Wait for the step and draw: an outcome for each run of its batch, in its order.
 
         `rows` has one for each run that a token is drawn for, and None for the others. A step that nothing is wanted

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
 
-from coldstream.backends.protocol import Logprob, Row, Sampled
+from coldstream.backends.protocol import Logprob, Sampled, SamplingRow
 from coldstream.engine.grammar import Matcher
 from coldstream.engine.kvcache.blocks import Chain, Mark
 from coldstream.engine.request import Deliver, FinishReason, Request, TokenEvent, TokenLogprob, Usage
@@ -99,7 +99,7 @@ class Generation:
     def _start(self) -> None:
         request = self.request
         self.sequence.chain = Chain(tuple(Mark(item.start, item.end, item.digest) for item in request.images))
-        self.row = Row(request.sampling, self._seed, request.prompt_ids)
+        self.row = SamplingRow(request.sampling, self._seed, request.prompt_ids)
         self._matcher = self._new_matcher() if self._new_matcher is not None else None
         self._text: Detokenizer | None = None
         self._stops = StopStrings(request.sampling.stop, self._tokenizer.special_texts)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from coldstream.backends.protocol import Backend, ImageRun, Outcome, Row, Scoring, StepBatch, TokenRun
+from coldstream.backends.protocol import Backend, ImageRun, Outcome, SamplingRow, Scoring, StepBatch, TokenRun
 from coldstream.engine.generation import Finish, Generation
 from coldstream.engine.kvcache.blocks import Blocks
 from coldstream.engine.kvcache.pool import Table
@@ -73,7 +73,7 @@ class Steps:
     def collect(self, launched: Launched) -> list[Outcome]:
         """Wait for the step: an outcome for each of its pieces. What it computed may be shared now."""
         failed: dict[int, ColdstreamError] = {}
-        rows: list[Row | None] = []
+        rows: list[SamplingRow | None] = []
         for place, (generation, piece) in enumerate(zip(launched.generations, launched.step.pieces, strict=True)):
             if piece.draws:
                 try:
@@ -106,7 +106,7 @@ class Steps:
         """
         tables = [Table(0, 0, [0]) for _ in self._backend.windows]
         self._backend.launch(StepBatch([TokenRun([0], 0, tables, draws=True)]), lambda: True)
-        (outcome,) = self._backend.collect([Row(SamplingParams(), 0, ())])
+        (outcome,) = self._backend.collect([SamplingRow(SamplingParams(), 0, ())])
         if isinstance(outcome.sampled, ColdstreamError):
             raise outcome.sampled
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from coldstream.backends.torch.runner import Decoding
+    from coldstream.backends.torch.runner import DecoderProtocol
     from coldstream.engine.request import Deliver, Request, TokenEvent
     from coldstream.engines.protocol import Answers
 
@@ -25,7 +25,7 @@ Attend = Callable[[int, "Tensor", "Tensor", "Tensor"], "Tensor"]
 class FirstForward:
     """A decoder whose first `forward` is recorded: a layer lasts from its attention to the next layer's."""
 
-    def __init__(self, decoder: Decoding, timeline: Timeline) -> None:
+    def __init__(self, decoder: DecoderProtocol, timeline: Timeline) -> None:
         self._decoder, self._timeline = decoder, timeline
         self._is_first = True
 

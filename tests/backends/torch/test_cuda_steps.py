@@ -15,7 +15,7 @@ from coldstream.backends.torch.assembly import Assembly
 from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.backends.torch.fallback import FallbackAssembly, FallbackDecoder
-from coldstream.backends.torch.kv_cache import KvCache, Span, windows
+from coldstream.backends.torch.kv_cache import KvCache, SequenceSpan, windows
 from coldstream.engine.generation import Generation
 from coldstream.engine.grammar import Grammars
 from coldstream.engine.kvcache.blocks import Blocks
@@ -181,7 +181,7 @@ def test_blocks_that_are_copied_and_blocks_that_lie_scattered() -> None:
     cache = KvCache(config, groups, size=BLOCK_SIZE, device=CUDA)
     scattered = tuple(Table(1, 0, [3, 1, 6], together=False) for _ in groups)
     together = tuple(Table(2, 0, [4, 5]) for _ in groups)
-    spans = [Span(0, 70, 75, scattered), Span(5, 30, 50, together), Span(25, 90, 91, scattered)]
+    spans = [SequenceSpan(0, 70, 75, scattered), SequenceSpan(5, 30, 50, together), SequenceSpan(25, 90, 91, scattered)]
     q, k, v = (torch.zeros(26, heads, 8, device=CUDA) for heads in (4, 1, 1))
     with torch.inference_mode(), Waits():
         cache.copy([Copy(group, 0, 1) for group in range(len(groups))])

@@ -15,17 +15,26 @@ from torch import Tensor
 from coldstream.backends.cpu.library import load
 from coldstream.backends.cpu.packed import is_built
 from coldstream.backends.device import naming_out_of_memory
-from coldstream.backends.protocol import Group, Logprob, Outcome, Row, Sampled, StepBatch, TokenRun, VisionEncoder
+from coldstream.backends.protocol import (
+    Group,
+    Logprob,
+    Outcome,
+    Sampled,
+    SamplingRow,
+    StepBatch,
+    TokenRun,
+    VisionEncoder,
+)
 from coldstream.backends.torch import kv_cache, memory
 from coldstream.backends.torch.kv_cache import AttentionConfig, KvCache
-from coldstream.backends.torch.runner import Computed, Decoding, run
+from coldstream.backends.torch.runner import Computed, DecoderProtocol, run
 from coldstream.backends.torch.sampler import sample, token_logprobs
 from coldstream.backends.torch.transfer import Readback, int64
 from coldstream.errors import EngineError
 from coldstream.host.limits import cpu_limit
 
 
-class TorchConfig(AttentionConfig, memory.Shape, Protocol):
+class TorchConfig(AttentionConfig, memory.WorkspaceShape, Protocol):
     """What the backend needs to know of a model; `model.config.ModelConfig` has it."""
 
 
@@ -37,7 +46,7 @@ class TorchBackend:
 
     def __init__(
         self,
-        decoder: Decoding,
+        decoder: DecoderProtocol,
         config: TorchConfig,
         *,
         device: torch.device | str = "cpu",
@@ -98,7 +107,7 @@ class TorchBackend:
         with self._naming():
             self._computed = run(self._decoder, self._cache, batch, is_wanted)
 
-    def collect(self, rows: Sequence[Row | None]) -> Sequence[Outcome]:
+    def collect(self, rows: Sequence[SamplingRow | None]) -> Sequence[Outcome]:
         """See `Backend.collect`."""
         assert self._computed is not None
         computed, self._computed = self._computed, None
@@ -128,7 +137,7 @@ def _score(item: TokenRun, logits: Tensor, readback: Readback) -> Callable[[], S
 
 
 def _draw(
-    computed: Computed, rows: Sequence[Row | None], readback: Readback
+    computed: Computed, rows: Sequence[SamplingRow | None], readback: Readback
 ) -> Callable[[], dict[int, Sampled | EngineError]]:
     """What is returned tells what was drawn for which run, once `readback` has waited."""
     drawing = {place: row for place, row in enumerate(rows) if row is not None}

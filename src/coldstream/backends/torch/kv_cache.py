@@ -23,7 +23,7 @@ from coldstream.backends.protocol import BlockTable, Copy, Group
 from coldstream.backends.torch.transfer import to_device
 
 
-class Layer(Protocol):
+class AttentionLayer(Protocol):
     """What attention needs to know of a layer."""
 
     @property
@@ -44,7 +44,7 @@ class AttentionConfig(Protocol):
     @property
     def attention_scale(self) -> float: ...
     @property
-    def layers(self) -> Sequence[Layer]: ...
+    def layers(self) -> Sequence[AttentionLayer]: ...
 
 
 def windows(config: AttentionConfig) -> tuple[int | None, ...]:
@@ -64,7 +64,7 @@ def can_attend(config: AttentionConfig, dtype: torch.dtype, device: torch.device
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class SequenceSpan:
     """Tokens `start ... end - 1` of a sequence, at `row` of the step's flat tensor; its table in each group.
 
     `images` are the (start, end) of images among them, whose tokens see one another.
@@ -157,7 +157,7 @@ class KvCache:
         base = torch.tensor(blocks, dtype=torch.int64) * self.size
         return (base[:, None] + torch.arange(self.size)).flatten()
 
-    def attend(self, spans: Sequence[Span]) -> Attending:
+    def attend(self, spans: Sequence[SequenceSpan]) -> Attending:
         """The attention of one step over these spans, which fill its flat tensor in order."""
         return TorchAttend(self, spans) if self._kernels is None else KernelAttend(self, self._kernels, spans)
 
@@ -165,7 +165,7 @@ class KvCache:
 class KernelAttend:
     """One call a layer for all sequences. A token's result has the same bits whoever else is there."""
 
-    def __init__(self, cache: KvCache, kernels: Kernels, spans: Sequence[Span]) -> None:
+    def __init__(self, cache: KvCache, kernels: Kernels, spans: Sequence[SequenceSpan]) -> None:
         self._cache = cache
         self._kernels = kernels
         row, start = torch.tensor([span.row for span in spans]), torch.tensor([span.start for span in spans])
@@ -182,7 +182,7 @@ class KernelAttend:
         return self._kernels.attention(visible, q, k, v, keys, values, scale=cache.scale)
 
 
-def _seen_up_to(span: Span) -> Sequence[int]:
+def _seen_up_to(span: SequenceSpan) -> Sequence[int]:
     """One past the last position that each token of the span sees: itself, or its image's end."""
     if not span.images:
         return range(span.start + 1, span.end + 1)
@@ -193,7 +193,7 @@ def _seen_up_to(span: Span) -> Sequence[int]:
     return ends
 
 
-def _tables(spans: Sequence[Span], group: int) -> tuple[Tensor, Tensor, Tensor]:
+def _tables(spans: Sequence[SequenceSpan], group: int) -> tuple[Tensor, Tensor, Tensor]:
     """Each span's first place and where its blocks begin, `[spans]`; and all blocks, one table behind the other."""
     tables = [span.tables[group] for span in spans]
     begins = list(itertools.accumulate((len(table.blocks) for table in tables), initial=0))
@@ -207,7 +207,7 @@ class TorchAttend:
     Each sequence is computed by itself, over its own keys only, so that its result cannot depend on who else is there.
     """
 
-    def __init__(self, cache: KvCache, spans: Sequence[Span]) -> None:
+    def __init__(self, cache: KvCache, spans: Sequence[SequenceSpan]) -> None:
         self._cache = cache
         self._spans = spans
         self._tokens = sum(span.count for span in spans)
@@ -255,7 +255,7 @@ class TorchAttend:
         )
         return out[0].transpose(0, 1).reshape(view.count, -1)
 
-    def _view(self, span: Span, table: BlockTable, window: int | None) -> _View:
+    def _view(self, span: SequenceSpan, table: BlockTable, window: int | None) -> _View:
         size = self._cache.size
         low = 0 if window is None else max(0, span.start + 1 - window)
         if span.count > 1:
@@ -275,7 +275,7 @@ class TorchAttend:
             causal=causal,
         )
 
-    def _mask(self, span: Span, low: int, window: int | None) -> Tensor:
+    def _mask(self, span: SequenceSpan, low: int, window: int | None) -> Tensor:
         """[count, end - low]: 0 where a token of the span sees a key, else -inf."""
         cache = self._cache
         query = torch.arange(span.start, span.end, device=cache.device)[:, None]

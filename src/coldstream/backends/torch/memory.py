@@ -16,7 +16,7 @@ _FALLBACK_KV_BYTES = 1 << 30
 _GPU_SPARE = 0.05
 
 
-class Shape(Protocol):
+class WorkspaceShape(Protocol):
     """What the memory of a step depends on."""
 
     @property
@@ -28,7 +28,7 @@ class Shape(Protocol):
 
 
 def kv_bytes(
-    config: Shape, dtype: torch.dtype, device: torch.device, *, step_tokens: int, rows: int, unallocated: int
+    config: WorkspaceShape, dtype: torch.dtype, device: torch.device, *, step_tokens: int, rows: int, unallocated: int
 ) -> int:
     """Bytes for keys and values where the settings name none: of the host's memory, or of the GPU's.
 
@@ -44,7 +44,7 @@ def kv_bytes(
     return beside_weights(*torch.cuda.mem_get_info(device), unallocated=unallocated, workspace=workspace)
 
 
-def workspace_bytes(config: Shape, *, tokens: int, rows: int, item: int) -> int:
+def workspace_bytes(config: WorkspaceShape, *, tokens: int, rows: int, item: int) -> int:
     """What a step holds at most: two hidden and three intermediate states of each token, in items of so many bytes,
     and float32 logits of `rows` (a prompt's that is scored has 64 more), twice."""
     return (

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from coldstream.backends.protocol import Abandoned, ImageRun, StepBatch, TokenRun
 from coldstream.backends.torch.decoder import Embeds
-from coldstream.backends.torch.kv_cache import Attending, KvCache, Span
+from coldstream.backends.torch.kv_cache import Attending, KvCache, SequenceSpan
 from coldstream.backends.torch.transfer import int64
 
 
-class Decoding(Protocol):
+class DecoderProtocol(Protocol):
     """The model, as a step sees it; `attend(layer, q, k, v)` is the seam to the keys and values."""
 
     @property
@@ -49,14 +49,14 @@ class Computed:
     rows: Sequence[range]
 
 
-def run(decoder: Decoding, cache: KvCache, batch: StepBatch, is_wanted: Callable[[], bool]) -> Computed:
+def run(decoder: DecoderProtocol, cache: KvCache, batch: StepBatch, is_wanted: Callable[[], bool]) -> Computed:
     """Compute a step. `is_wanted` is asked before each layer's attention: the layer may have waited for its bytes.
 
     Raises:
         Abandoned: the step is not wanted any more; nothing of it counts.
     """
     cache.copy(batch.copies)
-    spans: list[Span] = []
+    spans: list[SequenceSpan] = []
     ids: list[int] = []
     positions: list[int] = []
     rows: list[int] = []
@@ -64,7 +64,9 @@ def run(decoder: Decoding, cache: KvCache, batch: StepBatch, is_wanted: Callable
     seen: list[_Seen] = []
     for item in batch.runs:
         flat = len(ids)
-        spans.append(Span(flat, item.start, item.end, item.tables, [(image.start, image.end) for image in item.images]))
+        spans.append(
+            SequenceSpan(flat, item.start, item.end, item.tables, [(image.start, image.end) for image in item.images])
+        )
         seen += [_vectors(image, item, flat) for image in item.images]
         ids += item.token_ids
         positions += range(item.start, item.end)

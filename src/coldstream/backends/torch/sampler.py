@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coldstream.backends.protocol import Logprob, Row, Sampled, Sampling
+from coldstream.backends.protocol import Logprob, Sampled, Sampling, SamplingRow
 from coldstream.backends.torch import transfer
 from coldstream.backends.torch.transfer import Numbers, Readback
 from coldstream.errors import EngineError
@@ -28,7 +28,9 @@ _NUCLEUS_CANDIDATES = 1024
 _SEGMENT = 64
 
 
-def sample(logits: Tensor, rows: Sequence[Row], readback: Readback) -> Callable[[], list[Sampled | EngineError]]:
+def sample(
+    logits: Tensor, rows: Sequence[SamplingRow], readback: Readback
+) -> Callable[[], list[Sampled | EngineError]]:
     """Draw the next token of each row; what is returned tells it after `readback.wait`, or why there is none.
 
     `logits`, float32 [len(rows), vocab], stay.
@@ -123,7 +125,7 @@ def _best_of_row(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best.values, places[best.indices // _SEGMENT] * _SEGMENT + best.indices % _SEGMENT
 
 
-def _sample_row(logits: Tensor, row: Row, readback: Readback) -> Callable[[], Sampled | EngineError]:
+def _sample_row(logits: Tensor, row: SamplingRow, readback: Readback) -> Callable[[], Sampled | EngineError]:
     changed = _changed(logits, row) if row.changes_logits else logits
     value, best = _best(changed[None])
     token = best if row.params.temperature <= 0 else _draw(changed, row)
@@ -140,7 +142,7 @@ def _sample_row(logits: Tensor, row: Row, readback: Readback) -> Callable[[], Sa
     return drawn
 
 
-def _changed(logits: Tensor, row: Row) -> Tensor:
+def _changed(logits: Tensor, row: SamplingRow) -> Tensor:
     logits = logits.clone()
     params, device = row.params, logits.device
     if params.repetition_penalty != 1.0:
@@ -163,7 +165,7 @@ def _forbidden(allowed: bytes, vocab: int) -> Tensor:
     return torch.from_numpy(bits == 0)
 
 
-def _penalise_repetition(logits: Tensor, row: Row) -> None:
+def _penalise_repetition(logits: Tensor, row: SamplingRow) -> None:
     seen = _seen(row, len(logits), logits.device)
     values = logits[seen]
     penalty = row.params.repetition_penalty
@@ -178,7 +180,7 @@ class _Prompt:
     placed: Tensor
 
 
-def _seen(row: Row, vocab: int, device: torch.device) -> Tensor:
+def _seen(row: SamplingRow, vocab: int, device: torch.device) -> Tensor:
     """The distinct ids below `vocab` of prompt and output, int64; the prompt's are put on the device once."""
     prompt = row.kept
     if not isinstance(prompt, _Prompt):
@@ -188,7 +190,7 @@ def _seen(row: Row, vocab: int, device: torch.device) -> Tensor:
     return torch.cat([prompt.placed, transfer.int64(new, device)]) if new else prompt.placed
 
 
-def _draw(logits: Tensor, row: Row) -> Tensor:
+def _draw(logits: Tensor, row: SamplingRow) -> Tensor:
     """int64 `[1]`."""
     params = row.params
     scaled = logits / params.temperature
