@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from coldstream import settings
+from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.vision import Sight
 from coldstream.engine.engine import Engine
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
@@ -46,9 +47,10 @@ class Eyes:
         processor = ImageProcessor.from_files(found, image_size=vision.image_size)
         self.prompt = ImagePrompt(vision, self.tokenizer, processor)
         self.task = settings.load(DEMO / "coldstream.toml", environ={}).tasks["product"]
-        limits = EngineSettings(kv_bytes=20_000_000, threads=1)
+        limits = EngineSettings(kv_bytes=20_000_000)
         sees = Sight(decoder.vision, processor)
-        self.engine = Engine(decoder, self.tokenizer, decoder.config, limits, sees=sees)
+        backend = TorchBackend(decoder, decoder.config, vision=sees, threads=1)
+        self.engine = Engine(backend, self.tokenizer, decoder.config, limits)
         self.engine.start()
         self._asked = 0
 

@@ -15,10 +15,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from coldstream.engine.request import JSON_BLANKS, Grammar
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from coldstream.errors import EngineError, InvalidRequest, TokenizerError
@@ -53,18 +49,19 @@ class Matcher:
             self._next = self._workers.submit(self._matcher.compute_bitmask)
 
     @property
-    def allowed(self) -> Tensor:
-        """bool [vocab_size]: the tokens that may follow; waits for `prepare`.
+    def allowed(self) -> bytes:
+        """The tokens that may follow: bit `i % 8` of byte `i // 8` is token i's; waits for `prepare`.
+
+        None behind the end, which is that of the tokenizer's vocabulary or of the model's.
 
         Raises:
             EngineError: the grammar became too complex to follow.
         """
         self.prepare()
         assert self._next is not None
-        bits = np.unpackbits(np.frombuffer(self._next.result(), np.uint8), bitorder="little")
+        mask = self._next.result()
         self._check()
-        mask = torch.from_numpy(bits[: self._vocab_size]).to(torch.bool)
-        return torch.cat([mask, mask.new_zeros(self._vocab_size - len(mask))])
+        return mask[: -(-self._vocab_size // 8)]
 
     def consume(self, token_id: int) -> None:
         """Take the token that was drawn."""
