@@ -17,15 +17,15 @@ from coldstream.bench.coldstart import (
     FLOOR,
     Bench,
     ColdstartReport,
-    Result,
     Start,
-    Watch,
+    StartResult,
+    StartWatch,
     run_coldstart_bench,
     time_start,
     watch_start,
 )
 from coldstream.bench.contenders import Contender, Skipped, coldstream, llama_server, ollama, transformers_serve, vllm
-from coldstream.bench.shape import Shape
+from coldstream.bench.shape import BucketShape
 from coldstream.errors import ColdstreamError, ObjectNotFound, SettingsError
 
 SERVER = """
@@ -110,7 +110,7 @@ def test_a_precision_that_does_not_exist_is_refused() -> None:
 
 
 def test_the_last_percent_of_the_polls_is_named() -> None:
-    watch = Watch.of(0.2, [0.5] + [0.001] * 199)
+    watch = StartWatch.of(0.2, [0.5] + [0.001] * 199)
     assert (watch.polls, watch.first_answer, watch.longest, watch.p99) == (200, 0.2, 0.5, 0.001)
 
 
@@ -135,7 +135,7 @@ def test_a_shape_without_an_emulator_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     model = str(files("coldstream.demo") / "sql_model")
     with pytest.raises(SettingsError, match="STORAGE_EMULATOR_HOST"):
-        run_coldstart_bench(model, runs=1, peers=False, shape=Shape(rate=1e9))
+        run_coldstart_bench(model, runs=1, peers=False, shape=BucketShape(rate=1e9))
 
 
 def test_peers_that_cannot_take_part_say_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_transformers_takes_part_exactly_where_it_and_its_serving_parts_are_inst
 
 
 def test_the_chart_has_a_bar_and_a_label_for_everybody() -> None:
-    results = tuple(Result(name, "x", (Start(2.0), Start(3.0), Start(9.0))) for name in ("a<b", FLOOR))
+    results = tuple(StartResult(name, "x", (Start(2.0), Start(3.0), Start(9.0))) for name in ("a<b", FLOOR))
     report = ColdstartReport("gs://b/m", 10**9, 3, "warm", None, results, ())
     texts = [item.text for item in ET.fromstring(report.as_svg()).iter("{http://www.w3.org/2000/svg}text")]
     assert texts.count("3.00 s") == 2

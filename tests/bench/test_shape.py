@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.bench.shape import Shape, ShapedProxy, TokenBucket
+from coldstream.bench.shape import BucketShape, ShapedProxy, TokenBucket
 from coldstream.errors import SettingsError
 
 DATA = os.urandom(3_000_000)
@@ -53,7 +53,7 @@ def get(connection: http.client.HTTPConnection) -> tuple[bytes, str]:
 
 
 def test_bytes_pass_unchanged_and_the_server_sees_its_own_name(upstream: int) -> None:
-    with ShapedProxy("127.0.0.1", upstream, Shape()) as proxy:
+    with ShapedProxy("127.0.0.1", upstream, BucketShape()) as proxy:
         connection = http.client.HTTPConnection(proxy.url.removeprefix("http://"))
         for _ in range(3):
             assert get(connection) == (DATA, f"127.0.0.1:{upstream}")
@@ -63,7 +63,7 @@ def test_bytes_pass_unchanged_and_the_server_sees_its_own_name(upstream: int) ->
 
 
 def test_every_reply_waits_for_its_first_byte(upstream: int) -> None:
-    with ShapedProxy("127.0.0.1", upstream, Shape(ttfb=0.05)) as proxy:
+    with ShapedProxy("127.0.0.1", upstream, BucketShape(ttfb=0.05)) as proxy:
         connection = http.client.HTTPConnection(proxy.url.removeprefix("http://"))
         for _ in range(2):
             started = time.monotonic()
@@ -73,7 +73,7 @@ def test_every_reply_waits_for_its_first_byte(upstream: int) -> None:
 
 
 def test_all_connections_share_one_rate(upstream: int) -> None:
-    with ShapedProxy("127.0.0.1", upstream, Shape(rate=20e6)) as proxy:
+    with ShapedProxy("127.0.0.1", upstream, BucketShape(rate=20e6)) as proxy:
         address = proxy.url.removeprefix("http://")
 
         def fetch() -> None:
@@ -93,7 +93,7 @@ def test_all_connections_share_one_rate(upstream: int) -> None:
 def test_a_server_that_is_gone_ends_the_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with ShapedProxy("127.0.0.1", port, Shape()) as proxy:
+    with ShapedProxy("127.0.0.1", port, BucketShape()) as proxy:
         connection = http.client.HTTPConnection(proxy.url.removeprefix("http://"), timeout=10)
         with pytest.raises((ConnectionError, http.client.HTTPException)):
             get(connection)
@@ -112,13 +112,13 @@ def test_a_bucket_never_hands_out_more_than_its_rate_and_a_burst(counts: list[in
 @pytest.mark.parametrize(
     ("text", "shape"),
     [
-        ("rate=200MB/s,ttfb=60ms", Shape(rate=200e6, ttfb=0.06)),
-        ("ttfb=1.5s", Shape(ttfb=1.5)),
-        ("rate=1GiB/s", Shape(rate=2.0**30)),
+        ("rate=200MB/s,ttfb=60ms", BucketShape(rate=200e6, ttfb=0.06)),
+        ("ttfb=1.5s", BucketShape(ttfb=1.5)),
+        ("rate=1GiB/s", BucketShape(rate=2.0**30)),
     ],
 )
-def test_a_shape_is_read(text: str, shape: Shape) -> None:
-    assert Shape.parse(text) == shape
+def test_a_shape_is_read(text: str, shape: BucketShape) -> None:
+    assert BucketShape.parse(text) == shape
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_a_shape_is_read(text: str, shape: Shape) -> None:
 )
 def test_a_wrong_shape_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(SettingsError, match="rate"):
-        Shape.parse(text)
+        BucketShape.parse(text)

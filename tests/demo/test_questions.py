@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from coldstream.demo.questions import Answer, Question, fault, questions
+from coldstream.demo.questions import DemoAnswer, DemoQuestion, fault, questions
 from coldstream.demo.sql_pairs import sql_pairs
 
-EXACT = Question({"type": "sql", "inputs": {"context": "C", "question": "Q?"}}, exactly="SELECT 1;")
-FREE = Question({"type": "text", "prompt": "Why?", "max_tokens": 5}, containing="cause")
+EXACT = DemoQuestion({"type": "sql", "inputs": {"context": "C", "question": "Q?"}}, exactly="SELECT 1;")
+FREE = DemoQuestion({"type": "text", "prompt": "Why?", "max_tokens": 5}, containing="cause")
 
 
-def answer(text: str, /, *, reason: str = "stop", tokens: int = 3, **more: Any) -> Answer:
+def answer(text: str, /, *, reason: str = "stop", tokens: int = 3, **more: Any) -> DemoAnswer:
     details = {"text": text, "finish_reason": reason, "usage": {"completion_tokens": tokens}} | more
-    return Answer(text, 0.1, details)
+    return DemoAnswer(text, 0.1, details)
 
 
 def test_a_right_answer_has_no_fault() -> None:
@@ -32,7 +32,7 @@ def test_a_right_answer_has_no_fault() -> None:
         (EXACT, answer("SELECT 1"), "exactly"),
         (EXACT, answer("SELECT 1;", reason="length"), "ends its turn"),
         (FREE, answer("No idea"), "'cause'"),
-        (Question({"prompt": "x"}), answer(" \n"), "empty"),
+        (DemoQuestion({"prompt": "x"}), answer(" \n"), "empty"),
         (FREE, answer("Why? Because."), "begins with the prompt"),
         (FREE, answer("<|im_start|>user\nWhy? Because."), "begins with the prompt"),
         (FREE, answer("Because.", text="Since."), "another one"),
@@ -41,7 +41,7 @@ def test_a_right_answer_has_no_fault() -> None:
         (FREE, answer("Because.", reason="length", tokens=4), "4 of at most 5"),
     ],
 )
-def test_a_wrong_answer_is_told_from_a_right_one(question: Question, given: Answer, why: str) -> None:
+def test_a_wrong_answer_is_told_from_a_right_one(question: DemoQuestion, given: DemoAnswer, why: str) -> None:
     assert why in (fault(question, given) or "")
 
 

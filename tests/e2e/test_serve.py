@@ -20,7 +20,7 @@ import pytest
 import coldstream.demo
 from coldstream import errors
 from coldstream.bench.child import free_port
-from coldstream.bench.shape import Shape, ShapedProxy
+from coldstream.bench.shape import BucketShape, ShapedProxy
 from coldstream.demo.bucket import LocalBucket
 from coldstream.demo.sql_pairs import sql_pairs
 from tests.support import processes
@@ -120,7 +120,7 @@ def test_a_request_sent_at_once_is_answered_exactly_and_the_start_can_be_seen(
 def test_the_load_is_seen_to_move_and_the_first_answer_does_not_wait_for_the_last_byte_to_be_asked_for(
     bucket: LocalBucket, tmp_path: Path
 ) -> None:
-    with ShapedProxy("127.0.0.1", bucket.port, Shape(rate=1e6)) as slow:
+    with ShapedProxy("127.0.0.1", bucket.port, BucketShape(rate=1e6)) as slow:
         environment = {"STORAGE_EMULATOR_HOST": slow.url}
         with serving("--config", str(config(tmp_path)), environment=environment) as (_, url):
             get(f"{url}/healthz")
@@ -207,7 +207,7 @@ def test_the_key_is_asked_for_everywhere_but_by_the_probes(bucket: LocalBucket, 
 
 
 def test_ending_while_it_loads_leaves_no_process_behind(bucket: LocalBucket, tmp_path: Path) -> None:
-    with ShapedProxy("127.0.0.1", bucket.port, Shape(rate=2e5)) as slow:
+    with ShapedProxy("127.0.0.1", bucket.port, BucketShape(rate=2e5)) as slow:
         environment = {"STORAGE_EMULATOR_HOST": slow.url}
         with serving("--config", str(config(tmp_path)), environment=environment) as (process, url):
             get(f"{url}/healthz")

@@ -9,10 +9,10 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from coldstream.bench.serve import Load, Report, Run, run_serve_bench
+from coldstream.bench.serve import Load, Run, ServeReport, run_serve_bench
 from coldstream.bench.serve_load import (
-    Answer,
     Endpoint,
+    TimedAnswer,
     beside,
     closed_loop,
     open_loop,
@@ -20,7 +20,7 @@ from coldstream.bench.serve_load import (
     prompts,
     summarize,
 )
-from coldstream.bench.serve_peers import SERVERS, Plan, Server, running, server
+from coldstream.bench.serve_peers import SERVERS, PeerPlan, PeerServer, running, server
 from coldstream.errors import SettingsError
 from coldstream.serve.middleware.auth import ApiKeys
 from tests.support.scripted import ScriptedModel
@@ -89,9 +89,9 @@ async def test_an_answer_of_another_length_than_was_asked_for_is_no_figure(serve
 
 
 def test_the_figures_are_those_of_the_arrivals() -> None:
-    one = Answer(begin=0.0, end=4.0, arrivals=(1.0, 2.0, 4.0), tokens=3, prompt_tokens=7)
-    two = Answer(begin=1.0, end=5.0, arrivals=(4.0, 5.0), tokens=2, prompt_tokens=7)
-    bad = Answer(begin=0.0, end=1.0, error="no")
+    one = TimedAnswer(begin=0.0, end=4.0, arrivals=(1.0, 2.0, 4.0), tokens=3, prompt_tokens=7)
+    two = TimedAnswer(begin=1.0, end=5.0, arrivals=(4.0, 5.0), tokens=2, prompt_tokens=7)
+    bad = TimedAnswer(begin=0.0, end=1.0, error="no")
     summary = summarize([one, two, bad])
     assert (summary.seconds, summary.tokens_per_second, summary.requests_per_second) == (5.0, 1.0, 0.4)
     assert (summary.first_token.p50, summary.inter_token.p50, summary.whole.p50) == (2.0, 1.0, 4.0)
@@ -113,16 +113,16 @@ def test_no_two_prompts_share_a_beginning_and_the_same_seed_gives_the_same() -> 
 
 STUB = """
 import http.server, sys
-class Answer(http.server.BaseHTTPRequestHandler):
+class TimedAnswer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers(); self.wfile.write(b'{"data": [{"id": "m"}]}')
     def log_message(self, *args): pass
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), TimedAnswer).serve_forever()
 """
 
 
 def test_a_server_is_started_waited_for_and_ended() -> None:
-    stub = Server("stub", (sys.executable, "-c", STUB, "{port}"))
+    stub = PeerServer("stub", (sys.executable, "-c", STUB, "{port}"))
     with running(stub, api="chat") as endpoint:
         assert (endpoint.model, endpoint.path.endswith("/v1/chat/completions")) == ("m", True)
     answers = asyncio.run(closed_loop(endpoint, ["x"], max_tokens=1, clients=1))
@@ -130,7 +130,7 @@ def test_a_server_is_started_waited_for_and_ended() -> None:
 
 
 def test_a_server_that_ends_before_it_is_ready_says_its_last_words() -> None:
-    broken = Server("broken", (sys.executable, "-c", "raise SystemExit('out of paper')", "{port}"))
+    broken = PeerServer("broken", (sys.executable, "-c", "raise SystemExit('out of paper')", "{port}"))
     with (
         pytest.raises(SettingsError, match="broken ended before it was ready: out of paper"),
         running(broken, api="chat"),
@@ -140,11 +140,11 @@ def test_a_server_that_ends_before_it_is_ready_says_its_last_words() -> None:
 
 def test_every_peer_gets_its_own_port_and_model() -> None:
     for name in SERVERS:
-        made = server(name, "/models/m", Plan(sequences=8, context=512, threads=2))
+        made = server(name, "/models/m", PeerPlan(sequences=8, context=512, threads=2))
         assert any("{port}" in part for part in made.command)
         assert "/models/m" in made.command
     with pytest.raises(SettingsError, match="known here: coldstream"):
-        server("nobody", "m", Plan(1, 1, 1))
+        server("nobody", "m", PeerPlan(1, 1, 1))
 
 
 async def test_the_report_has_a_line_and_a_bar_for_every_run(serve, engine) -> None:
@@ -165,5 +165,5 @@ async def test_the_report_has_a_line_and_a_bar_for_every_run(serve, engine) -> N
 
 
 def test_who_is_left_out_is_named_with_the_reason() -> None:
-    report = Report("m", Load(), (Run("ours", "1 client", summarize([])),), {"vllm": "not installed"})
+    report = ServeReport("m", Load(), (Run("ours", "1 client", summarize([])),), {"vllm": "not installed"})
     assert report.table()[-1] == "vllm: left out, not installed"

@@ -19,7 +19,7 @@ from typing import Any
 
 from coldstream.bench.coldstart import running, shaped
 from coldstream.bench.contenders import Contender
-from coldstream.bench.shape import Shape
+from coldstream.bench.shape import BucketShape
 from coldstream.errors import ColdstreamError
 
 _ALONE_SECONDS = 4.0
@@ -55,7 +55,7 @@ class Beside:
         return {**asdict(self), "slower": self.slower}
 
 
-def run_beside(uri: str, *, precision: str | None = None, shape: Shape | None = None) -> Beside:
+def run_beside(uri: str, *, precision: str | None = None, shape: BucketShape | None = None) -> Beside:
     """Start a server with the checkpoint as A and as B and count A's tokens; `shape` makes the load last longer.
 
     Raises:

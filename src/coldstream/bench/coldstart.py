@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 from coldstream.bench import child
 from coldstream.bench.chart import Bar, bars_svg
 from coldstream.bench.contenders import Contender, Skipped, coldstream, llama_server, ollama, transformers_serve, vllm
-from coldstream.bench.shape import Shape, ShapedProxy
+from coldstream.bench.shape import BucketShape, ShapedProxy
 from coldstream.errors import ColdstreamError, SettingsError
 from coldstream.settings import check_precision
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint_async
@@ -61,7 +61,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class StartWatch:
     """How /readyz answered one more load, asked every 10 ms from exec to the first token, always on a new connection.
 
     `first_answer`: seconds from exec to the first answer. The others: seconds from connecting to the answer.
@@ -74,7 +74,7 @@ class Watch:
     median: float
 
     @classmethod
-    def of(cls, first_answer: float, seconds: list[float]) -> Watch:
+    def of(cls, first_answer: float, seconds: list[float]) -> StartWatch:
         """From the seconds of each answered poll; at least one."""
         ordered = sorted(seconds)
         p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
@@ -82,13 +82,13 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class StartResult:
     """All starts of one contender, in the order in which they ran."""
 
     name: str
     reads: str
     starts: tuple[Start, ...]
-    watch: Watch | None = None
+    watch: StartWatch | None = None
 
     @property
     def median(self) -> float:
@@ -111,7 +111,7 @@ class ColdstartReport:
     runs: int
     page_cache: PageCache
     shape: str | None
-    results: tuple[Result, ...]
+    results: tuple[StartResult, ...]
     skipped: tuple[Skipped, ...]
     machine: Mapping[str, Any] = field(default_factory=dict)
 
@@ -144,7 +144,7 @@ def run_coldstart_bench(
     uri: str,
     *,
     runs: int = 5,
-    shape: Shape | None = None,
+    shape: BucketShape | None = None,
     peers: bool = True,
     page_cache: PageCache = "warm",
     precisions: Sequence[str] = (),
@@ -202,7 +202,7 @@ def _machine() -> dict[str, Any]:
     return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "load_before": os.getloadavg()[0]}
 
 
-def shaped(shape: Shape) -> ShapedProxy:
+def shaped(shape: BucketShape) -> ShapedProxy:
     """A slower bucket before the local one; enter it.
 
     Raises:
@@ -263,7 +263,7 @@ class Bench:
         self._told = told
         self.failed: list[Skipped] = []
 
-    def measure(self, contenders: list[Contender], tokenizer: Path, runs: int) -> list[Result]:
+    def measure(self, contenders: list[Contender], tokenizer: Path, runs: int) -> list[StartResult]:
         """`runs` starts of each contender and of the floor; one more of ours, watched.
 
         Raises:
@@ -292,7 +292,7 @@ class Bench:
                     self._told(name, start)
         reads = {contender.name: contender.reads for contender in contenders}
         watches = {c.name: watch_start(c, log=self._log) for c in contenders if c.watched}
-        return [Result(n, reads.get(n, "tokenizer.json"), tuple(s), watches.get(n)) for n, s in starts.items()]
+        return [StartResult(n, reads.get(n, "tokenizer.json"), tuple(s), watches.get(n)) for n, s in starts.items()]
 
     def _floor(self, tokenizer: Path) -> Start:
         started = time.monotonic()
@@ -320,7 +320,7 @@ def time_start(contender: Contender, *, log: Path, proxy: ShapedProxy | None = N
         return Start(token, opened, last, server.peak_memory())
 
 
-def watch_start(contender: Contender, *, log: Path) -> Watch:
+def watch_start(contender: Contender, *, log: Path) -> StartWatch:
     """Start the contender once more and time GET /readyz from exec to its first token.
 
     Raises:
@@ -333,19 +333,19 @@ def watch_start(contender: Contender, *, log: Path) -> Watch:
             token.result()
         if not polls:
             raise ColdstreamError(f"{contender.name} gave a token, but never answered GET /readyz")
-        return Watch.of(polls[0][0], [seconds for _, seconds in polls])
+        return StartWatch.of(polls[0][0], [seconds for _, seconds in polls])
 
 
 @contextlib.contextmanager
-def running(contender: Contender, log: Path) -> Iterator[Server]:
-    server = Server(contender, log)
+def running(contender: Contender, log: Path) -> Iterator[StartedServer]:
+    server = StartedServer(contender, log)
     try:
         yield server
     finally:
         server.end()
 
 
-class Server:
+class StartedServer:
     """A contender's process, its clock started."""
 
     def __init__(self, contender: Contender, log: Path) -> None:

@@ -67,7 +67,7 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class LoadSummary:
     """Medians over a contender's rounds; rates in GB (10^9 bytes) a second, memory relative to the checkpoint."""
 
     contender: str
@@ -89,7 +89,7 @@ class LoadBench:
     rounds: tuple[Round, ...]
 
     @property
-    def summaries(self) -> tuple[Summary, ...]:
+    def summaries(self) -> tuple[LoadSummary, ...]:
         """One a contender, fastest first."""
         names = dict.fromkeys(item.contender for item in self.rounds)
         found = [_summary(name, [item for item in self.rounds if item.contender == name]) for name in names]
@@ -184,15 +184,15 @@ def _once(name: str, uri: str, environment: Mapping[str, str], touch_memory: boo
         return Round(name, error=reason[:300] or f"exit code {failure.returncode}")
 
 
-def _summary(name: str, rounds: list[Round]) -> Summary:
+def _summary(name: str, rounds: list[Round]) -> LoadSummary:
     good = [item for item in rounds if item.error is None]
     if not good:
-        return Summary(name, 0, 0.0, 0.0, 0.0, 0, 0.0, rounds[0].error)
+        return LoadSummary(name, 0, 0.0, 0.0, 0.0, 0, 0.0, rounds[0].error)
     size = good[0].bytes
     seconds = median(item.seconds for item in good)
     peak = int(median(item.peak_bytes for item in good))
     cpu = median(item.cpu_seconds for item in good) / (size / 1e9)
-    return Summary(name, len(good), size / 1e9 / seconds, seconds, cpu, peak, peak / size)
+    return LoadSummary(name, len(good), size / 1e9 / seconds, seconds, cpu, peak, peak / size)
 
 
 def _installed(need: str) -> bool:
@@ -229,7 +229,7 @@ def _chart(bench: LoadBench) -> str:
     )
 
 
-def _bar(item: Summary, index: int, scale: float) -> str:
+def _bar(item: LoadSummary, index: int, scale: float) -> str:
     y = 40 + _BAR * index
     width = item.gb_per_second * scale
     color = "#1f6feb" if item.contender.startswith("coldstream") else "#b0b7c3"

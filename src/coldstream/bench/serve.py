@@ -15,17 +15,17 @@ from html import escape
 from typing import Any
 
 from coldstream.bench.serve_load import (
-    Answer,
     Api,
+    ClientsSummary,
     Endpoint,
-    Summary,
+    TimedAnswer,
     beside,
     closed_loop,
     open_loop,
     prompts,
     summarize,
 )
-from coldstream.bench.serve_peers import Plan, running, server
+from coldstream.bench.serve_peers import PeerPlan, running, server
 from coldstream.errors import SettingsError
 
 Say = Callable[[str], None]
@@ -73,12 +73,12 @@ class Run:
 
     server: str
     load: str
-    summary: Summary
+    summary: ClientsSummary
     is_short: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ServeReport:
     """Everything that was measured, and who was left out and why."""
 
     machine: str
@@ -114,14 +114,14 @@ def run_serve_bench(
     load: Load | None = None,
     endpoints: Mapping[str, Endpoint] | None = None,
     say: Say = lambda line: None,
-) -> Report:
+) -> ServeReport:
     """Start each server in turn, load it, end it; `endpoints` run already. `servers`: name -> model, see `SERVERS`.
 
     Raises:
         SettingsError: a name that is not known, or our own server did not start. A peer that does not is left out.
     """
     wanted = load or Load()
-    plan = Plan(max([1, wanted.beside + 1, *wanted.clients]), wanted.context, os.cpu_count() or 1)
+    plan = PeerPlan(max([1, wanted.beside + 1, *wanted.clients]), wanted.context, os.cpu_count() or 1)
     chosen = [server(name, model, plan) for name, model in servers.items()]
     runs: list[Run] = []
     skipped: dict[str, str] = {}
@@ -139,7 +139,7 @@ def run_serve_bench(
             if item.name == "coldstream":
                 raise
             skipped[item.name] = str(exc)
-    return Report(machine(), wanted, tuple(runs), skipped)
+    return ServeReport(machine(), wanted, tuple(runs), skipped)
 
 
 def machine() -> str:
@@ -184,7 +184,7 @@ def _short(name: str, endpoint: Endpoint, load: Load, say: Say) -> list[Run]:
     return [Run(name, label, summary, is_short=True) for label, summary in found.items()]
 
 
-def _ran(name: str, load: str, answers: Sequence[Answer], say: Say) -> Run:
+def _ran(name: str, load: str, answers: Sequence[TimedAnswer], say: Say) -> Run:
     run = Run(name, load, summarize(answers))
     say(f"{name}, {load}: {run.summary.tokens_per_second:.1f} tokens/s")
     return run

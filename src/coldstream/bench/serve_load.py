@@ -50,7 +50,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TimedAnswer:
     """One request; times on the `time.perf_counter()` clock. `arrivals` are the moments at which text came."""
 
     begin: float
@@ -71,7 +71,7 @@ class Percentiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class ClientsSummary:
     """What a load came to. Rates are over the whole run, from the first request's begin to the last answer's end."""
 
     requests: int
@@ -100,11 +100,11 @@ _TEXT = (
 )
 
 
-async def closed_loop(endpoint: Endpoint, asked: Sequence[str], *, max_tokens: int, clients: int) -> list[Answer]:
+async def closed_loop(endpoint: Endpoint, asked: Sequence[str], *, max_tokens: int, clients: int) -> list[TimedAnswer]:
     """So many clients share the prompts."""
     waiting = iter(asked)
 
-    async def client(http: httpx2.AsyncClient) -> list[Answer]:
+    async def client(http: httpx2.AsyncClient) -> list[TimedAnswer]:
         return [await ask(http, endpoint, prompt, max_tokens) for prompt in waiting]
 
     async with _http(endpoint, clients) as http:
@@ -113,10 +113,10 @@ async def closed_loop(endpoint: Endpoint, asked: Sequence[str], *, max_tokens: i
 
 async def open_loop(
     endpoint: Endpoint, asked: Sequence[str], *, max_tokens: int, rate: float, seed: int
-) -> list[Answer]:
+) -> list[TimedAnswer]:
     """The prompts arrive at `rate` a second on average, at random."""
     draw = random.Random(seed)  # noqa: S311
-    asking: list[asyncio.Task[Answer]] = []
+    asking: list[asyncio.Task[TimedAnswer]] = []
     async with _http(endpoint, len(asked)) as http:
         due = time.perf_counter()
         for prompt in asked:
@@ -128,7 +128,7 @@ async def open_loop(
 
 async def beside(
     endpoint: Endpoint, asked: Sequence[str], *, others: Sequence[str], max_tokens: int, seed: int
-) -> list[Answer]:
+) -> list[TimedAnswer]:
     """One token for each of the prompts, one after the other, while so many `others` are answered without end."""
     draw = random.Random(seed)  # noqa: S311
     begun = [asyncio.Event() for _ in others]
@@ -157,7 +157,7 @@ def _http(endpoint: Endpoint, connections: int) -> httpx2.AsyncClient:
 
 async def ask(
     http: httpx2.AsyncClient, endpoint: Endpoint, prompt: str, max_tokens: int, *, begun: asyncio.Event | None = None
-) -> Answer:
+) -> TimedAnswer:
     """One streamed request. What goes wrong is part of the answer: a load test goes on. `begun` is set by its first
     text, or its end.
 
@@ -189,7 +189,7 @@ async def ask(
     tokens = int(usage.get("completion_tokens") or len(arrivals))
     if error is None and tokens != max_tokens:
         error = f"{tokens} tokens instead of {max_tokens}: figures of unequal lengths cannot be compared"
-    return Answer(begin, time.perf_counter(), tuple(arrivals), tokens, int(usage.get("prompt_tokens") or 0), error)
+    return TimedAnswer(begin, time.perf_counter(), tuple(arrivals), tokens, int(usage.get("prompt_tokens") or 0), error)
 
 
 async def _events(reply: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
@@ -213,7 +213,7 @@ def _error(event: Mapping[str, Any]) -> str | None:
     return None if error is None else str(error.get("message", error) if isinstance(error, dict) else error)
 
 
-def summarize(answers: Iterable[Answer]) -> Summary:
+def summarize(answers: Iterable[TimedAnswer]) -> ClientsSummary:
     """The figures of a run; failed requests count as errors and nothing else."""
     everything = list(answers)
     good = [answer for answer in everything if answer.error is None]
@@ -221,7 +221,7 @@ def summarize(answers: Iterable[Answer]) -> Summary:
     seconds = _span(everything)
     tokens = sum(answer.tokens for answer in good)
     gaps = [later - earlier for a in good for earlier, later in zip(a.arrivals, a.arrivals[1:], strict=False)]
-    return Summary(
+    return ClientsSummary(
         requests=len(everything),
         errors=len(failed),
         seconds=seconds,
@@ -236,7 +236,7 @@ def summarize(answers: Iterable[Answer]) -> Summary:
     )
 
 
-def _span(answers: Sequence[Answer]) -> float:
+def _span(answers: Sequence[TimedAnswer]) -> float:
     if not answers:
         return 0.0
     return max(answer.end for answer in answers) - min(answer.begin for answer in answers)

@@ -43,7 +43,7 @@ threading.Event().wait()
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PeerPlan:
     """What all servers get alike: sequences at once, tokens a sequence may have, CPU threads."""
 
     sequences: int
@@ -52,7 +52,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class PeerServer:
     """How to start one. `{port}` in the command stands for its port; `ready` is asked until it answers 200.
 
     `model` is the name that requests must carry; None takes the first one that /v1/models lists. `needs` says what is
@@ -67,35 +67,37 @@ class Server:
     needs: str | None = None
 
 
-def _coldstream(model: str, plan: Plan) -> Server:
+def _coldstream(model: str, plan: PeerPlan) -> PeerServer:
     command = (sys.executable, "-m", "coldstream", "serve", model, "--host", "127.0.0.1", "--port", "{port}", "--quiet")
-    return Server("coldstream", command, ready="/readyz", model="default", extra=_IGNORE_EOS)
+    return PeerServer("coldstream", command, ready="/readyz", model="default", extra=_IGNORE_EOS)
 
 
-def _transformers(model: str, plan: Plan) -> Server:
+def _transformers(model: str, plan: PeerPlan) -> PeerServer:
     script = shutil.which("transformers", path=str(Path(sys.executable).parent)) or shutil.which("transformers")
     command = (script or "transformers", "serve", model, "--host", "127.0.0.1", "--port", "{port}", "--device", "cpu")
     missing = None if script and importlib.util.find_spec("accelerate") else "pip install 'transformers[serving]'"
-    return Server("transformers serve", command, ready="/health", model=model, extra=_NO_EOS, needs=missing)
+    return PeerServer("transformers serve", command, ready="/health", model=model, extra=_NO_EOS, needs=missing)
 
 
-def _vllm(model: str, plan: Plan) -> Server:
+def _vllm(model: str, plan: PeerPlan) -> PeerServer:
     script = shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
     # On a CPU vLLM calls the system's memory the GPU's, and wants nine tenths of it.
     memory = ("--gpu-memory-utilization", "0.5")
     limits = (*memory, "--max-model-len", str(plan.context), "--max-num-seqs", str(plan.sequences))
     command = (script or "vllm", "serve", model, "--host", "127.0.0.1", "--port", "{port}", *limits)
-    return Server("vllm", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=None if script else "vllm")
+    return PeerServer(
+        "vllm", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=None if script else "vllm"
+    )
 
 
-def _llama_cpp(model: str, plan: Plan) -> Server:
+def _llama_cpp(model: str, plan: PeerPlan) -> PeerServer:
     sizes = (str(plan.sequences), str(plan.context), str(plan.threads))
     missing = None if importlib.util.find_spec("xllamacpp") else "pip install xllamacpp"
     command = (sys.executable, "-c", _XLLAMACPP, model, "{port}", *sizes)
-    return Server("llama.cpp", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=missing)
+    return PeerServer("llama.cpp", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=missing)
 
 
-SERVERS: Mapping[str, Callable[[str, Plan], Server]] = {
+SERVERS: Mapping[str, Callable[[str, PeerPlan], PeerServer]] = {
     "coldstream": _coldstream,
     "llama.cpp": _llama_cpp,
     "transformers": _transformers,
@@ -104,7 +106,7 @@ SERVERS: Mapping[str, Callable[[str, Plan], Server]] = {
 """By the name that --peer takes, with a model: a folder, for llama.cpp a .gguf file, for ours any URI."""
 
 
-def server(name: str, model: str, plan: Plan) -> Server:
+def server(name: str, model: str, plan: PeerPlan) -> PeerServer:
     """The server of that name for a model.
 
     Raises:
@@ -116,7 +118,7 @@ def server(name: str, model: str, plan: Plan) -> Server:
 
 
 @contextmanager
-def running(chosen: Server, *, api: Api, environment: Mapping[str, str] | None = None) -> Iterator[Endpoint]:
+def running(chosen: PeerServer, *, api: Api, environment: Mapping[str, str] | None = None) -> Iterator[Endpoint]:
     """Start a server, wait until it is ready, end it.
 
     Raises:

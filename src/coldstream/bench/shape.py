@@ -1,6 +1,6 @@
 """A slower bucket: a TCP proxy that caps the bytes a second of all connections together, and delays first bytes.
 
-    with ShapedProxy("127.0.0.1", 4443, Shape.parse("rate=200MB/s,ttfb=60ms")) as proxy:
+    with ShapedProxy("127.0.0.1", 4443, BucketShape.parse("rate=200MB/s,ttfb=60ms")) as proxy:
         ...                                  # the same bucket, at proxy.url
         proxy.last_byte                      # when the last byte went to a client, time.monotonic()
 
@@ -32,14 +32,14 @@ _TIME_UNITS = {"ms": 1e-3, "s": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class BucketShape:
     """`rate` in bytes a second over all connections, None for no cap; `ttfb` in seconds from request to first byte."""
 
     rate: float | None = None
     ttfb: float = 0.0
 
     @classmethod
-    def parse(cls, text: str) -> Shape:
+    def parse(cls, text: str) -> BucketShape:
         """From "rate=200MB/s,ttfb=60ms"; either may be left out.
 
         Raises:
@@ -82,7 +82,7 @@ class TokenBucket:
 class ShapedProxy:
     """A context manager; `host` and `port` say what stands behind."""
 
-    def __init__(self, host: str, port: int, shape: Shape) -> None:
+    def __init__(self, host: str, port: int, shape: BucketShape) -> None:
         self._upstream = (host, port)
         self._shape = shape
         self._bucket = TokenBucket(shape.rate) if shape.rate is not None else None

@@ -16,7 +16,7 @@ import typer
 from coldstream.errors import SettingsError
 
 if TYPE_CHECKING:
-    from coldstream.bench.shape import Shape
+    from coldstream.bench.shape import BucketShape
 
 Uri = Annotated[str, typer.Argument(help="The checkpoint's folder: gs://, s3://, az://, https:// or a path.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines: everything that was measured.")]
@@ -133,16 +133,16 @@ def coldstart(
 ) -> None:
     """Exec to the first token over HTTP, beside installed peers and the floor (import torch, load the tokenizer)."""
     from coldstream.bench.coldstart import run_coldstart_bench
-    from coldstream.bench.shape import Shape
+    from coldstream.bench.shape import BucketShape
 
     precisions = [name for item in precision or () for name in item.split(",")]
     if beside:
-        _beside(uri, precisions, Shape.parse(shape) if shape else None, runs=runs, as_json=as_json)
+        _beside(uri, precisions, BucketShape.parse(shape) if shape else None, runs=runs, as_json=as_json)
         return
     report = run_coldstart_bench(
         uri,
         runs=runs,
-        shape=Shape.parse(shape) if shape else None,
+        shape=BucketShape.parse(shape) if shape else None,
         peers=not alone,
         page_cache="cold" if cold else "warm",
         precisions=precisions,
@@ -164,7 +164,7 @@ def coldstart(
         _say(f"left out: {skipped.name}, {skipped.why}")
 
 
-def _beside(uri: str, precisions: Sequence[str], shape: Shape | None, *, runs: int, as_json: bool) -> None:
+def _beside(uri: str, precisions: Sequence[str], shape: BucketShape | None, *, runs: int, as_json: bool) -> None:
     from coldstream.bench.beside import run_beside
     from coldstream.settings import check_precision
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from coldstream.demo.questions import Answer, Question
-    from coldstream.demo.run import Report
+    from coldstream.demo.questions import DemoAnswer, DemoQuestion
+    from coldstream.demo.run import DemoReport
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def demo(
     from coldstream.timeline import Timeline
 
     clock = Timeline()
-    audience = Machine() if as_json else Terminal()
+    audience = MachineReport() if as_json else Terminal()
     try:
         ok = run(cache=cache_folder(os.environ), port=port, check=check, audience=audience, timeline=clock)
     except KeyboardInterrupt:
@@ -80,7 +80,7 @@ class Terminal:
             total = model["total_bytes"] or None
             self._bars.update(self._tasks[name], completed=model["bytes"], total=total, phase=model["phase"])
 
-    def answered(self, question: Question, answer: Answer, fault: str | None, url: str) -> None:
+    def answered(self, question: DemoQuestion, answer: DemoAnswer, fault: str | None, url: str) -> None:
         print_ = self._console.print
         print_()
         print_(f"[bold]{question.body['type']}[/]  ", end="")
@@ -93,7 +93,7 @@ class Terminal:
             print_(f"wrong: {fault}", style="bold red", markup=False, soft_wrap=True)
         print_(question.curl(url), style="green", markup=False, soft_wrap=True)
 
-    def finished(self, report: Report, *, serving: bool) -> None:
+    def finished(self, report: DemoReport, *, serving: bool) -> None:
         first, ready = report.seconds["first_answer"], report.seconds["ready"]
         self._console.print(f"\nReady {ready:.1f} s after exec, first answer after {first:.1f} s.")
         for wrong in report.faults:
@@ -108,7 +108,7 @@ class Terminal:
             self._bars.stop()
 
 
-class Machine:
+class MachineReport:
     """Tells a program: one JSON object on stdout."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Machine:
     def loading(self, state: Mapping[str, Any]) -> None:
         pass
 
-    def answered(self, question: Question, answer: Answer, fault: str | None, url: str) -> None:
+    def answered(self, question: DemoQuestion, answer: DemoAnswer, fault: str | None, url: str) -> None:
         self._answers.append(
             {
                 "request": dict(question.body),
@@ -134,7 +134,7 @@ class Machine:
             }
         )
 
-    def finished(self, report: Report, *, serving: bool) -> None:
+    def finished(self, report: DemoReport, *, serving: bool) -> None:
         import json
 
         seconds = {name: round(value, 3) for name, value in report.seconds.items()}

@@ -14,7 +14,7 @@ _MARKERS = ("<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "u
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class DemoQuestion:
     """A body of POST /generate. The answer must be `exactly` this text, or must contain `containing`."""
 
     body: Mapping[str, Any]
@@ -33,7 +33,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DemoAnswer:
     """What came back: the text as users' clients get it, its seconds, and the same request again with `details`."""
 
     text: str
@@ -41,25 +41,27 @@ class Answer:
     details: Mapping[str, Any]
 
 
-def questions() -> tuple[Question, ...]:
+def questions() -> tuple[DemoQuestion, ...]:
     """One or two for each task; the sql and Korean ones as users send them."""
     pairs = sql_pairs()
     korean = next(pair for pair in pairs if not pair.question.isascii() and pair.answer != pairs[0].answer)
     return (
         _sql(pairs[0]),
         _sql(korean),
-        Question({"type": "text", "prompt": "What is the capital of France?", "max_tokens": 50}, containing="Paris"),
-        Question({"type": "text", "prompt": "Google Cloud Run의 장점은 무엇인가요?", "max_tokens": 150}),
-        Question({"type": "product", "prompt": "test", "max_tokens": 1000}, containing="red mug"),
+        DemoQuestion(
+            {"type": "text", "prompt": "What is the capital of France?", "max_tokens": 50}, containing="Paris"
+        ),
+        DemoQuestion({"type": "text", "prompt": "Google Cloud Run의 장점은 무엇인가요?", "max_tokens": 150}),
+        DemoQuestion({"type": "product", "prompt": "test", "max_tokens": 1000}, containing="red mug"),
     )
 
 
-def _sql(pair: SqlPair) -> Question:
+def _sql(pair: SqlPair) -> DemoQuestion:
     body = {"type": "sql", "inputs": {"context": pair.context, "question": pair.question}}
-    return Question(body, exactly=pair.answer)
+    return DemoQuestion(body, exactly=pair.answer)
 
 
-def fault(question: Question, answer: Answer) -> str | None:
+def fault(question: DemoQuestion, answer: DemoAnswer) -> str | None:
     """What is wrong with an answer; None when it is right."""
     text = answer.text
     if question.exactly is not None and text != question.exactly:
@@ -75,7 +77,7 @@ def fault(question: Question, answer: Answer) -> str | None:
     return _reason_fault(question, answer)
 
 
-def _reason_fault(question: Question, answer: Answer) -> str | None:
+def _reason_fault(question: DemoQuestion, answer: DemoAnswer) -> str | None:
     reason = answer.details.get("finish_reason")
     tokens = answer.details.get("usage", {}).get("completion_tokens", 0)
     limit = question.body.get("max_tokens")

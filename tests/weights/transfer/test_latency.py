@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.weights.transfer.latency import HEDGE_FACTOR, HEDGE_FLOOR, HEDGE_SAMPLES, TAIL_FLOOR, Pace, Running
+from coldstream.weights.transfer.latency import HEDGE_FACTOR, HEDGE_FLOOR, HEDGE_SAMPLES, TAIL_FLOOR, Pace, RunningRead
 
 MB = 1_000_000
 
@@ -25,7 +25,7 @@ def paced(samples: list[tuple[int, float]]) -> Pace:
 def test_nothing_is_usual_before_enough_was_seen() -> None:
     pace = paced([(MB, 1.0)] * (HEDGE_SAMPLES - 1))
     assert pace.usual(MB) is None
-    assert pace.late_at(Running(MB, 0.0), is_tail=True) is None
+    assert pace.late_at(RunningRead(MB, 0.0), is_tail=True) is None
 
 
 def test_time_to_the_first_byte_and_time_a_byte_are_told_apart() -> None:
@@ -45,7 +45,7 @@ def test_what_is_usual_is_never_negative_and_grows_with_the_size(samples: list[t
     assert small is not None
     assert large is not None
     assert -1e-9 <= small <= large + 1e-9
-    assert pace.late_at(Running(size, 0.0), is_tail=False) is not None
+    assert pace.late_at(RunningRead(size, 0.0), is_tail=False) is not None
 
 
 def test_a_read_that_nobody_overtook_is_late_after_some_times_the_usual() -> None:

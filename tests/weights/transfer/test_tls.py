@@ -15,7 +15,7 @@ import pytest
 import trustme
 
 from coldstream.errors import BadResponse
-from coldstream.weights.transfer.openssl import Context, DirectSocket, library
+from coldstream.weights.transfer.openssl import DirectSocket, TlsContext, library
 from coldstream.weights.transfer.tls import Decryption, SecureSocket
 
 DATA = os.urandom(5_000_000)
@@ -27,7 +27,7 @@ Secure = Callable[[socket.socket, str], "DirectSocket | SecureSocket"]
 def direct(authorities: str | None) -> Secure:
     openssl = library()
     assert openssl is not None
-    return Context(openssl, authorities).secure
+    return TlsContext(openssl, authorities).secure
 
 
 def pythons(authorities: str | None) -> Secure:

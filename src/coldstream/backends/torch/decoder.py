@@ -7,7 +7,7 @@ sequences. Every unit (embedding, each layer, norm, head) has a gate on which `f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
@@ -20,7 +20,7 @@ from coldstream.backends.cpu.packed import PackedMatrix
 from coldstream.backends.torch.gate import Gate
 from coldstream.backends.torch.int8 import Int8Layer, Int8Linear, Int8Table
 from coldstream.backends.torch.layers import Attention, Norm, Rope, activation, rotate
-from coldstream.backends.torch.linear import DenseLinear, DenseTable, Linear, Table
+from coldstream.backends.torch.linear import DenseLinear, DenseTable, Linear, LinearFactory, VocabularyTable
 from coldstream.backends.torch.parameter import Parameter, Unit
 from coldstream.backends.torch.staging import Staging
 from coldstream.backends.torch.vision import VisionTower
@@ -43,16 +43,10 @@ class Embeds:
     vectors: Tensor
 
 
-class LinearFactory(Protocol):
-    """Makes the matrices of a layer in the decoder's precision."""
-
-    def __call__(self, in_features: int, sizes: Sequence[int], *, bias: bool) -> Linear: ...
-
-
 class TableFactory(Protocol):
     """Makes the vocabulary's matrix in the decoder's precision."""
 
-    def __call__(self, features: int, rows: int) -> Table: ...
+    def __call__(self, features: int, rows: int) -> VocabularyTable: ...
 
 
 @dataclass(frozen=True, slots=True)

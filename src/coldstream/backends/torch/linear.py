@@ -49,7 +49,7 @@ class Linear(Protocol):
         ...
 
 
-class Table(Protocol):
+class VocabularyTable(Protocol):
     """The vocabulary's matrix, `[vocab, hidden]`: looked up by token id, multiplied with as a head, or both."""
 
     def use(self, *, looked_up: bool, multiplied: bool) -> None:
@@ -70,7 +70,7 @@ class Table(Protocol):
 
 
 class DenseTable:
-    """A `Table` in float32 or bfloat16: one matrix for both uses."""
+    """A `VocabularyTable` in float32 or bfloat16: one matrix for both uses."""
 
     def __init__(
         self, features: int, rows: int, *, dtype: torch.dtype, device: torch.device, staging: Staging | None = None
@@ -91,6 +91,12 @@ class DenseTable:
 
     def logits(self, x: Tensor) -> Tensor:
         return self._linear.joined(x).float()
+
+
+class LinearFactory(Protocol):
+    """Makes the matrices of a layer in the decoder's precision."""
+
+    def __call__(self, in_features: int, sizes: Sequence[int], *, bias: bool) -> Linear: ...
 
 
 class DenseLinear:

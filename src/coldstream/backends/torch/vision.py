@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from coldstream.backends.device import naming_out_of_memory
 from coldstream.backends.torch.gate import Gate
 from coldstream.backends.torch.int8 import Int8Linear
 from coldstream.backends.torch.layers import Norm, activation
-from coldstream.backends.torch.linear import Linear
+from coldstream.backends.torch.linear import Linear, LinearFactory
 from coldstream.backends.torch.parameter import Parameter
 from coldstream.errors import EngineError
 from coldstream.model.image_processor import ImageProcessor, Pixels
@@ -30,12 +29,6 @@ from coldstream.model.vision_config import VisionConfig
 
 UNUSED = re.compile(r"^(head\.|embeddings\.position_ids$)")
 """Parts of a saved tower that Gemma 3 never runs: SigLIP's own pooling head, and a buffer of counted positions."""
-
-
-class LinearFactory(Protocol):
-    """Makes the matrices of a layer in the decoder's precision."""
-
-    def __call__(self, in_features: int, sizes: Sequence[int], *, bias: bool) -> Linear: ...
 
 
 def canonical(name: str) -> str:

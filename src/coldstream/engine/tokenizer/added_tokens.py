@@ -43,7 +43,7 @@ _DEFAULTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class AddedToken:
     """An added token, with the flags that `tokenizers.AddedToken` has; `normalized` None is what `special` is not."""
 
     content: str
@@ -62,9 +62,9 @@ class Declared:
     in a text are text (`split_special_tokens`).
     """
 
-    named: Mapping[str, Token]
-    extra: tuple[Token, ...] = ()
-    listed: Mapping[int, Token] = field(default_factory=lambda: MappingProxyType({}))
+    named: Mapping[str, AddedToken]
+    extra: tuple[AddedToken, ...] = ()
+    listed: Mapping[int, AddedToken] = field(default_factory=lambda: MappingProxyType({}))
     adds_to_own: bool = True
     splits_special: bool = False
 
@@ -103,7 +103,8 @@ class Declared:
         special |= {item for items in _extra_lists(config, special_map) for item in items if isinstance(item, str)}
         where = f"{source}/added_tokens.json"
         older = {
-            _id(number, where): Token(_text(text, where), special=text in special) for text, number in added.items()
+            _id(number, where): AddedToken(_text(text, where), special=text in special)
+            for text, number in added.items()
         }
         return cls(found.named, found.extra, older, splits_special=splits)
 
@@ -126,9 +127,9 @@ class Declared:
     def from_json(cls, data: Mapping[str, Any]) -> Declared:
         """What `as_json` wrote."""
         return cls(
-            {name: Token(**token) for name, token in data["named"].items()},
-            tuple(Token(**token) for token in data["extra"]),
-            {number: Token(**token) for number, token in data["listed"]},
+            {name: AddedToken(**token) for name, token in data["named"].items()},
+            tuple(AddedToken(**token) for token in data["extra"]),
+            {number: AddedToken(**token) for number, token in data["listed"]},
             data["adds_to_own"],
             data["splits_special"],
         )
@@ -147,7 +148,7 @@ def declare(backend: Any, declared: Declared) -> frozenset[int]:
     return before | _specials(backend)  # the library never takes a token's being special back
 
 
-def _wanted(declared: Declared, own: Mapping[int, Token]) -> Iterator[Token]:
+def _wanted(declared: Declared, own: Mapping[int, AddedToken]) -> Iterator[AddedToken]:
     """All tokens to add, in order; one that is there already only changes its flags."""
     listed = {**declared.listed, **own} if declared.adds_to_own else dict(declared.listed)
     flags = {token.content: token for token in (*declared.listed.values(), *listed.values())}
@@ -161,12 +162,12 @@ def _wanted(declared: Declared, own: Mapping[int, Token]) -> Iterator[Token]:
             yield replace(token, special=token.special or token.content in special)
 
 
-def _set(token: Token) -> dict[str, Any]:
+def _set(token: AddedToken) -> dict[str, Any]:
     return {name: value for name, value in asdict(token).items() if value is not None}
 
 
-def _own(token: Any) -> Token:
-    return Token(token.content, token.special, token.normalized, token.lstrip, token.rstrip, token.single_word)
+def _own(token: Any) -> AddedToken:
+    return AddedToken(token.content, token.special, token.normalized, token.lstrip, token.rstrip, token.single_word)
 
 
 def _specials(backend: Any) -> frozenset[int]:
@@ -211,7 +212,7 @@ def _names_token(key: str, value: Any) -> bool:
     return key.endswith("_token") and (isinstance(value, str) or (isinstance(value, dict) and "content" in value))
 
 
-def _by_id(listed: Any, where: str) -> Iterator[tuple[int, Token]]:
+def _by_id(listed: Any, where: str) -> Iterator[tuple[int, AddedToken]]:
     if not isinstance(listed, dict):
         raise TokenizerError(f"{where} must be an object of ids and tokens, not {type(listed).__name__}")
     for number, value in listed.items():
@@ -230,10 +231,10 @@ def _id(number: Any, where: str) -> int:
     return found
 
 
-def _token(value: Any, where: str) -> Token:
+def _token(value: Any, where: str) -> AddedToken:
     """A token from a text or from an object with flags. It is special, if AddedToken itself did not write otherwise."""
     if isinstance(value, str):
-        return Token(_text(value, where))
+        return AddedToken(_text(value, where))
     if not isinstance(value, dict):
         raise TokenizerError(f"{where} must be a text or an object with `content`, not {type(value).__name__}")
     flags = {key: value[key] for key in _FLAGS if value.get(key) is not None}
@@ -242,7 +243,7 @@ def _token(value: Any, where: str) -> Token:
     wrong = [key for key, flag in flags.items() if not isinstance(flag, bool)]
     if wrong:
         raise TokenizerError(f"{where}.{wrong[0]} must be true or false")
-    return Token(_text(value.get("content"), where), **flags)
+    return AddedToken(_text(value.get("content"), where), **flags)
 
 
 def _text(value: Any, where: str) -> str:

@@ -21,7 +21,7 @@ from coldstream.engine.tokenizer.vocabulary import Vocabulary
 from coldstream.errors import PromptTooLong, TokenizerError
 
 
-class Backend(Protocol):
+class TokenizerBackend(Protocol):
     """What a tokenizer does; tokenizer_library.py has it in this process, tokenizer_process.py in another one.
 
     `special_ids` are the control tokens, which have no text of their own; `added_tokens` are all tokens that are found
@@ -69,7 +69,7 @@ class Backend(Protocol):
         """
 
 
-def build_backend(tokenizer_json: bytes, declared: Declared, *, source: str) -> Backend:
+def build_backend(tokenizer_json: bytes, declared: Declared, *, source: str) -> TokenizerBackend:
     """Build it in this process. Holds the GIL: for a second and more where the vocabulary is large.
 
     Raises:
@@ -88,7 +88,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: TokenizerBackend,
         *,
         special_tokens: Mapping[str, str],
         stop_ids: frozenset[int],
@@ -110,7 +110,7 @@ class Tokenizer:
         files: Mapping[str, bytes],
         *,
         source: str = "checkpoint",
-        build: Callable[..., Backend] = build_backend,
+        build: Callable[..., TokenizerBackend] = build_backend,
         keeps_control_tokens: bool = False,
     ) -> Tokenizer:
         """Build it from the bytes of the files named in `file_names.TOKENIZER` and `TEMPLATES_BELOW`; all but
@@ -271,7 +271,7 @@ class Tokenizer:
 
 
 def _stop_ids(
-    backend: Backend,
+    backend: TokenizerBackend,
     special: Mapping[str, str],
     generation: Mapping[str, Any],
     config: Mapping[str, Any],

@@ -43,7 +43,7 @@ _SAMPLING = (
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedTask:
     """A request that has been understood, and what its answer must look like."""
 
     body: GenerateRequest
@@ -76,7 +76,7 @@ class Asked:
         }
 
 
-def understand(state: ServerState, body: GenerateRequest, loader: ImageLoader) -> Asked:
+def understand(state: ServerState, body: GenerateRequest, loader: ImageLoader) -> AskedTask:
     """Find the task and fill its template.
 
     Raises:
@@ -84,7 +84,7 @@ def understand(state: ServerState, body: GenerateRequest, loader: ImageLoader) -
     """
     task = find_task(state.settings, body.type)
     rendered = render(task, body.prompt, body.inputs, _images(body))
-    return Asked(body, task, rendered, state.models[task.model], sources(loader, rendered.images))
+    return AskedTask(body, task, rendered, state.models[task.model], sources(loader, rendered.images))
 
 
 def sources(loader: ImageLoader, images: Sequence[GivenImage]) -> tuple[ImageSource, ...]:
@@ -120,7 +120,7 @@ async def generate(state: ServerState, inference: Inference, body: GenerateReque
     return sse.JsonReply({"text": text, **asked.details(result)} if body.details else text)
 
 
-async def _frames(asked: Asked, inference: Inference, record: RequestRecord) -> AsyncGenerator[bytes, None]:
+async def _frames(asked: AskedTask, inference: Inference, record: RequestRecord) -> AsyncGenerator[bytes, None]:
     begun = False
     try:
         async with AsyncExitStack() as stack:
@@ -170,7 +170,7 @@ def _given(body: GenerateRequest) -> Given:
     return {name: getattr(body, name) for name in _SAMPLING} | {"stop": stops(body.stop)}
 
 
-async def _echo(asked: Asked, running: Running) -> str:
+async def _echo(asked: AskedTask, running: Running) -> str:
     if not asked.body.echo:
         return ""
     return await asyncio.to_thread(asked.model.tokenizer.decode, running.prompt_ids[0])

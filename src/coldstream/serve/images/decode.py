@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from coldstream.errors import InvalidRequest
-from coldstream.serve.images.fetch import Fetcher
+from coldstream.serve.images.fetch import ImageFetcher
 from coldstream.settings import ImageSettings
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class Picture:
 class ImageLoader:
     """Reads images for one server."""
 
-    def __init__(self, settings: ImageSettings, fetcher: Fetcher | None = None) -> None:
+    def __init__(self, settings: ImageSettings, fetcher: ImageFetcher | None = None) -> None:
         self._settings = settings
-        self._fetcher = fetcher or Fetcher(settings)
+        self._fetcher = fetcher or ImageFetcher(settings)
         self._places: asyncio.Semaphore | None = None
 
     def source(self, text: str, field: str) -> ImageSource:

@@ -35,7 +35,7 @@ async def resolve_host(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(item[4][0]) for item in found))
 
 
-class Fetcher:
+class ImageFetcher:
     """Fetches what `settings` allow. `resolve`, `is_allowed` and `tls` are the seams to the network."""
 
     def __init__(

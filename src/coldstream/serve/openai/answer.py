@@ -7,12 +7,12 @@ from typing import Any
 
 from coldstream.engine.request import TokenEvent, TokenLogprob
 from coldstream.serve.openai import logprobs, tools
-from coldstream.serve.openai.asked import Asked
+from coldstream.serve.openai.asked import AskedChat
 from coldstream.serve.openai.tool_choice import Tools
 from coldstream.serve.requests.inference import Result
 
 
-def choice(asked: Asked, index: int, result: Result) -> dict[str, Any]:
+def choice(asked: AskedChat, index: int, result: Result) -> dict[str, Any]:
     """The choice of a finished sequence."""
     text, calls = _split(asked.tools, result)
     message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
@@ -51,7 +51,7 @@ def _finish(chosen: Tools, result: Result, calls: Sequence[tools.Call]) -> str:
 class Speaker:
     """Turns one sequence's events into the deltas of its choice."""
 
-    def __init__(self, asked: Asked, index: int) -> None:
+    def __init__(self, asked: AskedChat, index: int) -> None:
         self._asked = asked
         self._index = index
         self._reader = asked.tools.reader()

@@ -9,7 +9,7 @@ from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
 from coldstream.serve.api.generate import sources
 from coldstream.serve.images.decode import ImageLoader, ImageSource
-from coldstream.serve.openai.common import Target, sampling, target, text_of
+from coldstream.serve.openai.common import NamedTarget, sampling, target, text_of
 from coldstream.serve.openai.constraint import constraint
 from coldstream.serve.openai.messages import images
 from coldstream.serve.openai.schema import AssistantMessage, ChatRequest
@@ -29,11 +29,11 @@ _NO_VARIABLES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedChat:
     """`answer`: what an answer that is no call must obey. `continues`: the prompt ends within the last message."""
 
     body: ChatRequest
-    target: Target
+    target: NamedTarget
     tools: Tools
     answer: Grammar | None = None
     continues: bool = False
@@ -59,7 +59,7 @@ class Asked:
         return not self.continues and self.body.add_generation_prompt is not False
 
 
-def understand(state: ServerState, body: ChatRequest, loader: ImageLoader) -> Asked:
+def understand(state: ServerState, body: ChatRequest, loader: ImageLoader) -> AskedChat:
     """Everything that can be refused before a tokenizer is there.
 
     Raises:
@@ -74,7 +74,7 @@ def understand(state: ServerState, body: ChatRequest, loader: ImageLoader) -> As
     _check_options(body)
     named = target(state, body)
     found = images(named.task, body.messages, body.inputs or {})
-    return Asked(body, named, chosen, answer, _continues(body), sources(loader, found))
+    return AskedChat(body, named, chosen, answer, _continues(body), sources(loader, found))
 
 
 def _check_options(body: ChatRequest) -> None:

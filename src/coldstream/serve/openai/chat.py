@@ -13,7 +13,7 @@ from coldstream.serve.api import sse
 from coldstream.serve.middleware import errors as failures
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai.answer import Speaker, choice
-from coldstream.serve.openai.asked import Asked, understand
+from coldstream.serve.openai.asked import AskedChat, understand
 from coldstream.serve.openai.calls import TAGS
 from coldstream.serve.openai.common import Envelope, Streamed, envelope, text_of, usage
 from coldstream.serve.openai.prompt import encode, grammar
@@ -37,14 +37,14 @@ async def chat(state: ServerState, inference: Inference, body: ChatRequest, reco
     return sse.JsonReply(frame.wrap(choices, usage=usage(running.job, results)))
 
 
-def note(state: ServerState, asked: Asked, record: RequestRecord) -> None:
+def note(state: ServerState, asked: AskedChat, record: RequestRecord) -> None:
     """What the log may say of a request."""
     record.task = asked.target.task.name if asked.target.task else None
     if state.settings.server.log_prompts:
         record.prompt = "\n".join(text_of(message.content) for message in asked.body.messages)
 
 
-def job(asked: Asked) -> Job:
+def job(asked: AskedChat) -> Job:
     """What the model is to do."""
     return Job(
         model=asked.target.model,
@@ -61,12 +61,12 @@ def job(asked: Asked) -> Job:
     )
 
 
-def _texts(asked: Asked) -> int:
+def _texts(asked: AskedChat) -> int:
     """Characters of the messages: the prompt has no fewer."""
     return sum(len(text_of(message.content)) for message in asked.body.messages)
 
 
-def _characters(asked: Asked) -> int:
+def _characters(asked: AskedChat) -> int:
     """About as many as the template reads and writes."""
     turns = _TURN * len(asked.body.messages)
     return _texts(asked) + turns + sum(len(json.dumps(tool, ensure_ascii=False)) for tool in asked.tools.told)
@@ -75,7 +75,7 @@ def _characters(asked: Asked) -> int:
 _TURN = 100
 
 
-async def _frames(asked: Asked, inference: Inference, record: RequestRecord) -> AsyncGenerator[bytes, None]:
+async def _frames(asked: AskedChat, inference: Inference, record: RequestRecord) -> AsyncGenerator[bytes, None]:
     begun = False
     try:
         async with AsyncExitStack() as stack:

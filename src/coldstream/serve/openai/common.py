@@ -11,7 +11,7 @@ from typing import Any
 from coldstream.errors import InvalidRequest
 from coldstream.serve.api.schema import stops
 from coldstream.serve.api.tasks import unknown_model
-from coldstream.serve.openai.schema import ChatRequest, CompletionRequest, StreamOptions
+from coldstream.serve.openai.schema import ChatRequest, ChatStreamOptions, CompletionRequest
 from coldstream.serve.requests.inference import Job, Result, Running
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.settings import SamplingSettings, TaskSettings
@@ -30,7 +30,7 @@ _SAMPLING = (
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class NamedTarget:
     """What a request's `model` names: a model, or a task and its model."""
 
     model: ServedModel
@@ -42,7 +42,7 @@ class Target:
         return self.task.sampling if self.task else SamplingSettings()
 
 
-def target(state: ServerState, body: ChatRequest | CompletionRequest) -> Target:
+def target(state: ServerState, body: ChatRequest | CompletionRequest) -> NamedTarget:
     """Find what `model` names; a model goes before a task of the same name.
 
     Raises:
@@ -53,11 +53,11 @@ def target(state: ServerState, body: ChatRequest | CompletionRequest) -> Target:
         if body.inputs:
             message = f"inputs fill a task's template, but {body.model!r} is a model; name a task in `model`"
             raise InvalidRequest(message, field="inputs", allowed=tuple(sorted(state.settings.tasks)))
-        return Target(state.models[body.model], None)
+        return NamedTarget(state.models[body.model], None)
     task = state.settings.tasks.get(body.model)
     if task is None:
         raise unknown_model(state.settings, body.model)
-    return Target(state.models[task.model], task)
+    return NamedTarget(state.models[task.model], task)
 
 
 def sampling(body: ChatRequest | CompletionRequest) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def usage(job: Job, results: Sequence[Result], *, completion_tokens: int | None 
 class Streamed:
     """What a stream says of its usage: at its end, and, as vLLM has it, with every chunk."""
 
-    options: StreamOptions | None
+    options: ChatStreamOptions | None
     running: Running
     results: Sequence[Result]
 

@@ -19,7 +19,7 @@ from coldstream.serve.api.tasks import render
 from coldstream.serve.middleware import errors as failures
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai import logprobs
-from coldstream.serve.openai.common import Envelope, Streamed, Target, envelope, sampling, target, usage
+from coldstream.serve.openai.common import Envelope, NamedTarget, Streamed, envelope, sampling, target, usage
 from coldstream.serve.openai.constraint import constraint
 from coldstream.serve.openai.schema import CompletionRequest
 from coldstream.serve.requests.inference import Inference, Job, Result, Running
@@ -42,11 +42,11 @@ class Echo:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedCompletion:
     """A completion request that has been understood."""
 
     body: CompletionRequest
-    target: Target
+    target: NamedTarget
     prompts: tuple[str | tuple[int, ...], ...]
     grammar: Grammar | None
 
@@ -108,7 +108,7 @@ def _places(spelled: Sequence[bytes], text: str) -> list[int]:
     return [max(0, place - missing) for place in (0, *ends[:-1])]
 
 
-def understand(state: ServerState, body: CompletionRequest) -> Asked:
+def understand(state: ServerState, body: CompletionRequest) -> AskedCompletion:
     """Everything that can be refused before a tokenizer is there.
 
     Raises:
@@ -119,7 +119,7 @@ def understand(state: ServerState, body: CompletionRequest) -> Asked:
     found, prompts = target(state, body), _prompts(body)
     if found.task is not None and not all(isinstance(prompt, str) for prompt in prompts):
         raise InvalidRequest(f"task {found.task.name!r} needs its prompt as text, not as token ids", field="prompt")
-    return Asked(body, found, prompts, constraint(body))
+    return AskedCompletion(body, found, prompts, constraint(body))
 
 
 async def complete(
@@ -166,14 +166,14 @@ def _prompts(body: CompletionRequest) -> tuple[str | tuple[int, ...], ...]:
     return tuple(tuple(item) if isinstance(item, list) else str(item) for item in prompt)
 
 
-def _usage(asked: Asked, running: Running, results: Sequence[Result]) -> dict[str, Any]:
+def _usage(asked: AskedCompletion, running: Running, results: Sequence[Result]) -> dict[str, Any]:
     return usage(running.job, results, completion_tokens=0 if asked.max_tokens == 0 else None)
 
 
 class _Writer:
     """Turns one sequence's events into its choice, whole or piece by piece."""
 
-    def __init__(self, asked: Asked, index: int, echo: Echo) -> None:
+    def __init__(self, asked: AskedCompletion, index: int, echo: Echo) -> None:
         self._asked = asked
         self._index = index
         self._silent = asked.max_tokens == 0
@@ -222,14 +222,14 @@ class _Writer:
         return logprobs.completion((*scored, *drawn), (*self._echo.places, *offsets), self._echo.spelled)
 
 
-async def _writers(asked: Asked, running: Running) -> list[_Writer]:
+async def _writers(asked: AskedCompletion, running: Running) -> list[_Writer]:
     echoes = [Echo() for _ in running.prompt_ids]
     if asked.body.echo:
         echoes = await asyncio.to_thread(lambda: [asked.echoed(running, place) for place in range(len(echoes))])
     return [_Writer(asked, index, echoes[index // running.job.samples]) for index in range(running.job.sequences)]
 
 
-async def _frames(asked: Asked, inference: Inference, record: RequestRecord) -> AsyncGenerator[bytes, None]:
+async def _frames(asked: AskedCompletion, inference: Inference, record: RequestRecord) -> AsyncGenerator[bytes, None]:
     begun = False
     try:
         async with AsyncExitStack() as stack:

@@ -6,7 +6,7 @@ from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
 from coldstream.serve.api.generate import expanded
 from coldstream.serve.openai import tool_grammar, tools
-from coldstream.serve.openai.asked import Asked
+from coldstream.serve.openai.asked import AskedChat
 from coldstream.serve.openai.fit import fitted
 from coldstream.serve.openai.messages import Turn, task_turns, turns, with_instruction
 from coldstream.serve.state import ServedModel, Tokenizes
@@ -17,7 +17,7 @@ _END = "\N{END OF TRANSMISSION BLOCK}\N{SUBSTITUTE}"
 """Marks where the last message ends; templates trim blanks, and these are none."""
 
 
-def encode(model: ServedModel, asked: Asked) -> list[int]:
+def encode(model: ServedModel, asked: AskedChat) -> list[int]:
     """The prompt's ids, through the model's chat template.
 
     Raises:
@@ -38,7 +38,7 @@ def encode(model: ServedModel, asked: Asked) -> list[int]:
     return tokenizer.encode(expanded(model, text, len(asked.images)), add_special_tokens=False)
 
 
-def grammar(model: ServedModel, asked: Asked) -> Grammar | None:
+def grammar(model: ServedModel, asked: AskedChat) -> Grammar | None:
     """What the output must obey: a forced call; an answer's format, or a call; calls to strict functions.
 
     A model's own calls are followed where they stand in <tool_call> tags, as its template or `instruction` says; where
@@ -68,7 +68,7 @@ def _opening(tokenizer: Tokenizes) -> str | None:
     return tool_grammar.opening(is_special=len(ids) == 1 and not tokenizer.decode(ids))
 
 
-def _said(asked: Asked, *, knows_tools: bool) -> list[Turn]:
+def _said(asked: AskedChat, *, knows_tools: bool) -> list[Turn]:
     """The turns, those that tell of tools included; the last one marked, where it is to be continued."""
     body, task, chosen = asked.body, asked.target.task, asked.tools
     if task is not None:

@@ -20,7 +20,7 @@ from coldstream.serve.api import sse
 from coldstream.serve.middleware import errors as failures
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai.answer import Speaker, choice
-from coldstream.serve.openai.asked import Asked, understand
+from coldstream.serve.openai.asked import AskedChat, understand
 from coldstream.serve.openai.chat import job, note
 from coldstream.serve.openai.common import usage
 from coldstream.serve.openai.responses_input import Converted, converted
@@ -33,7 +33,7 @@ Item = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
+class ResponseEnvelope:
     """What every state of one answer has in common."""
 
     body: ResponsesRequest
@@ -89,7 +89,7 @@ async def respond(state: ServerState, inference: Inference, body: ResponsesReque
     try:
         asked = understand(state, meant.body, inference.images)
         note(state, asked, record)
-        frame = Envelope(body)
+        frame = ResponseEnvelope(body)
         if body.stream:
             return await sse.opened(_frames(asked, meant, frame, inference, record))
         async with inference.start(job(asked), record) as running:
@@ -227,7 +227,7 @@ class _Narrator:
 
 
 async def _frames(
-    asked: Asked, meant: Converted, frame: Envelope, inference: Inference, record: RequestRecord
+    asked: AskedChat, meant: Converted, frame: ResponseEnvelope, inference: Inference, record: RequestRecord
 ) -> AsyncGenerator[bytes, None]:
     told, begun = _Narrator(), False
     try:

@@ -164,10 +164,10 @@ def _logprobs(body: asked.ResponsesRequest) -> bool | None:
 
 def _format(text: asked.TextConfig | None) -> chat.ResponseFormat | None:
     wanted = text.format if text is not None else None
-    if isinstance(wanted, asked.JsonSchemaFormat):
+    if isinstance(wanted, asked.ResponseJsonSchema):
         schema = chat.JsonSchema(name=wanted.name, schema=wanted.schema_)
         return chat.JsonSchemaFormat(type="json_schema", json_schema=schema)
-    return chat.JsonObjectFormat(type="json_object") if isinstance(wanted, asked.JsonObjectFormat) else None
+    return chat.JsonObjectFormat(type="json_object") if isinstance(wanted, asked.ResponseJsonObject) else None
 
 
 def _tools(tools: Sequence[asked.FunctionTool] | None) -> list[chat.Tool] | None:
@@ -182,11 +182,11 @@ _HARMLESS = (None, "none", "auto")
 
 
 def _choice(
-    choice: _Word | asked.NamedTool | asked.AllowedTools | None,
+    choice: _Word | asked.NamedTool | asked.ResponseAllowedTools | None,
 ) -> _Word | chat.ToolChoice | chat.AllowedChoice | None:
     if isinstance(choice, asked.NamedTool):
         return _named(choice)
-    if isinstance(choice, asked.AllowedTools):
+    if isinstance(choice, asked.ResponseAllowedTools):
         allowed = chat.AllowedTools(mode=choice.mode, tools=[_named(tool) for tool in choice.tools])
         return chat.AllowedChoice(type="allowed_tools", allowed_tools=allowed)
     return choice

@@ -121,7 +121,7 @@ class NamedTool(Body):
     name: str
 
 
-class AllowedTools(Body):
+class ResponseAllowedTools(Body):
     """A part of the tools, and whether one must be called."""
 
     type: Literal["allowed_tools"]
@@ -129,19 +129,19 @@ class AllowedTools(Body):
     tools: Annotated[list[NamedTool], Field(min_length=1, max_length=128)]
 
 
-class TextFormat(Body):
+class ResponseText(Body):
     """Plain text, the default."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(Body):
+class ResponseJsonObject(Body):
     """Any JSON object."""
 
     type: Literal["json_object"]
 
 
-class JsonSchemaFormat(Body):
+class ResponseJsonSchema(Body):
     """JSON that a schema accepts."""
 
     type: Literal["json_schema"]
@@ -154,7 +154,7 @@ class JsonSchemaFormat(Body):
 class TextConfig(Body):
     """The form of the answer."""
 
-    format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None
+    format: Annotated[ResponseText | ResponseJsonObject | ResponseJsonSchema, Field(discriminator="type")] | None = None
     verbosity: Literal["medium"] | None = None
 
 
@@ -185,7 +185,7 @@ class ResponsesRequest(Body):
     stream_options: ResponseStreamOptions | None = None
     temperature: Temperature | None = None
     text: TextConfig | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | ResponseAllowedTools | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     top_p: Fraction | None = None

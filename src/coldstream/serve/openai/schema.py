@@ -243,7 +243,7 @@ class StructuredOutputs(Body):
     json_object: Literal[True] | None = None
 
 
-class StreamOptions(Body):
+class ChatStreamOptions(Body):
     """What a stream carries besides the text."""
 
     include_usage: bool = False
@@ -264,7 +264,7 @@ class _Shared(Body):
     seed: Int64 | None = None
     stop: Stops | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ChatStreamOptions | None = None
     temperature: Temperature | None = None
     top_p: Fraction | None = Field(default=None, description="0 leaves the likeliest token only")
     # Labels and hints that ask nothing of the answer

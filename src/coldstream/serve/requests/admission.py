@@ -37,7 +37,7 @@ class Rate:
         return (len(self._ends) - 1) / max(self._clock() - self._ends[0], 1e-3)
 
 
-class Gate:
+class AdmissionGate:
     """Counts one model's sequences from admission to the end. Event loop only."""
 
     def __init__(self, *, running: int, max_queue: int, max_queue_tokens: int, clock: Clock = time.monotonic) -> None:
@@ -122,7 +122,7 @@ class Gate:
 class Ticket:
     """One admitted request; use it as a context manager, and say `finished()` when it ran to its end."""
 
-    def __init__(self, gate: Gate, sequences: int) -> None:
+    def __init__(self, gate: AdmissionGate, sequences: int) -> None:
         self.gate = gate
         self.sequences = sequences
         self.tokens = 0

@@ -27,7 +27,7 @@ from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, In
 from coldstream.serve.images.decode import ImageLoader, ImageSource, Picture
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.observe.metrics import Metrics, ModelMetrics
-from coldstream.serve.requests.admission import Gate
+from coldstream.serve.requests.admission import AdmissionGate
 from coldstream.serve.requests.event_bridge import Bridge, Stream
 from coldstream.serve.requests.sampling import Given, resolve
 from coldstream.serve.state import Lifecycle, ServedModel, ServerState
@@ -121,7 +121,7 @@ class Inference:
         self._encoders = Encoders()
         self.images = ImageLoader(state.settings.images)
         self.gates = {
-            name: Gate(
+            name: AdmissionGate(
                 running=engine.max_sequences,
                 max_queue=server.max_queue,
                 max_queue_tokens=server.max_queue_tokens,

@@ -27,7 +27,7 @@ class NoCredentials(AccessDenied):
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class AccessToken:
     """An access token and the moment when it expires (UTC)."""
 
     value: str
@@ -42,7 +42,7 @@ class TokenSource(Protocol):
         """The project that pays for what is read, when the credentials name one."""
         ...
 
-    async def fetch(self, patience: float) -> Token:
+    async def fetch(self, patience: float) -> AccessToken:
         """A new token; one that may come later is waited for, for `patience` seconds.
 
         Raises:
@@ -56,7 +56,7 @@ class GoogleToken:
 
     def __init__(self, source: TokenSource) -> None:
         self._source = source
-        self._token: Token | None = None
+        self._token: AccessToken | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fetching = asyncio.Lock()
 
@@ -100,7 +100,7 @@ class MetadataServer:
         self._host = host
         self._is_expected = is_expected
 
-    async def fetch(self, patience: float = 0.0) -> Token:
+    async def fetch(self, patience: float = 0.0) -> AccessToken:
         """See `TokenSource.fetch`; where none is expected, there is nothing to wait for."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + (patience if self._is_expected else 0.0)
@@ -112,7 +112,7 @@ class MetadataServer:
                     raise
             await asyncio.sleep(min(_BETWEEN, max(0.0, deadline - clock())))
 
-    async def _ask(self) -> Token:
+    async def _ask(self) -> AccessToken:
         url = f"http://{self._host}/computeMetadata/v1/instance/service-accounts/default/token"
         direct = Network({})
         headers = {"Metadata-Flavor": "Google"}
@@ -134,4 +134,4 @@ class MetadataServer:
             token, seconds = str(grant["access_token"]), float(grant["expires_in"])
         except (ValueError, KeyError, TypeError) as exc:
             raise AccessDenied(f"the metadata server at {self._host} did not answer a token; is it Google's?") from exc
-        return Token(token, datetime.now(UTC) + timedelta(seconds=seconds))
+        return AccessToken(token, datetime.now(UTC) + timedelta(seconds=seconds))

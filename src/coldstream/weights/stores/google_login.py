@@ -18,7 +18,7 @@ from typing import Any
 
 from coldstream.errors import AccessDenied
 from coldstream.weights.stores import http
-from coldstream.weights.stores.credentials import SCOPE, GoogleToken, MetadataServer, Token
+from coldstream.weights.stores.credentials import SCOPE, AccessToken, GoogleToken, MetadataServer
 from coldstream.weights.stores.network import Network
 from coldstream.weights.stores.store import Interrupted
 
@@ -65,11 +65,11 @@ class CredentialsFile:
             return None
         return info.get("quota_project_id") if isinstance(info, dict) else None
 
-    async def fetch(self, patience: float = 0.0) -> Token:
+    async def fetch(self, patience: float = 0.0) -> AccessToken:
         """See `TokenSource.fetch`."""
         return await asyncio.to_thread(self._fetch)
 
-    def _fetch(self) -> Token:
+    def _fetch(self) -> AccessToken:
         from google.auth.exceptions import GoogleAuthError, TransportError
 
         try:
@@ -79,7 +79,7 @@ class CredentialsFile:
             raise Interrupted(f"{self._path}: no token: {exc}") from exc
         except (GoogleAuthError, OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
             raise AccessDenied(f"{self._path}: these credentials give no token ({exc}); correct or renew them") from exc
-        return Token(credentials.token, credentials.expiry.replace(tzinfo=UTC))
+        return AccessToken(credentials.token, credentials.expiry.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True, slots=True)

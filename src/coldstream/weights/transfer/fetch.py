@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from coldstream.weights.stores.store import Interrupted, Pin, Store
 from coldstream.weights.transfer.checksum import Digest
-from coldstream.weights.transfer.latency import HEDGE_POLL, TAIL_POLL, Pace, Running, Watch
+from coldstream.weights.transfer.latency import HEDGE_POLL, TAIL_POLL, Pace, ReadWatch, RunningRead
 from coldstream.weights.transfer.memory import Slabs
 from coldstream.weights.transfer.progress import Counters
 from coldstream.weights.transfer.retry import Attempts, RetryPolicy, now
@@ -85,7 +85,7 @@ class Fetcher:
         self._is_tail = is_tail
         self._slabs = slabs
         self._pace = Pace()
-        self._watch = Watch(lambda: TAIL_POLL if is_tail() else HEDGE_POLL)
+        self._watch = ReadWatch(lambda: TAIL_POLL if is_tail() else HEDGE_POLL)
         self._open_at = 0.0
 
     async def read(self, pin: Pin, start: int, target: memoryview, *, checked: bool = True) -> int:
@@ -154,7 +154,7 @@ class Fetcher:
             landed.append(second.landed)
         return winner.result()
 
-    def _is_late(self, running: Running, landed: int) -> bool:
+    def _is_late(self, running: RunningRead, landed: int) -> bool:
         """Whether a second read should begin, if that is allowed."""
         late = self._pace.late_at(running, is_tail=self._is_tail())
         return late is not None and now() >= late and self._pace.gains(running, landed, now=now())
@@ -201,7 +201,7 @@ class Fetcher:
         for piece in pieces:
             wanted.landed.append(piece.landed)
 
-    async def _timed(self, wanted: _Range, attempts: Attempts, running: Running) -> None:
+    async def _timed(self, wanted: _Range, attempts: Attempts, running: RunningRead) -> None:
         """One request for what is left of a range."""
         self._counters.requests += 1
         start, rest = wanted.start + wanted.landed.nbytes, wanted.target[wanted.landed.nbytes :]

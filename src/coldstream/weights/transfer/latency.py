@@ -23,7 +23,7 @@ HEDGE_SAMPLES = 8
 
 
 @dataclass(slots=True, eq=False)
-class Running:
+class RunningRead:
     """A read that has begun, and what of all that began later has ended: no smaller reads, and bytes."""
 
     nbytes: int
@@ -37,16 +37,16 @@ class Pace:
 
     def __init__(self) -> None:
         self._samples: deque[tuple[int, float]] = deque(maxlen=32)
-        self._running: set[Running] = set()
+        self._running: set[RunningRead] = set()
         self._line: tuple[float, float, float] | None = None
 
-    def begin(self, nbytes: int, *, now: float) -> Running:
+    def begin(self, nbytes: int, *, now: float) -> RunningRead:
         """A read begins."""
-        read = Running(nbytes, now)
+        read = RunningRead(nbytes, now)
         self._running.add(read)
         return read
 
-    def completed(self, read: Running, *, now: float) -> None:
+    def completed(self, read: RunningRead, *, now: float) -> None:
         """It ended well."""
         self._samples.append((read.nbytes, now - read.began))
         self._line = None
@@ -55,7 +55,7 @@ class Pace:
                 other.overtaken += other.nbytes <= read.nbytes
                 other.overtaken_bytes += read.nbytes
 
-    def forget(self, read: Running) -> None:
+    def forget(self, read: RunningRead) -> None:
         """It ended, in whatever way."""
         self._running.discard(read)
 
@@ -66,7 +66,7 @@ class Pace:
         first, per_byte, _ = self._fitted()
         return first + per_byte * nbytes
 
-    def late_at(self, read: Running, *, is_tail: bool) -> float | None:
+    def late_at(self, read: RunningRead, *, is_tail: bool) -> float | None:
         """When it will be late, if nothing else happens; None while too little is known."""
         usual = self.usual(read.nbytes)
         if usual is None:
@@ -78,13 +78,13 @@ class Pace:
             factor = max(factor, HEDGE_FACTOR)
         return read.began + max(TAIL_FLOOR if is_tail else HEDGE_FLOOR, usual * factor)
 
-    def gains(self, read: Running, landed: int, *, now: float) -> bool:
+    def gains(self, read: RunningRead, landed: int, *, now: float) -> bool:
         """Whether what is left would come sooner by another read than by this one, of which so much has landed."""
         left = read.nbytes - landed
         usual = self.usual(left)
         return left > 0 and usual is not None and (not landed or usual * landed < (now - read.began) * left)
 
-    def _is_behind(self, read: Running) -> bool:
+    def _is_behind(self, read: RunningRead) -> bool:
         """Whether others did in its time what it should have done, which is no matter of how busy the store is.
 
         Alike reads pass it one by one when it is late; of small ones as many bytes as all that run have pass in time.
@@ -111,7 +111,7 @@ def _line(samples: list[tuple[int, float]]) -> tuple[float, float, float]:
     return first, per_byte, ratios[len(ratios) * 9 // 10]
 
 
-class Watch:
+class ReadWatch:
     """Waits for what nobody tells: one look at all who wait, every `period()` seconds."""
 
     def __init__(self, period: Callable[[], float]) -> None:

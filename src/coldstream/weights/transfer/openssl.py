@@ -91,7 +91,7 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-class Context:
+class TlsContext:
     """Who is trusted: the system's authorities, and those in the file `authorities`.
 
     Raises:
@@ -129,7 +129,7 @@ class Context:
 class DirectSocket:
     """What of a socket's methods the wire needs; the handshake comes with the first of them. Not for two threads."""
 
-    def __init__(self, raw: socket.socket, context: Context, host: str) -> None:
+    def __init__(self, raw: socket.socket, context: TlsContext, host: str) -> None:
         self._raw = raw
         self._host = host
         self._context = context  # it must outlive the session

@@ -428,11 +428,11 @@ def redirected(url: str, where: str) -> str:
 
 def _trusting(authorities: str | None) -> Callable[[socket.socket, str], _SecureSocket]:
     """What makes a connected socket a secure one. Imported when it is needed."""
-    from coldstream.weights.transfer.openssl import Context, library
+    from coldstream.weights.transfer.openssl import TlsContext, library
 
     openssl = library()
     if openssl is not None:
-        return Context(openssl, authorities).secure
+        return TlsContext(openssl, authorities).secure
     from coldstream.weights.transfer.tls import Decryption
 
     return Decryption(authorities).secure
