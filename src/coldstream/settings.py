@@ -108,6 +108,7 @@ class ServerSettings:
     """How the HTTP server listens, limits and protects itself. Times in seconds, sizes in bytes.
 
     API keys come from the environment variable or the file that is named here, never from this file itself.
+    `api_keys_secret` is the Secret Manager secret that `coldstream deploy` mounts as such a variable.
     """
 
     host: str = "0.0.0.0"  # noqa: S104  Cloud Run reaches the container from outside; IAM guards the door
@@ -119,6 +120,7 @@ class ServerSettings:
     grace: float = 10.0
     api_keys_env: str | None = None
     api_keys_file: str | None = None
+    api_keys_secret: str | None = None
     cors_origins: tuple[str, ...] = ()
     playground: bool = True
     log_prompts: bool = False

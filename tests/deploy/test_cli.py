@@ -45,14 +45,19 @@ def runner(site: Site, who: str = ME) -> Run:
     return run
 
 
+GPU_QUOTA = "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"
+
+
 def test_doctor_exits_with_0_when_nothing_is_in_the_way(ready: Site, folder: Path) -> None:
+    ready.world.quotas[GPU_QUOTA] = 3
     result = runner(ready)("doctor")
     assert result.exit_code == 0
     assert "0 no, 0 unknown" in result.stdout
 
 
 def test_doctor_exits_with_1_and_a_table_when_something_is_missing(site: Site, folder: Path) -> None:
-    site.world.iam.grant(site.world.project_name, "roles/browser", ME)
+    for role in ("roles/browser", "roles/serviceusage.serviceUsageConsumer"):
+        site.world.iam.grant(site.world.project_name, role, ME)
     result = runner(site)("doctor")
     assert result.exit_code == 1
     assert "roles/cloudbuild.builds.editor" in result.stdout.replace("\n", "")
@@ -60,11 +65,11 @@ def test_doctor_exits_with_1_and_a_table_when_something_is_missing(site: Site, f
 
 
 def test_doctor_exits_with_2_when_something_could_not_be_found_out(ready: Site, folder: Path) -> None:
-    ready.world.quotas["NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"] = 0
     assert runner(ready)("doctor").exit_code == 2
 
 
 def test_doctor_as_data_has_every_check(ready: Site, folder: Path) -> None:
+    ready.world.quotas[GPU_QUOTA] = 3
     data = json.loads(runner(ready)("doctor", "--json").stdout)
     assert data["exit_code"] == 0
     assert len(data["checks"]) >= 40
@@ -72,6 +77,7 @@ def test_doctor_as_data_has_every_check(ready: Site, folder: Path) -> None:
 
 
 def test_fix_shows_asks_grants_and_writes_how_to_undo_it(owned: Site, folder: Path) -> None:
+    owned.world.quotas[GPU_QUOTA] = 3
     result = runner(owned)("doctor", "--fix", answer="y\n")
     assert result.exit_code == 0, result.stdout
     assert (
@@ -89,7 +95,8 @@ def test_fix_that_is_declined_changes_nothing(owned: Site, folder: Path) -> None
 
 
 def test_fix_by_a_caller_who_may_not_writes_a_script(site: Site, folder: Path) -> None:
-    site.world.iam.grant(site.world.project_name, "roles/browser", ME)
+    for role in ("roles/browser", "roles/serviceusage.serviceUsageConsumer"):
+        site.world.iam.grant(site.world.project_name, role, ME)
     result = runner(site)("doctor", "--fix")
     assert result.exit_code == 1
     assert "gcloud projects add-iam-policy-binding demo-project" in (folder / "coldstream-grants.sh").read_text()
@@ -101,7 +108,7 @@ def test_plan_prints_figures_assumptions_and_a_diff(ready: Site, folder: Path) -
     assert first.exit_code == 0
     for text in (
         "startup probe",
-        "GET /readyz",
+        "GET /ready",
         "an hour and instance",
         "per million tokens",
         "assumed",
@@ -117,7 +124,7 @@ def test_plan_as_data(ready: Site, folder: Path) -> None:
     data = json.loads(runner(ready)("plan", "--json", "--cpu").stdout)
     assert data["size"]["gpu"] is False
     assert data["scaling"]["max_instances"] >= 1
-    assert data["template"]["containers"][0]["startup_probe"]["http_get"]["path"] == "/readyz"
+    assert data["template"]["containers"][0]["startup_probe"]["http_get"]["path"] == "/ready"
 
 
 def test_plan_proposes_what_fits_the_quota(ready: Site, folder: Path) -> None:
@@ -131,7 +138,7 @@ def test_deploy_ends_with_the_address_and_a_curl_line(ready: Site, folder: Path)
     result = runner(ready)("deploy")
     assert result.exit_code == 0, result.stdout
     assert f"{ready.cloud.url}/app/coldstream" in result.stdout
-    assert 'curl -H "Authorization: Bearer $(gcloud auth print-identity-token' in result.stdout
+    assert 'curl -H "Authorization: Bearer $(coldstream token --project=demo-project' in result.stdout
 
 
 def test_deploy_of_a_uri_without_a_file(ready: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +155,7 @@ def test_deploy_stops_before_it_begins_when_a_check_says_no(owned: Site, folder:
 
 
 def test_a_dry_run_changes_nothing(ready: Site, folder: Path) -> None:
+    ready.world.quotas[GPU_QUOTA] = 3
     result = runner(ready)("deploy", "--dry-run")
     assert result.exit_code == 0
     assert "Cloud Run accepts the service" in result.stdout

@@ -34,7 +34,7 @@ def test_knative_is_what_cloud_runs_v1_api_publishes(cpu_only: bool) -> None:
     assert list(found) == []
     container = body["spec"]["template"]["spec"]["containers"][0]
     assert ("nvidia.com/gpu" in container["resources"]["limits"]) is not cpu_only
-    assert container["startupProbe"]["httpGet"]["path"] == "/readyz"
+    assert container["startupProbe"]["httpGet"]["path"] == "/ready"
 
 
 def test_knative_says_what_the_plan_says() -> None:
@@ -52,7 +52,7 @@ def test_a_gke_deployment_asks_for_one_l4_and_probes_readiness() -> None:
     assert [item["kind"] for item in (account, deployment, service)] == ["ServiceAccount", "Deployment", "Service"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
-    assert pod["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert pod["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/ready"
     assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
 
 

@@ -11,7 +11,9 @@ from google.oauth2.credentials import Credentials
 from coldstream.deploy.google import Endpoints, Google, Pending, mapped, wait
 from coldstream.deploy.target import Kind
 from coldstream.errors import (
+    AccessBarred,
     ApiDisabled,
+    CloudUnavailable,
     ColdstreamError,
     DeployError,
     PermissionRefused,
@@ -35,9 +37,18 @@ from tests.fakecloud import SimClock
         (api.Forbidden("Cloud Run Admin API has not been used in project 1 before"), ApiDisabled),
         (api.Unauthorized("who?"), PermissionRefused),
         (api.BadRequest("field"), DeployError),
-        (api.ServiceUnavailable("later"), DeployError),
+        (api.ServiceUnavailable("later"), CloudUnavailable),
+        (api.TooManyRequests("slower"), CloudUnavailable),
+        (api.MethodNotImplemented("never"), DeployError),
+        (api.Forbidden("vpcServiceControlsUniqueIdentifier: abc"), AccessBarred),
+        (api.Forbidden("This API method requires billing to be enabled"), AccessBarred),
+        (api.Forbidden("Caller does not have required permission to use project demo-project."), AccessBarred),
+        (api.BadRequest("Bucket is a requester pays bucket but no user project provided."), AccessBarred),
         (auth.RefreshError("expired"), PermissionRefused),
-        (requests.ConnectionError("refused"), DeployError),
+        (auth.TransportError("no route"), CloudUnavailable),
+        (requests.ConnectionError("refused"), CloudUnavailable),
+        (requests.Timeout("slow"), CloudUnavailable),
+        (requests.TooManyRedirects("round"), DeployError),
     ],
 )
 def test_every_foreign_error_becomes_one_of_ours(foreign: Exception, ours: type[ColdstreamError]) -> None:

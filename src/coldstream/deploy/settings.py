@@ -12,12 +12,18 @@ expect = "SELECT"
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
 from coldstream.errors import SettingsError
+
+# https://cloud.google.com/run/docs/configuring/services/labels
+LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
+INGRESS = ("all", "internal", "internal-and-cloud-load-balancing")
 
 _TYPES: Mapping[str, type] = MappingProxyType({"str": str, "int": int, "bool": bool})
 
@@ -36,6 +42,11 @@ class DeploySettings:
     """Where to deploy and how large. None lets the plan, or the naming rules of `Target`, choose.
 
     Accounts are e-mail addresses; `build_account = "default"` means whichever account Cloud Build uses by itself.
+    `caller` is the IAM member that deploys, for credentials that do not say whose they are (workload identity).
+
+    Of an existing service, what `ingress`, `network`, `subnet`, `session_affinity`, `labels`, `encryption_key` and
+    `binary_authorization` leave out is kept as somebody set it; `overlap = false` lets the old revision's instances go
+    before the new one starts.
     """
 
     project: str | None = None
@@ -46,9 +57,14 @@ class DeploySettings:
     build_account: str | None = None
     runtime_account: str | None = None
     invoker_account: str | None = None
+    build_region: str | None = None
+    build_pool: str | None = None
+    caller: str | None = None
     image: str | None = None
+    image_cuda: str | None = None
     public: bool = False
     cpu_only: bool = False
+    card: str = "l4"
     zonal_redundancy: bool = False
     cpu: int | None = None
     memory_gib: int | None = None
@@ -56,6 +72,15 @@ class DeploySettings:
     min_instances: int = 0
     max_instances: int | None = None
     request_timeout: int = 600
+    overlap: bool = True
+    ingress: str | None = None
+    network: str | None = None
+    subnet: str | None = None
+    session_affinity: bool | None = None
+    liveness: bool | None = None
+    encryption_key: str | None = None
+    binary_authorization: bool | None = None
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     smoke: Mapping[str, SmokeSettings] = field(default_factory=lambda: MappingProxyType({}))
 
     def overridden(self, **options: Any) -> DeploySettings:
@@ -70,12 +95,20 @@ def read(table: Mapping[str, Any]) -> DeploySettings:
         SettingsError: a key is unknown or has the wrong type; the message names it and what is known.
     """
     smoke = _table(table.get("smoke", {}), "deploy.smoke")
-    plain = {key: value for key, value in table.items() if key != "smoke"}
+    labels = _table(table.get("labels", {}), "deploy.labels")
+    plain = {key: value for key, value in table.items() if key not in ("smoke", "labels")}
     values = _checked(DeploySettings, plain, "deploy")
     tests = {name: _smoke(_table(item, f"deploy.smoke.{name}"), f"deploy.smoke.{name}") for name, item in smoke.items()}
-    settings = DeploySettings(**values, smoke=tests)
+    settings = DeploySettings(**values, smoke=tests, labels=_labels(labels))
     _check_ranges(settings)
     return settings
+
+
+def _labels(table: Mapping[str, Any]) -> Mapping[str, str]:
+    for name, value in table.items():
+        if not LABEL_KEY.fullmatch(name) or not isinstance(value, str) or not LABEL_VALUE.fullmatch(value):
+            raise SettingsError(f"deploy.labels.{name} = {value!r}: use a-z, 0-9, _ and -, at most 63 characters")
+    return dict(table)
 
 
 def _smoke(table: Mapping[str, Any], where: str) -> SmokeSettings:
@@ -99,6 +132,10 @@ def _checked(cls: type, table: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_ranges(settings: DeploySettings) -> None:
+    if settings.ingress is not None and settings.ingress not in INGRESS:
+        raise SettingsError(f"deploy.ingress = {settings.ingress!r}: there are {', '.join(INGRESS)}")
+    if settings.subnet is not None and settings.network is None:
+        raise SettingsError("deploy.subnet without deploy.network: name both")
     for name in ("cpu", "memory_gib", "concurrency", "max_instances", "request_timeout"):
         value = getattr(settings, name)
         if value is not None and value < 1:
