@@ -141,7 +141,7 @@ def small_context(variant: Variant) -> Context:
 
 def one_model(**model: Any) -> Settings:
     """One model and one task."""
-    wanted = ModelSettings(name="gemma", uri=MODEL, **model)
+    wanted = ModelSettings(**{"name": "gemma", "uri": MODEL, **model})
     return Settings(models={"gemma": wanted}, tasks={"text": TaskSettings(name="text", model="gemma")})
 
 

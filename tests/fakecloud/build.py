@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from tests.fakecloud.methods import Call, Handler, missing
-from tests.fakecloud.world import CloudError, World
+from tests.fakecloud.world import CloudError, World, image_repository
 
 LOGGING_WITH_OWN_ACCOUNT = {"CLOUD_LOGGING_ONLY", "NONE"}
 
@@ -122,8 +122,7 @@ def _failure(world: World, record: dict[str, Any]) -> tuple[str, str] | None:
     if world.build_breaks is not None:
         return world.build_breaks, "Build step failure: build step 0 failed: step exited with non-zero status: 1"
     for image in build.get("images", []):
-        found = re.fullmatch(r"([\w-]+)-docker\.pkg\.dev/([^/]+)/([^/]+)/[^:]+:\S+", image)
-        name = "projects/{1}/locations/{0}/repositories/{2}".format(*found.groups()) if found else image
+        name = image_repository(image) or image
         if name not in world.repositories:
             return "PUSH_FAILED", f"repository {name} not found"
         if world.repositories[name].get("dockerConfig", {}).get("immutableTags") and image in world.images:

@@ -11,7 +11,7 @@ from typing import Any
 import google_crc32c
 
 from tests.fakecloud.iam import roles, takes
-from tests.fakecloud.world import ALWAYS_ON, Bucket, CloudError, Operation, World
+from tests.fakecloud.world import ALWAYS_ON, Bucket, CloudError, Operation, World, image_repository
 
 
 @dataclass
@@ -187,7 +187,7 @@ def _refuse_unknown_members(world: World, place: str, binding: dict[str, Any]) -
         raise CloudError(400, "INVALID_ARGUMENT", f"Role {role} is not supported for this resource.")
     for member in binding["members"]:
         kind, _, name = member.partition(":")
-        ours = name.endswith(f"@{world.project}.iam.gserviceaccount.com")
+        ours = name.endswith(world.email("").partition("@")[2])
         if kind == "serviceAccount" and ours and not world.seen(name):
             raise CloudError(400, "INVALID_ARGUMENT", f"Service account {name} does not exist.")
 
@@ -287,7 +287,7 @@ def quota_info(call: Call) -> Any:
 
 def create_account(call: Call) -> Any:
     call.need("iam.serviceAccounts.create", call.world.project_name)
-    email = f"{call.body['accountId']}@{call.world.project}.iam.gserviceaccount.com"
+    email = call.world.email(call.body["accountId"])
     if email in call.world.accounts:
         raise already(email)
     account = {**call.body.get("serviceAccount", {}), **_account(call.world, email)}
@@ -386,8 +386,7 @@ def delete_repository(call: Call) -> Any:
     name = place.removeprefix("//artifactregistry.googleapis.com/")
     del world.repositories[name]
     world.iam.policies.pop(place, None)
-    host, path = name.split("/")[3], "/".join((name.split("/")[1], name.split("/")[5]))
-    for image in [item for item in world.images if item.startswith(f"{host}-docker.pkg.dev/{path}/")]:
+    for image in [item for item in world.images if image_repository(item) == name]:
         del world.images[image]
     location = "projects/{projectsId}/locations/{locationsId}".format(**call.path)
     operation = f"{location}/operations/{world.next_generation()}"
@@ -399,7 +398,8 @@ def get_tag(call: Call) -> Any:
     place = repository_of(call)
     call.need("artifactregistry.tags.get", place)
     p = call.path
-    image = f"{p['locationsId']}-docker.pkg.dev/{p['projectsId']}/{p['repositoriesId']}/{p['packagesId']}:{p['tagsId']}"
+    project = p["projectsId"].replace(":", "/")
+    image = f"{p['locationsId']}-docker.pkg.dev/{project}/{p['repositoriesId']}/{p['packagesId']}:{p['tagsId']}"
     name = "projects/{projectsId}/locations/{locationsId}/repositories/{repositoriesId}/packages/{packagesId}".format(
         **p
     )

@@ -27,7 +27,7 @@ from tests.fakecloud.methods import (
     start_operation,
     test_permissions,
 )
-from tests.fakecloud.world import GIB, CloudError, World
+from tests.fakecloud.world import GIB, CloudError, World, image_repository
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,8 @@ def _check_image(call: Call, template: dict[str, Any]) -> None:
     )
     if not world.agent("run.googleapis.com"):
         raise refusal
-    found = re.match(r"([a-z0-9-]+)-docker\.pkg\.dev/((?:[a-z0-9.-]+/)?[a-z0-9-]+)/([a-z0-9-]+)/", image)
-    if found is not None and found[2].replace("/", ":") != world.project:
-        repository = f"projects/{found[2].replace('/', ':')}/locations/{found[1]}/repositories/{found[3]}"
+    repository = image_repository(image)
+    if repository is not None and repository.split("/")[1] != world.project:
         member, permission = f"serviceAccount:{agent}", "artifactregistry.repositories.downloadArtifacts"
         if not world.iam.allowed(member, permission, world.repository_name(repository)):
             raise refusal
@@ -212,6 +211,7 @@ def patch_service(call: Call) -> Any:
         raise CloudError(
             409, "ABORTED", f"Conflict for resource '{name}': version '{call.body['etag']}' was specified."
         )
+    world.masks.append(call.first("updateMask"))
     after = _updated(before, call.body, call.first("updateMask"))
     if after.get("template") != before.get("template"):
         _check(call, after["template"], beside=0.0 if _stopped(before) else 1.0)

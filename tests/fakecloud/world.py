@@ -5,6 +5,7 @@ The default is a new project as Google makes one: small quotas, no quota for a c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -128,6 +129,7 @@ class World:
     secrets: dict[str, dict[str, Any]] = field(default_factory=dict)
     subnets: dict[str, dict[str, Any]] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    masks: list[str] = field(default_factory=list)
     barred_build_regions: set[str] = field(default_factory=set)
     build_pools: set[str] | None = None
     source_checked_at_once: bool = True
@@ -200,6 +202,11 @@ class World:
             self.iam.grant(place, f"roles/storage.legacyBucket{legacy}", f"{basic}:{self.project}")
             self.iam.grant(place, f"roles/storage.legacyObject{legacy}", f"{basic}:{self.project}")
 
+    def email(self, account_id: str) -> str:
+        """The address of a service account; a project that belongs to a domain is written backwards."""
+        domain, _, name = self.project.rpartition(":")
+        return f"{account_id}@{f'{name}.{domain}' if domain else name}.iam.gserviceaccount.com"
+
     def account_name(self, email: str) -> str:
         return self._under_project(f"//iam.googleapis.com/projects/{self.project}/serviceAccounts/{email}")
 
@@ -236,3 +243,10 @@ class World:
             "textPayload": text,
         }
         self.logs.append({"at": when, "entry": entry})
+
+
+def image_repository(image: str) -> str | None:
+    """The repository of an image in Artifact Registry, as its API names it."""
+    pattern = r"([a-z0-9-]+)-docker\.pkg\.dev/((?:[a-z0-9-]+(?:\.[a-z0-9-]+)+/)?[a-z0-9-]+)/([a-z0-9-]+)/"
+    found = re.match(pattern, image)
+    return f"projects/{found[2].replace('/', ':')}/locations/{found[1]}/repositories/{found[3]}" if found else None

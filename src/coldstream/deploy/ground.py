@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from coldstream.deploy.access import Make, apis
+from coldstream.deploy.access import HELPERS, Make, apis
 from coldstream.deploy.clock import Clock
 from coldstream.deploy.evidence import ask
 from coldstream.deploy.google import Google, wait
@@ -53,12 +53,19 @@ def patiently(what: str, action: Callable[[], _T], *, clock: Clock, tell: Tell) 
 
 
 def ensure_apis(google: Google, target: Target, *, clock: Clock, tell: Tell) -> tuple[str, ...]:
-    """Turn on what is off; the names of those."""
+    """Turn on what is off; the names of those. Without what only checks read with, a deployment works."""
     every = apis(target)
     state = google.enabled_apis(target.project, every)
     off = tuple(api for api in every if not state.get(api, False))
-    if off:
+    if not off:
+        return ()
+    try:
         turn_on(google, target, off, clock=clock, tell=tell)
+    except PermissionRefused as exc:
+        if not set(off) <= set(HELPERS):
+            raise
+        tell(f"they stay off: {exc}")
+        return ()
     return off
 
 

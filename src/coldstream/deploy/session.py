@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
+from typing import Any
 
 from coldstream.deploy import doctor, image, plan
 from coldstream.deploy.clock import Clock, SystemClock
@@ -14,6 +16,7 @@ from coldstream.deploy.google import Google, default_credentials
 from coldstream.deploy.plan import MakeContext, OpenModel, Plan
 from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.target import Target, check_names, image_parts, target
+from coldstream.errors import ApiDisabled
 from coldstream.settings import Settings
 
 PLACEHOLDER = "your-project"
@@ -62,7 +65,7 @@ class Job:
         return doctor.examine(session.google, self.settings, self.wanted, self.target, open_model=session.open_model)
 
     def plan(self) -> Plan:
-        """`coldstream plan`. Quotas that nobody may see count as unknown, an unseen service as not deployed."""
+        """`coldstream plan`. Quotas that nobody may see count as unknown; an API that is off has deployed nothing."""
         google, place = self.session.google, self.target
         models = plan.read_models(self.settings, self.session.open_model)
         said = plan.limits(google, place.project, plan.quota_names(self.wanted))
@@ -72,10 +75,16 @@ class Job:
             place,
             models,
             limits=plan.of_region(said, place.region),
-            deployed=google.service(place.service_name),
+            deployed=self._deployed(),
             context=self.session.context,
             digest_of=self._digest_of,
         )
+
+    def _deployed(self) -> Mapping[str, Any] | None:
+        try:
+            return self.session.google.service(self.target.service_name)
+        except ApiDisabled:
+            return None
 
     def _digest_of(self, image: str) -> str | None:
         """The digest behind a tag in Artifact Registry; None where there is none, or nobody may see it."""
