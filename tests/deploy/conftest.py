@@ -66,6 +66,14 @@ class Opened:
     revision: str = "0011223344556677"
 
 
+SMALL: dict[str, Any] = {
+    "config": GEMMA_270M,
+    "total_bytes": 536_223_056,
+    "total_parameters": 268_098_176,
+}
+"""The 270m model, which a service without a card serves."""
+
+
 @dataclass
 class Shelf:
     """Which models there are; a test may exchange or remove one."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from coldstream.cli import deploy as commands
-from coldstream.errors import DeployError, SettingsError
+from coldstream.deploy import show
+from coldstream.deploy.apply import Event
+from coldstream.errors import DeployError, PermissionRefused, SettingsError
 from tests.deploy.conftest import ME, MODEL, Opened, Site
 
 CONFIG = """
@@ -211,3 +216,113 @@ def test_a_typo_in_the_deploy_table_is_named(ready: Site, folder: Path) -> None:
     result = runner(ready)("doctor")
     assert isinstance(result.exception, SettingsError)
     assert "deploy.reigon is unknown" in str(result.exception)
+
+
+# Without Google.
+
+
+def alone() -> Run:
+    """The commands without a session: credentials are looked for, and there are none."""
+    app = typer.Typer()
+    commands.register(app)
+    return lambda *words: CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without credentials, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command", [("doctor",), ("plan",), ("export", "knative"), ("deploy",), ("status",), ("token",)]
+)
+def test_what_is_wrong_in_the_arguments_is_said_before_anybody_looks_for_credentials(
+    nobody: Path, command: tuple[str, ...]
+) -> None:
+    (nobody / "coldstream.toml").write_text(CONFIG.replace("demo-project", "Not A Project"))
+    result = alone()(*command)
+    assert isinstance(result.exception, SettingsError)
+    assert "is not a project id" in str(result.exception)
+
+
+def test_with_good_arguments_it_is_the_credentials_that_are_missing(nobody: Path) -> None:
+    (nobody / "coldstream.toml").write_text(CONFIG)
+    assert isinstance(alone()("doctor").exception, PermissionRefused)
+
+
+@pytest.fixture
+def checkpoint() -> Iterator[Path]:
+    """A checkpoint on this machine."""
+    with as_file(files("coldstream.demo") / "sql_model") as path:
+        yield path
+
+
+def test_a_plan_of_a_model_on_this_machine_asks_nobody(nobody: Path, checkpoint: Path) -> None:
+    result = alone()("plan", str(checkpoint), "--cpu")
+    assert result.exit_code == 0, result.exception
+    for text in ("an hour and instance", "lies on this machine", "no project was named"):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize("form", ["knative", "terraform", "k8s", "kserve"])
+def test_an_export_of_a_model_on_this_machine_asks_nobody(nobody: Path, checkpoint: Path, form: str) -> None:
+    result = alone()("export", form, str(checkpoint), "--project", "demo-project")
+    assert result.exit_code == 0, result.exception
+    assert "coldstream" in result.stdout
+
+
+def test_an_offline_plan_counts_on_no_quota(ready: Site, folder: Path) -> None:
+    ready.world.requests.clear()
+    result = runner(ready)("plan", "--offline")
+    assert result.exit_code == 0
+    assert "the limit is unknown" in result.stdout
+    assert ready.world.requests == []
+
+
+def test_watching_on_no_terminal_is_lines_and_on_one_a_table_that_lives(ready: Site, folder: Path) -> None:
+    text = runner(ready)("deploy", "--watch").stdout
+    assert "smoke test" in text
+    console = Console(force_terminal=True, highlight=False, width=100, file=io.StringIO())
+    with show.progress(console, live=True) as tell:
+        tell(Event("build", "begin", ""))
+        tell(Event("build", "log", "Step 1/9"))
+        tell(Event("build", "note", "build 7"))
+        tell(Event("build", "done", "image x"))
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(word in written for word in ("working", "Step 1/9", "build 7", "image x", "to come"))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('region = "us central1; rm"', "deploy.region"),
+        ('repository = "a b"', "deploy.repository"),
+        ('source_bucket = "gs://x"', "deploy.source_bucket"),
+        ('runtime_account = "me`id`@x.iam.gserviceaccount.com"', "deploy.runtime_account"),
+        ('invoker_account = "$(id)@x.com"', "deploy.invoker_account"),
+        ('build_account = "x"', "deploy.build_account"),
+        ('image = "a;b"', "deploy.image"),
+        ('caller = "user:a b"', "deploy.caller"),
+        ('build_pool = "pool"', "deploy.build_pool"),
+        ('encryption_key = "key"', "deploy.encryption_key"),
+        ('network = "a b"', "deploy.network"),
+        ('subnet = "a"', "deploy.subnet without deploy.network"),
+        ('ingress = "some"', "deploy.ingress"),
+        ('labels = {Team = "x"}', "deploy.labels.Team"),
+        ('card = "h100"', "deploy.card"),
+        ('image_cuda = "12.6"', "deploy.image_cuda is about deploy.image"),
+    ],
+)
+def test_a_name_that_its_resource_cannot_have_is_refused_by_its_key(
+    ready: Site, folder: Path, line: str, says: str
+) -> None:
+    """None of it reaches a shell line, a path or Google."""
+    (folder / "coldstream.toml").write_text(CONFIG + line + "\n")
+    result = runner(ready)("plan", "--offline")
+    assert isinstance(result.exception, SettingsError)
+    assert says in str(result.exception)

@@ -40,6 +40,7 @@ DOCUMENTS = {
 BODY_TYPES = {
     "run.projects.locations.services.create": ("google.cloud.run_v2", "Service"),
     "run.projects.locations.services.patch": ("google.cloud.run_v2", "Service"),
+    "run.projects.locations.jobs.create": ("google.cloud.run_v2", "Job"),
     "cloudbuild.projects.locations.builds.create": ("google.cloud.devtools.cloudbuild_v1", "Build"),
     "artifactregistry.projects.locations.repositories.create": ("google.cloud.artifactregistry_v1", "Repository"),
 }

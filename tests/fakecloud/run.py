@@ -449,6 +449,58 @@ def list_services(call: Call) -> Any:
     return {"services": [show_service(call.world, name) for name in names]}
 
 
+# Jobs
+
+
+def create_job(call: Call) -> Any:
+    world = call.world
+    call.need("run.jobs.create", world.project_name)
+    place = "projects/{projectsId}/locations/{locationsId}".format(**call.path)
+    name = f"{place}/jobs/{call.first('jobId')}"
+    if name in world.jobs:
+        raise already(name)
+    task = call.body["template"]["template"]
+    _check(call, {**task, "scaling": {"maxInstanceCount": call.body["template"].get("taskCount", 1)}})
+    world.jobs[name] = {**call.body, "name": name}
+    answer = {"@type": "type.googleapis.com/google.cloud.run.v2.Job", **world.jobs[name]}
+    operation = f"{place}/operations/{world.next_generation()}"
+    return show_operation(world, start_operation(world, operation, 2.0, lambda: answer))
+
+
+def job_of(call: Call) -> str:
+    name = "projects/{projectsId}/locations/{locationsId}/jobs/{jobsId}".format(**call.path)
+    if name not in call.world.jobs:
+        raise missing(name)
+    return name
+
+
+def run_job(call: Call) -> Any:
+    world, name = call.world, job_of(call)
+    call.need("run.jobs.run", world.project_name)
+    place, short = name.split("/jobs/")
+
+    def finish() -> dict[str, Any]:
+        resource = {"type": "cloud_run_job", "labels": {"job_name": short}}
+        task = world.jobs[name]["template"]["template"]
+        refusal = _driver_refusal(world, task) or world.job_fails
+        for line in world.job_prints if refusal is None else [refusal]:
+            world.log(resource, line)
+        if refusal is not None:
+            raise CloudError(400, "FAILED_PRECONDITION", "Task task0 failed with message: The container exited with 1.")
+        return {"@type": "type.googleapis.com/google.cloud.run.v2.Execution", "name": f"{name}/executions/1"}
+
+    operation = f"{place}/operations/{world.next_generation()}"
+    return show_operation(world, start_operation(world, operation, 60.0, finish))
+
+
+def delete_job(call: Call) -> Any:
+    world, name = call.world, job_of(call)
+    call.need("run.jobs.delete", world.project_name)
+    gone = {"@type": "type.googleapis.com/google.cloud.run.v2.Job", **world.jobs.pop(name)}
+    operation = f"{name.split('/jobs/')[0]}/operations/{world.next_generation()}"
+    return show_operation(world, start_operation(world, operation, 2.0, lambda: gone))
+
+
 def application(world: World, http: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any]:
     """The deployed server behind its door: (status, JSON). Google's front end keeps /healthz to itself."""
     _, _, host, *rest = path.split("/")
@@ -525,4 +577,7 @@ HANDLERS: dict[str, Handler] = {
     f"{_SERVICE}.revisions.get": get_revision,
     f"{_SERVICE}.revisions.list": list_revisions,
     "run.projects.locations.operations.get": get_operation,
+    "run.projects.locations.jobs.create": create_job,
+    "run.projects.locations.jobs.run": run_job,
+    "run.projects.locations.jobs.delete": delete_job,
 }

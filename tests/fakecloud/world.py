@@ -130,6 +130,8 @@ class World:
     subnets: dict[str, dict[str, Any]] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     masks: list[str] = field(default_factory=list)
+    job_prints: list[str] = field(default_factory=lambda: ["42 tokens/s"])
+    job_fails: str | None = None
     barred_build_regions: set[str] = field(default_factory=set)
     build_pools: set[str] | None = None
     source_checked_at_once: bool = True

@@ -1,4 +1,4 @@
-"""`coldstream doctor | plan | deploy | status | logs | token | rollback | destroy | export`: a bucket to Cloud Run."""
+"""`coldstream doctor | plan | deploy | job | status | logs | token | ...`: from a bucket to Cloud Run."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Format(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (doctor, plan, deploy, status, logs, token, rollback, destroy, export):
+    for command in (doctor, plan, deploy, job, status, logs, token, rollback, destroy, export):
         app.command()(_spelled_out(command))
 
 
@@ -236,6 +236,7 @@ def deploy(
 
     extra = {"overlap": False} if no_overlap else {}
     job, console = _job(ctx, place, kind, size, instances, extra=extra, refresh_base=refresh_base), _console()
+    questions = smoke.questions(job.settings, job.wanted.smoke)
     found = job.examine()
     show.report(console, found, everything=False)
     if found.exit_code == 1 and not dry_run:
@@ -243,17 +244,47 @@ def deploy(
     made = job.plan()
     show.plan(console, made)
     if dry_run:
-        apply.validate(job.session.google, made)
-        console.print("Cloud Run accepts the service as it is planned")
+        console.print(apply.validate(job.session.google, made), markup=False)
         raise typer.Exit(found.exit_code)
     if made.fit.instances < 1:
         raise DeployError(f"the quota {made.fit.limited_by} does not hold one instance; {'; '.join(made.proposals)}")
-    questions = smoke.questions(job.settings, job.wanted.smoke)
     with show.progress(console, live=watch) as tell:
         result = apply.apply(
             job.session.google, made, job.wanted, questions, canary=canary, clock=job.session.clock, tell=tell
         )
     show.deployed(console, result, job.target, questions[0].body)
+
+
+def job(
+    ctx: typer.Context,
+    script: Annotated[Path, typer.Option(help="A Python file; its text travels with the job.")],
+    place: Place = Place(),
+    kind: Kind = Kind(),
+    size: Size = Size(),
+    argument: Annotated[
+        list[str] | None, typer.Option("--argument", help="Given to the script; may be repeated.")
+    ] = None,
+) -> None:
+    """Run a script once on the service's machine, with its image and account; prints what the script printed."""
+    from coldstream.deploy import job as jobs
+    from coldstream.deploy import show
+
+    try:
+        text = script.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"--script {script}: cannot be read ({exc})") from exc
+    wanted = jobs.Script(script.name, text, tuple(argument or ()))
+    work, console = _job(ctx, place, kind, size), _console(stderr=True)
+    lines = jobs.run(
+        work.session.google,
+        work.plan(),
+        work.wanted,
+        wanted,
+        clock=work.session.clock,
+        tell=lambda event: show.event(console, event),
+    )
+    for line in lines:
+        typer.echo(line)
 
 
 def status(

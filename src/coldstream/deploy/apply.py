@@ -23,11 +23,13 @@ from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.smoke import Door, Question
 from coldstream.deploy.target import Kind, Target
 from coldstream.errors import (
+    ApiDisabled,
     CloudUnavailable,
     ColdstreamError,
     DeployError,
     ResourceConflict,
     ResourceExists,
+    ResourceNotFound,
 )
 
 Mark = Literal["begin", "note", "log", "done", "kept"]
@@ -103,7 +105,7 @@ def _repository(work: Work) -> Work:
 def _source(work: Work) -> Work:
     """The build context, in the source bucket under its own digest; the generation that is built is pinned."""
     context, target = work.plan.context, work.target
-    if context is None or _digest(work) is not None:
+    if context is None or built_digest(work) is not None:
         return work
     if ground.ensure_bucket(work.google, target, tell=work.note):
         work = work.making(f"bucket {target.source_bucket}")
@@ -126,7 +128,7 @@ def source_object(context: image.Context) -> str:
     return f"source/{context.tag}.tar.gz"
 
 
-def _digest(work: Work) -> str | None:
+def built_digest(work: Work) -> str | None:
     """The digest of the image that the plan wants, where it is built already."""
     context = work.plan.context
     if context is None:
@@ -137,7 +139,7 @@ def _digest(work: Work) -> str | None:
 def _build(work: Work) -> Work:
     """The image: there already, being built already, or built now."""
     context = work.plan.context
-    if context is None or _digest(work) is not None:
+    if context is None or built_digest(work) is not None:
         return work
     running = _running_build(work, context)
     if running is not None:
@@ -318,7 +320,7 @@ def _template(work: Work, deployed: Mapping[str, Any] | None, *, new: bool) -> M
             f"the service has something that the installed google-cloud-run cannot read, and writing it back would "
             f"lose it: {deployed['unread']}; run `pip install --upgrade google-cloud-run`"
         )
-    digest = _digest(work)
+    digest = built_digest(work)
     pinned = work.plan.template
     if digest is not None:
         pinned = service.pinned(pinned, f"{work.target.image}@{digest}")
@@ -372,8 +374,8 @@ def _start_old(work: Work, stopped: Mapping[str, Any] | None, deployed: Mapping[
         work.note(f"the service is still scaled to zero ({exc}); run this again")
 
 
-def validate(google: Google, plan: Plan) -> None:
-    """Let Cloud Run judge the service without making it (`validate_only`); changes nothing.
+def validate(google: Google, plan: Plan) -> str:
+    """Let Cloud Run judge the service without making it (`validate_only`); changes nothing. What came of it, in words.
 
     Raises:
         DeployError: Cloud Run refuses it; the message is its own.
@@ -382,11 +384,16 @@ def validate(google: Google, plan: Plan) -> None:
     shares = {} if deployed is None else service.serving(deployed)
     traffic = [service.to_revision(name, percent) for name, percent in shares.items()]
     spec = service.service(plan.target, plan.template, plan.scaling, traffic, options=plan.options, deployed=deployed)
-    if deployed is None:
-        google.create_service(plan.target.service_name, spec, validate_only=True)
-        return
-    named = {**spec, "etag": deployed["etag"]}
-    google.update_service(named, mask=service.mask(spec), validate_only=True)
+    try:
+        if deployed is None:
+            google.create_service(plan.target.service_name, spec, validate_only=True)
+        else:
+            named = {**spec, "etag": deployed["etag"]}
+            google.update_service(named, mask=service.mask(spec), validate_only=True)
+    except (ResourceNotFound, ApiDisabled) as exc:
+        # What a deployment would have made by then; Cloud Run looks at it whether it judges or makes.
+        return f"Cloud Run cannot judge the service before what it stands on is made: {exc}"
+    return "Cloud Run accepts the service as it is planned"
 
 
 def _traffic(work: Work, deployed: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -550,12 +557,16 @@ def move(
     return google.update_service(spec, mask=("annotations", "traffic"), validate_only=False)
 
 
-STEPS: tuple[tuple[str, Callable[[Work], Work]], ...] = (
+Steps = tuple[tuple[str, Callable[[Work], Work]], ...]
+IMAGE_STEPS: Steps = (
     ("apis", _apis),
     ("accounts", _accounts),
     ("repository", _repository),
     ("source", _source),
     ("build", _build),
+)
+STEPS: Steps = (
+    *IMAGE_STEPS,
     ("revision", _revision),
     ("invoker", _invoker),
     ("smoke test", _smoke),
@@ -589,10 +600,20 @@ def apply(
         DeployError: a step failed; the message names the step, what this run made, where traffic flows, and that
             running it again goes on from there.
     """
-    work = Work(google, clock, plan, wanted, questions, canary, tell)
-    for name, step in STEPS:
+    work = follow(Work(google, clock, plan, wanted, questions, canary, tell), STEPS)
+    deployed = work.deployed or {}
+    return Deployed(str(deployed["uri"]), work.revision, tuple(work.made), service.serving(deployed))
+
+
+def follow(work: Work, steps: Steps) -> Work:
+    """Take steps in order, and say of each what it made.
+
+    Raises:
+        DeployError: as `apply`.
+    """
+    for name, step in steps:
         work = replace(work, step=name)
-        tell(Event(name, "begin", ""))
+        work.tell(Event(name, "begin", ""))
         before = len(work.made)
         try:
             work = step(work)
@@ -601,9 +622,8 @@ def apply(
         except ColdstreamError as exc:
             raise DeployError(_report(work, name, exc)) from exc
         made = work.made[before:]
-        tell(Event(name, "done" if made else "kept", ", ".join(made)))
-    deployed = work.deployed or {}
-    return Deployed(str(deployed["uri"]), work.revision, tuple(work.made), service.serving(deployed))
+        work.tell(Event(name, "done" if made else "kept", ", ".join(made)))
+    return work
 
 
 def _report(work: Work, step: str, exc: Exception) -> str:

@@ -24,6 +24,9 @@ PROVEN_ANNOTATION = "coldstream.dev/proven"
 PREVIOUS_ANNOTATION = "coldstream.dev/previous"
 CONFIG_VARIABLE = "COLDSTREAM_TOML"
 KEYS_VARIABLE = "COLDSTREAM_API_KEYS"
+# Cloud Run does not tell a container its project; with it the server's log lines join Google's traces.
+PROJECT_VARIABLE = "GOOGLE_CLOUD_PROJECT"
+_VARIABLES = frozenset({CONFIG_VARIABLE, KEYS_VARIABLE, PROJECT_VARIABLE})
 BY_REVISION = "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION"
 CONTAINER = "coldstream"
 READY, LIVE = "/ready", "/live"
@@ -122,7 +125,11 @@ def _container(target: Target, size: Size, *, image: str, config: str, liveness:
         "name": CONTAINER,
         "image": image,
         "ports": [{"name": "http1", "container_port": 8080}],
-        "env": [{"name": CONFIG_VARIABLE, "value": config}, *_keys(target)],
+        "env": [
+            {"name": CONFIG_VARIABLE, "value": config},
+            {"name": PROJECT_VARIABLE, "value": target.project},
+            *_keys(target),
+        ],
         "resources": {
             "limits": {**limits, "nvidia.com/gpu": "1"} if size.gpu else limits,
             # Billed by instance and never throttled between requests: the engine's loop is a thread.
@@ -185,8 +192,7 @@ def _is_ours(container: Mapping[str, Any]) -> bool:
 
 def _container_upon(before: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in before.items() if key not in ("startup_probe", "liveness_probe")}
-    variables = {CONFIG_VARIABLE, KEYS_VARIABLE}
-    env = [*ours["env"], *(item for item in before.get("env", []) if item["name"] not in variables)]
+    env = [*ours["env"], *(item for item in before.get("env", []) if item["name"] not in _VARIABLES)]
     return {**kept, **ours, "env": env}
 
 
@@ -198,7 +204,7 @@ def foreign(deployed: Mapping[str, Any] | None) -> dict[str, Any]:
     found = {key: before[key] for key in _KEPT if before.get(key)}
     others = [item for item in before.get("containers", []) if not _is_ours(item)]
     mine: Mapping[str, Any] = next((item for item in before.get("containers", []) if _is_ours(item)), {})
-    env = [item for item in mine.get("env", []) if item["name"] not in (CONFIG_VARIABLE, KEYS_VARIABLE)]
+    env = [item for item in mine.get("env", []) if item["name"] not in _VARIABLES]
     extra = {
         key: mine[key] for key in ("args", "command", "volume_mounts", "working_dir", "depends_on") if mine.get(key)
     }

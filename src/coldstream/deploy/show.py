@@ -92,7 +92,7 @@ def progress(console: Console, *, live: bool) -> Iterator[Tell]:
             rollout.hear(what)
             if what.mark == "log":
                 screen.console.print(f"  [dim]| {escape(what.text)}[/]")
-            screen.update(rollout.table())
+            screen.update(rollout.table(), refresh=True)
 
         yield tell
 

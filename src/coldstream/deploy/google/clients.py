@@ -145,6 +145,9 @@ class Clients:
     def _revisions(self) -> Any:
         return self._rest("google.cloud.run_v2", "RevisionsClient", "run.googleapis.com")
 
+    def _jobs(self) -> Any:
+        return self._rest("google.cloud.run_v2", "JobsClient", "run.googleapis.com")
+
     def _storage(self) -> Any:
         def make() -> Any:
             options = {"api_endpoint": self._endpoints.of("storage.googleapis.com")} if self._endpoints.rest else {}

@@ -88,6 +88,27 @@ class RunCalls(Clients):
         """Every service of a region."""
         return tuple(plain(item) for item in self._run().list_services(parent=location, **ONCE))
 
+    # Jobs
+
+    @called
+    def create_job(self, name: str, spec: Mapping[str, Any]) -> Pending:
+        """Make a job; it does not run yet."""
+        run_v2 = module("google.cloud.run_v2")
+        parent, _, short = name.partition("/jobs/")
+        request = {"parent": parent, "job_id": short, "job": run_v2.Job(dict(spec))}
+        return pending("the job", self._jobs().create_job(run_v2.CreateJobRequest(request), **ONCE))
+
+    @called
+    def run_job(self, name: str) -> Pending:
+        """Run a job once; it has ended when its execution has."""
+        run_v2 = module("google.cloud.run_v2")
+        return pending("the job's execution", self._jobs().run_job(run_v2.RunJobRequest({"name": name}), **ONCE))
+
+    @called
+    def delete_job(self, name: str) -> Pending:
+        """Remove a job with its executions."""
+        return pending("removing the job", self._jobs().delete_job(name=name, **ONCE))
+
     # Logging
 
     @asked
