@@ -5,18 +5,22 @@ from __future__ import annotations
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coldstream.deploy import fix
-from coldstream.deploy.access import NEEDS, Check, Grant, Make, Principal
+from coldstream.deploy import target as naming
+from coldstream.deploy.access import NEEDS, Check, Grant, Make, Principal, grantable, resources
 from coldstream.deploy.doctor import Report
 from coldstream.deploy.fix import Fixed
+from coldstream.deploy.settings import DeploySettings
 from coldstream.errors import HeaderError, ResourceConflict
 from coldstream.settings import ImageSettings
 from tests.deploy.conftest import ADMIN, ME, MODEL, Opened, Site, one_model, prepare
+from tests.deploy.test_apply import OWN
 from tests.fakecloud import Bucket
-from tests.fakecloud.iam import roles
+from tests.fakecloud.iam import roles, takes
 
 GPU_QUOTA = "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"
 
@@ -375,3 +379,21 @@ def test_whatever_is_made_first_is_ordered_before_what_is_granted_on_it(owned: S
     wanted = fix.remedy(owned.job().examine())
     assert [type(item) for item in wanted.all] == [Make] * len(wanted.makes) + [Grant] * len(wanted.grants)
     assert wanted.makes[0].apis
+
+
+@pytest.mark.parametrize("need", NEEDS, ids=lambda need: f"{need.role} on {need.place}")
+def test_the_role_of_a_row_may_be_granted_where_the_row_grants_it(need: Any) -> None:
+    """Held against the fake's own list of what takes which roles."""
+    own = OWN if need.place == "repository of the image" else None
+    place = naming.target(DeploySettings(project="demo-project", image=own), (MODEL,), ("photos",), "model-keys")
+    found = resources(need.place, place)
+    assert found
+    for resource in found:
+        assert grantable(need.role, resource.kind)
+        assert takes(resource.full_name, need.role)
+
+
+def test_what_is_made_or_granted_by_a_fix_was_asked_for_by_a_check(owned: Site) -> None:
+    before = owned.job().examine()
+    fixed = mend(owned)
+    assert set(fixed.added) <= set(before.grants)

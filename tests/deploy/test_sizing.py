@@ -257,3 +257,51 @@ def test_a_gpu_that_is_no_longer_wanted_is_in_the_diff() -> None:
 def test_serving_resolves_latest_to_the_revision_it_means() -> None:
     deployed = {"latest_ready_revision": "p/revisions/one", "traffic": [{"percent": 100}]}
     assert service.serving(deployed) == {"one": 100}
+
+
+NAMES = st.text("abcdefgh", min_size=1, max_size=4)
+FOREIGN = st.fixed_dictionaries(
+    {},
+    optional={
+        "vpc_access": st.fixed_dictionaries({"egress": NAMES}),
+        "session_affinity": st.just(True),
+        "encryption_key": NAMES,
+        "service_mesh": st.fixed_dictionaries({"mesh": NAMES}),
+        "health_check_disabled": st.just(True),
+        "volumes": st.lists(st.fixed_dictionaries({"name": NAMES}), min_size=1, max_size=2),
+    },
+)
+
+
+@given(
+    foreign=FOREIGN,
+    labels=st.dictionaries(NAMES, NAMES, max_size=3),
+    env=st.lists(NAMES.map(lambda name: {"name": name.upper(), "value": name}), max_size=3),
+    sidecars=st.lists(NAMES.map(lambda name: {"name": f"side-{name}", "image": name}), max_size=2),
+    concurrency=st.integers(1, 16),
+)
+def test_what_somebody_set_is_never_cleared_and_a_second_time_changes_nothing(
+    foreign: dict[str, object],
+    labels: dict[str, str],
+    env: list[dict[str, str]],
+    sidecars: list[dict[str, str]],
+    concurrency: int,
+) -> None:
+    """Whatever was set in the template, by whatever way: it is in the next one, and the one after is the same."""
+    first = template(sized(0.5))
+    (container,) = first["containers"]  # type: ignore[misc]
+    container = {**container, "env": [*container["env"], *env]}  # type: ignore[has-type]
+    set_by_somebody = {**first, **foreign, "containers": [container, *sidecars], "labels": {**labels, **service.LABELS}}
+    body = template(sized(0.5, concurrency=concurrency))
+    body.pop("revision")
+    made = service.upon({"template": set_by_somebody}, body)
+    assert {key: made.get(key) for key in foreign} == foreign
+    assert made["labels"].items() >= labels.items() - service.LABELS.items()
+    assert [item for item in made["containers"][0]["env"] if item in env] == env
+    assert made["containers"][1:] == sidecars
+    again = service.upon({"template": made}, body)
+    assert again == made
+    names = {service.revision_name("s", body, {"template": seen}) for seen in (set_by_somebody, made, again)}
+    assert len(names) == 1
+    spec = service.service(TARGET, made, Scaling(0, 2, 600), [])
+    assert service.diff({**spec, "template": made}, spec) == ()

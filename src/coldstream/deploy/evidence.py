@@ -123,9 +123,10 @@ class Evidence:
 def gather(google: Google, target: Target) -> Evidence:
     """Ask everything, in parallel."""
     with ThreadPoolExecutor(WORKERS) as pool:
-        # First, since a service agent's name has the project's number in it.
-        project = pool.submit(ask, "projects.get", lambda: google.project(target.project)).result()
-        target = replace(target, number=(project.value or {}).get("number"))
+        asked_project = pool.submit(ask, "projects.get", lambda: google.project(target.project))
+        if any(need.principal is Principal.AGENT for need, _ in access.needs(target)):
+            # A service agent's name has the project's number in it.
+            target = _numbered(target, asked_project.result())
         questions = tuple(_questions(target))
         caller = pool.submit(ask, "oauth2.userinfo", google.caller)
         apis = pool.submit(ask, "services.batchGet", lambda: google.enabled_apis(target.project, access.apis(target)))
@@ -141,11 +142,11 @@ def gather(google: Google, target: Target) -> Evidence:
         }
         troubled = {item: pool.submit(ask, "policytroubleshooter", _troubleshoot(google, item)) for item in questions}
         unanswered = [item for item, future in troubled.items() if future.result().value in (None, "unknown")]
-        policies = _policies(google, pool, unanswered)
+        policies, project = _policies(google, pool, unanswered), asked_project.result()
         others = {item: _other(item, future.result(), policies, project) for item, future in troubled.items()}
         seen = {name: future.result() for name, future in buckets.items()}
         return Evidence(
-            target,
+            _numbered(target, project),
             caller.result(),
             apis.result(),
             project,
@@ -155,6 +156,10 @@ def gather(google: Google, target: Target) -> Evidence:
             service.result(),
             others,
         )
+
+
+def _numbered(target: Target, project: Said[Mapping[str, str]]) -> Target:
+    return replace(target, number=(project.value or {}).get("number"))
 
 
 def _bucket_names(target: Target) -> tuple[str, ...]:
