@@ -130,6 +130,16 @@ def test_a_bucket_whose_readers_pay_is_refused(ready: Site) -> None:
     ready.world.buckets["models"].requester_pays = True
     found = check(ready.job().examine(), "bucket models is in")
     assert (found.answer, "readers pay" in found.evidence) == ("no", True)
+    with pytest.raises(DeployError, match="requester pays"):
+        ready.deploy()
+
+
+def test_billing_that_is_off_is_told_from_a_missing_role(ready: Site) -> None:
+    ready.world.billing = False
+    report = ready.job().examine()
+    found = check(report, "repository coldstream is there")
+    assert (found.answer, "billing is off" in found.evidence) == ("unknown", True)
+    assert not [item for item in report.grants if item.resource.kind == "repository" and "reader" in item.role]
 
 
 def test_a_deny_policy_goes_before_a_grant(ready: Site) -> None:
@@ -282,3 +292,32 @@ def test_a_model_in_another_projects_bucket_is_read(ready: Site) -> None:
     result = ready.deploy(chosen=chosen)
     assert ready.shares() == {result.revision: 100}
     assert MODEL not in str(ready.service()["template"])
+
+
+def test_a_service_on_an_rtx_pro_6000(ready: Site) -> None:
+    """20 vCPU and 80 GiB: more than a new project has, and the plan says so; with the quota it is deployed."""
+    plan = ready.job(card="rtx-pro-6000").plan()
+    assert plan.fit.instances == 0
+    assert "MemAllocPerProjectRegion" in " ".join(plan.proposals)
+    ready.world.quotas |= {"CpuAllocPerProjectRegion": 100_000, "MemAllocPerProjectRegion": 400 * 1024**3}
+    ready.deploy(card="rtx-pro-6000")
+    template = ready.service()["template"]
+    assert template["nodeSelector"] == {"accelerator": "nvidia-rtx-pro-6000"}
+    (build,) = (item["build"] for item in ready.world.builds.values())
+    assert any("whl/cu130" in word for word in build["steps"][0]["args"])
+
+
+def test_a_container_knows_its_project_and_is_asked_whether_it_lives(ready: Site) -> None:
+    """GOOGLE_CLOUD_PROJECT joins the server's log lines to Google's traces."""
+    ready.deploy()
+    container = ready.service()["template"]["containers"][0]
+    assert {"name": "GOOGLE_CLOUD_PROJECT", "value": "demo-project"} in container["env"]
+    assert container["livenessProbe"]["httpGet"]["path"] == "/live"
+    ready.deploy(liveness=False)
+    assert "livenessProbe" not in ready.service()["template"]["containers"][0]
+
+
+def test_an_image_of_ones_own_is_not_asked_a_path_that_it_may_not_have(ready: Site) -> None:
+    other_repository(ready, readable=True)
+    ready.deploy(image=OWN)
+    assert "livenessProbe" not in ready.service()["template"]["containers"][0]

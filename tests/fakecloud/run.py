@@ -317,6 +317,8 @@ def _refusal(world: World, template: dict[str, Any]) -> str | None:
     if bucket is None:
         return _driver_refusal(world, template)
     account = f"serviceAccount:{template['serviceAccount']}"
+    if bucket in world.buckets and world.buckets[bucket].requester_pays:
+        return f"gs://{bucket}: Bucket is a requester pays bucket but no user project provided."
     if bucket not in world.buckets or not world.iam.allowed(account, "storage.objects.get", world.bucket_name(bucket)):
         return f"AccessDenied: gs://{bucket}: storage.objects.get is missing for {template['serviceAccount']}"
     return _driver_refusal(world, template)

@@ -25,6 +25,7 @@ from tests.fakecloud.methods import Call
 from tests.fakecloud.world import ALWAYS_ON, GCLOUD_PROJECT, CloudError, World
 
 HANDLERS = {**methods.HANDLERS, **build.HANDLERS, **run.HANDLERS}
+PAID = {"run", "cloudbuild", "artifactregistry"}
 NEVER_OFF = {"www.googleapis.com", "storage.googleapis.com"}
 
 
@@ -88,6 +89,11 @@ class FakeCloud:
             name = "RESOURCE_EXHAUSTED" if status == 429 else "UNAVAILABLE"
             raise CloudError(status, name, "Please try again.")
         self._refuse_when_off(f"{service}.googleapis.com")
+        if not self.world.billing and service in PAID:
+            text = (
+                f"This API method requires billing to be enabled. Please enable billing on project {self.world.number}."
+            )
+            raise CloudError(403, "PERMISSION_DENIED", text, reason="BILLING_DISABLED")
         variables = {key: unquote(value) for key, value in variables.items()}
         call = Call(self.world, method.id, variables, query, body or {}, principal, request.raw, request.content_type)
         return HANDLERS[method.id](call)
@@ -113,8 +119,11 @@ class FakeCloud:
         if not quota_project and principal.startswith("user:"):
             text = f"{api} has not been used in project {GCLOUD_PROJECT} before or it is disabled."
             raise CloudError(403, "PERMISSION_DENIED", text, reason="SERVICE_DISABLED")
-        if not quota_project or api == "www.googleapis.com":
+        if not quota_project:
             return
+        if api == "www.googleapis.com":
+            text = f"Google OAuth2 API has not been used in project {quota_project} before or it is disabled."
+            raise CloudError(403, "PERMISSION_DENIED", text, reason="SERVICE_DISABLED")
         place = self.world.resource_of_project(quota_project)
         if not self.world.iam.allowed(principal, "serviceusage.services.use", place):
             text = (

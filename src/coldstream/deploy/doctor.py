@@ -72,7 +72,7 @@ def examine(
         rules = {name: pool.submit(ask, f"orgpolicy {name}", _policy(google, target, name)) for name in names}
         limits = pool.submit(plan.limits, google, target.project, plan.quota_names(wanted))
         models = {name: pool.submit(_model, settings, name, open_model) for name in settings.models}
-        subnet = pool.submit(ask, "subnetworks.get", _subnet(google, wanted, target)) if wanted.subnet else None
+        subnet = pool.submit(ask, "subnetworks.get", _subnet(google, wanted, target)) if wanted.network else None
         found = access.result()
         member = found.member
         checks = [
@@ -81,7 +81,7 @@ def examine(
             *_model_checks(settings, models),
             *(_location_check(target, name, found.buckets[name]) for name in target.model_buckets),
             *(_policy_check(wanted, target, name, future.result(), member) for name, future in rules.items()),
-            *(() if subnet is None else (_subnet_check(str(wanted.subnet), subnet.result()),)),
+            *(() if subnet is None else (_subnet_check(_subnet_name(wanted), subnet.result()),)),
         ]
         read = [future.result() for future in models.values()]
         checks += _card_checks(wanted, target, limits.result())
@@ -100,10 +100,15 @@ def _policy(google: Google, target: Target, name: str) -> Callable[[], Mapping[s
 
 def _subnet(google: Google, wanted: DeploySettings, target: Target) -> Callable[[], Mapping[str, Any]]:
     # A shared network's subnet is named by its path, with the project that it lies in.
-    project, name = target.project, str(wanted.subnet)
+    project, name = target.project, _subnet_name(wanted)
     if name.startswith("projects/"):
         project, name = name.split("/")[1], name.rsplit("/", 1)[1]
     return lambda: google.subnet(project, target.region, name)
+
+
+def _subnet_name(wanted: DeploySettings) -> str:
+    # Without one Cloud Run takes the subnet that has the network's name, as a network in auto mode has.
+    return str(wanted.subnet or wanted.network)
 
 
 def _subnet_check(name: str, said: Said[Mapping[str, Any]]) -> Check:

@@ -71,6 +71,7 @@ class Clients:
         clock: Clock | None = None,
     ) -> None:
         charged = getattr(credentials, "with_quota_project", None)
+        self._uncharged = credentials
         self._credentials = credentials if charged is None or quota_project is None else charged(quota_project)
         self._endpoints = endpoints
         self._clock = SystemClock() if clock is None else clock
@@ -104,6 +105,16 @@ class Clients:
             return session
 
         return self._client("session", make)
+
+    def _uncharged_session(self) -> Any:
+        """For the one call that is no API of the project's: with a quota project it would want to be one."""
+
+        def make() -> Any:
+            plain = getattr(self._uncharged, "with_quota_project", None)
+            credentials = self._uncharged if plain is None else plain(None)
+            return module("google.auth.transport.requests").AuthorizedSession(credentials)
+
+        return self._client("uncharged session", make)
 
     def _json(self, http: str, host: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """One call of an API that has no client among the dependencies; its answer as it is."""

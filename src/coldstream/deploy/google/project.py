@@ -18,7 +18,8 @@ class ProjectCalls(Clients):
     @asked
     def caller(self) -> str:
         """The caller's IAM member (`user:...` or `serviceAccount:...`)."""
-        answer = self._session().get(f"{self._endpoints.of('www.googleapis.com')}/oauth2/v2/userinfo", timeout=TIMEOUT)
+        place = f"{self._endpoints.of('www.googleapis.com')}/oauth2/v2/userinfo"
+        answer = self._uncharged_session().get(place, timeout=TIMEOUT)
         if answer.status_code == 429 or answer.status_code >= 500:
             raise module("google.api_core.exceptions").from_http_response(answer)
         email = str(answer.json().get("email", "")) if answer.status_code == 200 else ""
