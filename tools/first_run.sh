@@ -38,6 +38,9 @@ command -v coldstream >/dev/null || fail "coldstream is not installed; run: pip 
 out="${out:-first-run-$(date -u +%Y%m%dT%H%M%SZ)}"
 mkdir -p "$out" || fail "$out cannot be made"
 report="$out/report.txt"
+# Every command writes down what it asked of Google and what was answered.
+export COLDSTREAM_TRANSCRIPT="$PWD/$out/transcript.jsonl"
+case "$out" in /*) COLDSTREAM_TRANSCRIPT="$out/transcript.jsonl" ;; esac
 place=(--project "$project" --region "$region" --service "$service")
 failures=0
 
@@ -101,6 +104,11 @@ if [ "$real" = yes ]; then
   must destroy coldstream destroy "$model" "${place[@]}" --yes
 fi
 
+if [ -f "$COLDSTREAM_TRANSCRIPT" ]; then
+  printf '\n== what Google was asked, and answered\n' >> "$report"
+  redact < "$COLDSTREAM_TRANSCRIPT" >> "$report"
+  rm -f "$COLDSTREAM_TRANSCRIPT"
+fi
 printf '\n%s steps failed\n' "$failures" | tee -a "$report"
 printf 'attach %s to a report; read it first\n' "$report"
 [ "$failures" -eq 0 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from google.oauth2.credentials import Credentials
 from coldstream.deploy import access, apply, settings, smoke
 from coldstream.deploy.apply import Deployed, Event
 from coldstream.deploy.google import Endpoints, Google
+from coldstream.deploy.google.transcript import Transcript
 from coldstream.deploy.image import Context, Variant
 from coldstream.deploy.session import Job, Session
 from coldstream.deploy.target import LABELS, Kind
@@ -95,13 +97,17 @@ class Site:
     shelf: Shelf
     events: list[Event] = field(default_factory=list)
     callers: dict[str, Google] = field(default_factory=dict)
+    transcript: Path | None = None
 
     def google(self, who: str = ME) -> Google:
         if who not in self.callers:
             credentials = Credentials(token=f"token-of:{who}")
             endpoints = Endpoints(self.cloud.url, self.cloud.grpc_target)
             project, clock = self.world.project, self.world.clock
-            self.callers[who] = Google(credentials, quota_project=project, endpoints=endpoints, clock=clock)
+            heard = None if self.transcript is None else Transcript(self.transcript)
+            self.callers[who] = Google(
+                credentials, quota_project=project, endpoints=endpoints, clock=clock, transcript=heard
+            )
         return self.callers[who]
 
     def session(self, who: str = ME) -> Session:

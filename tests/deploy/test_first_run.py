@@ -18,6 +18,7 @@ from coldstream.deploy.apply import STEPS
 from coldstream.errors import ColdstreamError
 from tests.deploy.conftest import ME, MODEL, SMALL, Opened, Site
 from tests.deploy.test_cli import runner
+from tests.deploy.test_entry import keyed, mend_keyed, stored_key
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "first_run.sh"
@@ -36,6 +37,8 @@ def installed(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     site.shelf.models[MODEL] = Opened(**SMALL)
+    # Where the script's variable names it: opened by the first call, when the folder is there.
+    site.transcript = tmp_path / "out" / "transcript.jsonl"
     with ThreadingHTTPServer(("127.0.0.1", 0), _commands(site)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -112,6 +115,7 @@ def test_without_for_real_nothing_is_changed(installed: Site, tmp_path: Path) ->
     """An empty project; what is missing is an answer, and no failure."""
     site = installed
     site.world.iam.grant(site.world.project_name, "roles/owner", ME)
+    (tmp_path / "out").mkdir()
     site.world.apis |= set(access.apis(site.job().target))
     done = run(tmp_path, *MUST)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -135,7 +139,29 @@ def test_for_real_it_deploys_twice_rolls_back_runs_a_job_and_removes_it_all(inst
     assert done.returncode == 0, report
     assert (site.world.services, site.world.accounts, site.world.jobs) == ({}, {}, {})
     assert "42 tokens/s" in report
+    assert '"method": "PATCH"' in report.partition("== what Google was asked")[2]
     assert report.count("as it should be") >= len(STEPS)
     for secret in (ME.partition(":")[2], "token-of:", "demo-project", "id-token.", site.world.number):
         assert secret not in report
     assert "remove-iam-policy-binding" in (tmp_path / "out" / "coldstream-undo.sh").read_text()
+
+
+def test_what_google_was_asked_and_answered_is_written_down_without_secrets(owned: Site, tmp_path: Path) -> None:
+    """A service with keys: neither they, nor a token, nor the source is in it; masks and refusals are."""
+    owned.transcript = tmp_path / "heard.jsonl"
+    mend_keyed(owned)
+    owned.world.container.key = stored_key(owned)
+    owned.deploy(chosen=keyed())
+    owned.deploy(chosen=keyed(), concurrency=3)
+    text = owned.transcript.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert all(set(line) == {"method", "url", "asked", "status", "answered"} for line in lines)
+    assert any("updateMask=" in line["url"] for line in lines)
+    assert {404, 200} <= {line["status"] for line in lines}
+    for secret in (
+        stored_key(owned),
+        next(iter(owned.world.secrets.values()))["versions"][0],
+        "id-token.",
+        "token-of:",
+    ):
+        assert secret not in text

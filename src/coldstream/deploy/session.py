@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from coldstream.deploy import doctor, image, plan
@@ -13,6 +15,7 @@ from coldstream.deploy.clock import Clock, SystemClock
 from coldstream.deploy.doctor import Report
 from coldstream.deploy.evidence import ask
 from coldstream.deploy.google import Google, default_credentials
+from coldstream.deploy.google.transcript import Transcript
 from coldstream.deploy.plan import MakeContext, OpenModel, Plan
 from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.target import Target, check_names, image_parts, target
@@ -20,6 +23,7 @@ from coldstream.errors import ApiDisabled
 from coldstream.settings import Settings
 
 PLACEHOLDER = "your-project"
+TRANSCRIPT_VARIABLE = "COLDSTREAM_TRANSCRIPT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +36,18 @@ class Session:
     context: MakeContext = image.context
 
 
-def open_session(project: str | None) -> Session:
+def open_session(project: str | None, *, environ: Mapping[str, str] = os.environ) -> Session:
     """The real ones: application default credentials, charged to the project, and the real clock.
+
+    `$COLDSTREAM_TRANSCRIPT` names a file that hears what Google is asked and answers.
 
     Raises:
         PermissionRefused: there are no credentials.
+        SettingsError: the transcript's file cannot be written.
     """
-    return Session(Google(default_credentials(), quota_project=project), SystemClock())
+    path = environ.get(TRANSCRIPT_VARIABLE)
+    transcript = Transcript(Path(path)) if path else None
+    return Session(Google(default_credentials(), quota_project=project, transcript=transcript), SystemClock())
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldstream.deploy.clock import Clock, SystemClock
 from coldstream.deploy.google.mapping import module
+from coldstream.deploy.google.transcript import Transcript
 from coldstream.errors import PermissionRefused
 
 if TYPE_CHECKING:
@@ -69,12 +70,14 @@ class Clients:
         quota_project: str | None = None,
         endpoints: Endpoints = Endpoints(),
         clock: Clock | None = None,
+        transcript: Transcript | None = None,
     ) -> None:
         charged = getattr(credentials, "with_quota_project", None)
         self._uncharged = credentials
         self._credentials = credentials if charged is None or quota_project is None else charged(quota_project)
         self._endpoints = endpoints
         self._clock = SystemClock() if clock is None else clock
+        self._transcript = transcript
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -93,7 +96,9 @@ class Clients:
         def make() -> Any:
             options = {"api_endpoint": self._endpoints.of(host)} if self._endpoints.rest else {}
             kind = getattr(module(package), client)
-            return kind(credentials=self._credentials, transport="rest", client_options=options)
+            made = kind(credentials=self._credentials, transport="rest", client_options=options)
+            self._watch(made.transport._session)
+            return made
 
         return self._client(f"{package}.{client}", make)
 
@@ -102,9 +107,14 @@ class Clients:
             session = module("google.auth.transport.requests").AuthorizedSession(self._credentials)
             for scheme in ("https://", "http://"):
                 session.mount(scheme, module("requests.adapters").HTTPAdapter(pool_maxsize=CONNECTIONS))
+            self._watch(session)
             return session
 
         return self._client("session", make)
+
+    def _watch(self, session: Any) -> None:
+        if self._transcript is not None:
+            self._transcript.watch(session)
 
     def _uncharged_session(self) -> Any:
         """For the one call that is no API of the project's: with a quota project it would want to be one."""
@@ -163,9 +173,11 @@ class Clients:
         def make() -> Any:
             options = {"api_endpoint": self._endpoints.of("storage.googleapis.com")} if self._endpoints.rest else {}
             # The project is named with every call that wants one; "-" keeps the client from looking for one itself.
-            return module("google.cloud.storage").Client(
+            made = module("google.cloud.storage").Client(
                 project="-", credentials=self._credentials, client_options=options
             )
+            self._watch(made._http)
+            return made
 
         return self._client("storage", make)
 
