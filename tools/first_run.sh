@@ -54,7 +54,8 @@ redact() {
     -e 's/[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.iam\.gserviceaccount\.com/[service account]/g' \
     -e 's/[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}/[address]/g' \
     -e "s/$(printf '%s' "$project" | sed 's/[.[\*^$/]/\\&/g')/[project]/g" \
-    -e 's/\b[0-9]{11,13}\b/[number]/g'
+    -e 's/(^|[^0-9])[0-9]{11,13}([^0-9]|$)/\1[number]\2/g' \
+    -e 's/(^|[^0-9])[0-9]{11,13}([^0-9]|$)/\1[number]\2/g'
 }
 
 # Runs a command, and writes down what it said, how it ended and how long it took.

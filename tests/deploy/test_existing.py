@@ -181,8 +181,7 @@ def test_todays_base_is_another_image_and_is_built_without_a_cache() -> None:
     fresh = replace(plain, base_of="2026-11-29")
     assert fresh.tag != plain.tag
     target = _target()
-    stored = image.Stored(7, "")
-    request = image.build_request(target, fresh, "s", stored, immutable=False, wanted=_wanted())
+    request = image.build_request(target, fresh, "s", 7, immutable=False, wanted=_wanted())
     words = request["steps"][0]["args"]
     assert {"--pull", "--no-cache"} <= set(words)
     assert "--cache-from" not in words

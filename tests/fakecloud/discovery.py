@@ -171,6 +171,8 @@ def _methods(service: str, prefix: str, node: Mapping[str, Any]) -> Iterator[Met
     for method in node.get("methods", {}).values():
         paths = [prefix + (method.get("flatPath") or method["path"])]
         paths += [item["path"].lstrip("/") for item in method.get("mediaUpload", {}).get("protocols", {}).values()]
+        if method.get("useMediaDownloadService"):
+            paths.append(f"download/{paths[0]}")
         for path in paths:
             request = method.get("request", {}).get("$ref")
             yield Method(

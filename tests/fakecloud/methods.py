@@ -471,6 +471,8 @@ def get_object(call: Call) -> Any:
     if call.path["object"] not in bucket.objects:
         raise missing(f"b/{call.path['bucket']}/o/{call.path['object']}")
     data, generation = bucket.objects[call.path["object"]]
+    if call.first("generation") not in ("", str(generation)):
+        raise missing(f"b/{call.path['bucket']}/o/{call.path['object']}")
     return data if call.first("alt") == "media" else _object(call.path["bucket"], call.path["object"], data, generation)
 
 

@@ -16,7 +16,6 @@ from coldstream.deploy import fix, ground, image, service, smoke
 from coldstream.deploy.access import GRANTING, NEEDS, Grant, Principal, principal_member
 from coldstream.deploy.clock import Clock
 from coldstream.deploy.google import Google, Pending, wait
-from coldstream.deploy.google.artifacts import Stored
 from coldstream.deploy.plan import Plan
 from coldstream.deploy.service import CANDIDATE
 from coldstream.deploy.settings import DeploySettings
@@ -50,7 +49,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A deployment under way. `made` grows with what this run makes; `deployed` is the service as last seen."""
+    """A deployment under way. `made` grows with what this run makes; `deployed` is the service as last seen.
+
+    `source` is the generation of the build context's object.
+    """
 
     google: Google
     clock: Clock
@@ -63,7 +65,7 @@ class Work:
     made: list[str] = field(default_factory=list)
     deployed: Mapping[str, Any] | None = None
     revision: str = ""
-    source: Stored | None = None
+    source: int | None = None
 
     @property
     def target(self) -> Target:
@@ -110,17 +112,16 @@ def _source(work: Work) -> Work:
     if ground.ensure_bucket(work.google, target, tell=work.note):
         work = work.making(f"bucket {target.source_bucket}")
     name, archive = source_object(context), context.archive()
-    there = work.google.stored(target.source_bucket, name)
+    there = work.google.generation(target.source_bucket, name)
     # What lies there under our name need not be ours.
-    if there is not None and there.crc32c == image.crc32c(archive):
+    if there is not None and work.google.content(target.source_bucket, name, there) == archive:
         return replace(work, source=there)
     try:
-        over = 0 if there is None else there.generation
-        stored = work.google.upload(target.source_bucket, name, archive, over=over)
+        source = work.google.upload(target.source_bucket, name, archive, over=there or 0)
     except ResourceExists as exc:
         raise ResourceConflict(f"gs://{target.source_bucket}/{name} was written by another meanwhile") from exc
     work.note(f"uploaded {len(archive) / 1e6:.1f} MB to gs://{target.source_bucket}/{name}")
-    return replace(work, source=stored).making(f"source gs://{target.source_bucket}/{name}")
+    return replace(work, source=source).making(f"source gs://{target.source_bucket}/{name}")
 
 
 def source_object(context: image.Context) -> str:
@@ -198,7 +199,7 @@ def _create_build(work: Work, context: image.Context, location: str) -> str:
         raise type(exc)(f"{exc}; {mend}" if mend else str(exc)) from exc
 
 
-def _source_of(work: Work) -> Stored:
+def _source_of(work: Work) -> int:
     if work.source is None:
         raise DeployError("the source was not uploaded; run this again")
     return work.source

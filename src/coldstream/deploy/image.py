@@ -7,7 +7,6 @@ part of it.
 
 from __future__ import annotations
 
-import base64
 import gzip
 import io
 import tarfile
@@ -19,11 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-import google_crc32c
-
 from coldstream.deploy.access import NEEDS, Grant, Need, Principal, principal_member, resources
 from coldstream.deploy.cards import Card, wheels
-from coldstream.deploy.google.artifacts import Stored
 from coldstream.deploy.settings import DeploySettings
 from coldstream.deploy.target import Target
 from coldstream.errors import DeployError
@@ -156,7 +152,7 @@ def _project_name(requirement: str) -> str:
 
 
 def build_request(
-    target: Target, built: Context, source_object: str, source: Stored, *, immutable: bool, wanted: DeploySettings
+    target: Target, built: Context, source_object: str, generation: int, *, immutable: bool, wanted: DeploySettings
 ) -> dict[str, Any]:
     """A Cloud Build that makes one image from one generation of its source; the last one's layers are its cache.
 
@@ -179,7 +175,7 @@ def build_request(
             "storage_source": {
                 "bucket": target.source_bucket,
                 "object_": source_object,
-                "generation": source.generation,
+                "generation": generation,
             }
         },
         "steps": [{"name": BUILDER, "env": ["DOCKER_BUILDKIT=1"], "args": [*args, "."]}],
@@ -209,11 +205,6 @@ def refused(target: Target, said: str) -> tuple[str, Grant | None]:
         return "the build account may not read the source", _grant(target, need)
     advice = next((text for mark, text in _REFUSED.items() if mark in said), "")
     return advice, None
-
-
-def crc32c(data: bytes) -> str:
-    """The CRC32C of bytes as Cloud Storage writes it: base64 of four bytes, the highest first."""
-    return base64.b64encode(int(google_crc32c.value(data)).to_bytes(4, "big")).decode()
 
 
 RUNNING = frozenset({"PENDING", "QUEUED", "WORKING"})

@@ -145,9 +145,8 @@ def make_plan(
     fit = quota.fit(size, limits, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy)
     scaling = Scaling(min(wanted.min_instances, max(1, fit.instances)), max(1, fit.instances), wanted.request_timeout)
     built = _context(wanted, size, context)
-    name = wanted.image or f"{target.image}:{built.tag if built else ''}"
-    options, digest = service.options(wanted), digest_of(name)
-    pinned = name if digest is None else f"{name.rpartition(':')[0] if ':' in _last(name) else name}@{digest}"
+    options, name = service.options(wanted), wanted.image or f"{target.image}:{built.tag if built else ''}"
+    pinned = _pinned(name, digest_of(name))
     body = service.template(
         target,
         size,
@@ -180,8 +179,10 @@ def make_plan(
     )
 
 
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]
+def _pinned(name: str, digest: str | None) -> str:
+    """The image by its digest, where that is known."""
+    tagged = ":" in name.rpartition("/")[2]
+    return name if digest is None else f"{name.rpartition(':')[0] if tagged else name}@{digest}"
 
 
 def _context(wanted: DeploySettings, size: Size, context: MakeContext) -> image.Context | None:
@@ -234,7 +235,13 @@ def _warnings(wanted: DeploySettings, size: Size, fit: Fit, deployed: Mapping[st
     if wanted.network is not None:
         found.append(
             f"all traffic goes through {wanted.network}: its subnet needs Private Google Access, and an address for "
-            "each instance and its successor (a /26 or larger)"
+            "each instance and its successor (a /26 or larger); in another project's network Cloud Run's service agent "
+            "needs roles/compute.networkUser"
+        )
+    if wanted.encryption_key is not None:
+        found.append(
+            "the service agents of Cloud Run, Artifact Registry and Cloud Storage need "
+            f"roles/cloudkms.cryptoKeyEncrypterDecrypter on {wanted.encryption_key}; that is not checked here"
         )
     return found
 

@@ -28,6 +28,10 @@ POOL = re.compile(r"projects/[a-z0-9.:-]+/locations/[a-z0-9-]+/workerPools/[a-z0
 NETWORK = re.compile(r"(projects/[a-z0-9.:-]+/[a-z0-9/-]*)?[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 KEY = re.compile(r"projects/[a-z0-9.:-]+/locations/[a-z0-9-]+/keyRings/[\w-]+/cryptoKeys/[\w-]+", re.ASCII)
 SECRET = re.compile(r"(projects/[a-z0-9.:-]+/secrets/)?[A-Za-z0-9_-]{1,255}")
+# https://cloud.google.com/run/docs/configuring/services/labels
+LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
+INGRESS = ("all", "internal", "internal-and-cloud-load-balancing")
 GLOBAL = "global"
 
 
@@ -162,7 +166,18 @@ def check_names(settings: DeploySettings) -> str:
         value = getattr(settings, name)
         if value is not None and not pattern.fullmatch(value):
             raise SettingsError(f"deploy.{name} = {value!r} is not {what}")
+    _check_options(settings)
     return settings.project
+
+
+def _check_options(settings: DeploySettings) -> None:
+    if settings.ingress is not None and settings.ingress not in INGRESS:
+        raise SettingsError(f"deploy.ingress = {settings.ingress!r}: there are {', '.join(INGRESS)}")
+    if settings.subnet is not None and settings.network is None:
+        raise SettingsError("deploy.subnet without deploy.network: name both")
+    for name, value in settings.labels.items():
+        if not LABEL_KEY.fullmatch(name) or not LABEL_VALUE.fullmatch(value):
+            raise SettingsError(f"deploy.labels.{name} = {value!r}: use a-z, 0-9, _ and -, at most 63 characters")
 
 
 _PATTERNS = (

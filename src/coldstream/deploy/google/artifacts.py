@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from coldstream.deploy.google.clients import ONCE, TIMEOUT, Clients
 from coldstream.deploy.google.mapping import asked, called, module
 from coldstream.deploy.google.operations import Pending, pending, plain
 from coldstream.errors import ResourceNotFound
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An object as Cloud Storage has it: which generation, and the CRC32C of its bytes (base64, big-endian)."""
-
-    generation: int
-    crc32c: str
 
 
 class ArtifactCalls(Clients):
@@ -103,22 +94,27 @@ class ArtifactCalls(Clients):
         """The names below a prefix."""
         return tuple(item.name for item in self._storage().list_blobs(bucket, prefix=prefix, **ONCE))
 
-    def stored(self, bucket: str, name: str) -> Stored | None:
-        """The object; None when there is none."""
+    def generation(self, bucket: str, name: str) -> int | None:
+        """The object's generation; None when there is no object."""
         try:
-            return self._stored(bucket, name)
+            return self._generation(bucket, name)
         except ResourceNotFound:
             return None
 
     @asked
-    def _stored(self, bucket: str, name: str) -> Stored:
+    def _generation(self, bucket: str, name: str) -> int:
         blob = self._bucket(bucket).blob(name)
         blob.reload(**ONCE)
-        return Stored(int(blob.generation), str(blob.crc32c))
+        return int(blob.generation)
+
+    @asked
+    def content(self, bucket: str, name: str, generation: int) -> bytes:
+        """The bytes of one generation of an object."""
+        return bytes(self._bucket(bucket).blob(name, generation=generation).download_as_bytes(**ONCE))
 
     @called
-    def upload(self, bucket: str, name: str, data: bytes, *, over: int) -> Stored:
-        """Write an object over the generation `over`; 0 stands for none.
+    def upload(self, bucket: str, name: str, data: bytes, *, over: int) -> int:
+        """Write an object over the generation `over`, where 0 stands for none; its own generation.
 
         Raises:
             ResourceExists: another generation is there.
@@ -127,7 +123,7 @@ class ArtifactCalls(Clients):
         blob.upload_from_string(
             data, content_type="application/gzip", if_generation_match=over, timeout=TIMEOUT, retry=None
         )
-        return Stored(int(blob.generation), str(blob.crc32c))
+        return int(blob.generation)
 
     @called
     def delete_object(self, bucket: str, name: str) -> None:
