@@ -21,7 +21,7 @@ def context() -> Context:
 
 def test_the_context_has_the_package_its_dependencies_and_no_weights(context: Context) -> None:
     names = set(context.files)
-    assert {"Dockerfile", "entry.py", "requirements.txt", "site/coldstream/settings.py"} <= names
+    assert {"Dockerfile", "entry.py", "requirements.txt", "site/coldstream/settings/schema.py"} <= names
     assert any(name.endswith(".dist-info/METADATA") for name in names)
     assert not [name for name in names if name.endswith((".safetensors", ".pyc", "tokenizer.json"))]
 
