@@ -29,7 +29,7 @@ test-more: $(VENV)/dev $(VENV)/browser ## Run the tests that need Chromium and n
 lint: $(VENV)/dev ## ruff, mypy strict, import-linter, the C compiler's warnings
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
-	$(BIN)/python src/coldstream/model/native/compile.py --check
+	$(BIN)/python src/coldstream/backends/cpu/compile.py --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_NATIVE = Path("src/coldstream/model/native")
+_NATIVE = Path("src/coldstream/backends/cpu")
 
 
 class KernelsHook(BuildHookInterface):

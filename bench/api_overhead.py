@@ -92,11 +92,11 @@ def serve(port: int) -> None:
     """Run the server process."""
     import uvloop
 
-    from coldstream.serve import logs
     from coldstream.serve.app import create_app
-    from coldstream.serve.http_server import HttpServer
+    from coldstream.serve.http.server import HttpServer
     from coldstream.serve.main import bind
-    from coldstream.serve.metrics import Metrics
+    from coldstream.serve.observe import logs
+    from coldstream.serve.observe.metrics import Metrics
     from coldstream.serve.startup import Startup
     from coldstream.serve.state import ServerState
     from coldstream.serve.surface import Surface

@@ -29,16 +29,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from coldstream.backends.cpu.library import Kernels, load
+from coldstream.backends.torch.int8 import Int8Linear
+from coldstream.backends.torch.linear import DenseLinear, Linear
+from coldstream.backends.torch.vision import VisionTower, canonical
 from coldstream.host.limits import cpu_limit
 from coldstream.host.memory import return_large_buffers
 from coldstream.model.image_processor import ImageProcessor
-from coldstream.model.int8 import Int8Linear
-from coldstream.model.linear import DenseLinear, Linear
 from coldstream.model.names import Vision, destination
-from coldstream.model.native.library import Kernels, load
-from coldstream.model.vision import VisionTower, canonical
 from coldstream.model.vision_config import VisionConfig
-from coldstream.weights.checkpoint import open_checkpoint
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint
 from coldstream.weights.load import iter_tensors
 
 PRECISIONS = ("float32", "int8", "bfloat16")

@@ -160,7 +160,7 @@ def _running(buildah: Buildah, variables: dict[str, str]) -> Iterator[tuple[int,
 def _kernels(buildah: Buildah) -> str:
     """The compiled kernels that the image loads on this processor; it ends with an error where there are none."""
     container = buildah("from", IMAGE)
-    code = "import torch; from coldstream.model.native import library; print(library.load().path)"
+    code = "import torch; from coldstream.backends.cpu import library; print(library.load().path)"
     try:
         return buildah("run", "--isolation", "chroot", container, "--", ENTRY[0], "-c", code)
     finally:

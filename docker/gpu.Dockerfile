@@ -11,7 +11,7 @@ FROM ${BASE} AS kernels
 RUN apt-get update -q \
  && apt-get install -yq --no-install-recommends gcc libc6-dev \
  && rm -rf /var/lib/apt/lists/*
-COPY site/coldstream/model/native/compile.py site/coldstream/model/native/kernels.c /build/
+COPY site/coldstream/backends/cpu/compile.py site/coldstream/backends/cpu/kernels.c /build/
 RUN mkdir /build/made && python3 /build/compile.py /build/made
 
 FROM ${BASE}
@@ -35,7 +35,7 @@ COPY requirements.txt /build/
 RUN python3 -m venv /tmp/pip \
  && /tmp/pip/bin/pip --no-cache-dir --python /opt/coldstream/bin/python install --compile -r /build/requirements.txt \
  && rm -rf /tmp/pip
-COPY --from=kernels /build/made /opt/coldstream/site/coldstream/model/native/
+COPY --from=kernels /build/made /opt/coldstream/site/coldstream/backends/cpu/
 # A new version of the project changes only what comes from here on: seconds.
 COPY entry.py site /opt/coldstream/site/
 RUN /opt/coldstream/bin/python -m compileall -q /opt/coldstream/site

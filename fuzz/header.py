@@ -25,7 +25,7 @@ def parse(raw: bytes, size: int) -> None:
     """Any bytes: an error of ours, or a header whose tensors fill the file without a gap."""
     # Imported here, because atheris instruments what is imported after it was.
     from coldstream.errors import HeaderError
-    from coldstream.weights.header import DTYPE_BITS, parse_header
+    from coldstream.weights.checkpoint.header import DTYPE_BITS, parse_header
 
     try:
         header = parse_header(raw, file="f", size=size, uri="gs://b/f")
@@ -44,7 +44,7 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports():
-        import coldstream.weights.header  # noqa: F401
+        import coldstream.weights.checkpoint.header  # noqa: F401
     atheris.Setup(sys.argv, one)
     atheris.Fuzz()
 

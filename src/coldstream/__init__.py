@@ -15,13 +15,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coldstream.weights.checkpoint import Checkpoint, open_checkpoint
-    from coldstream.weights.header import TensorInfo
+    from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
+    from coldstream.weights.checkpoint.header import TensorInfo
     from coldstream.weights.load import iter_tensors, load_state_dict
     from coldstream.weights.pretrained import from_pretrained
-    from coldstream.weights.progress import Progress
-    from coldstream.weights.stream import StreamOptions
-    from coldstream.weights.verify import VerifyReport, verify
+    from coldstream.weights.transfer.progress import Progress
+    from coldstream.weights.transfer.stream import StreamOptions
+    from coldstream.weights.transfer.verify import VerifyReport, verify
 
 __all__ = [
     "Checkpoint",
@@ -37,16 +37,16 @@ __all__ = [
 ]
 
 _HOME = {
-    "Checkpoint": "checkpoint",
-    "Progress": "progress",
-    "StreamOptions": "stream",
-    "TensorInfo": "header",
-    "VerifyReport": "verify",
+    "Checkpoint": "checkpoint.checkpoint",
+    "Progress": "transfer.progress",
+    "StreamOptions": "transfer.stream",
+    "TensorInfo": "checkpoint.header",
+    "VerifyReport": "transfer.verify",
     "from_pretrained": "pretrained",
     "iter_tensors": "load",
     "load_state_dict": "load",
-    "open_checkpoint": "checkpoint",
-    "verify": "verify",
+    "open_checkpoint": "checkpoint.checkpoint",
+    "verify": "transfer.verify",
 }
 
 

@@ -16,10 +16,10 @@ import pytest
 
 import coldstream.demo
 from coldstream.bench.child import free_port
-from coldstream.serve.auth import ApiKeys
-from coldstream.serve.http_protocol import HttpLimits
+from coldstream.serve.http.protocol import HttpLimits
+from coldstream.serve.middleware.auth import ApiKeys
 from coldstream.settings import ServerSettings, for_uri
-from tests.serve.scripted import ScriptedModel
+from tests.support.scripted import ScriptedModel
 
 KEYS = ApiKeys.of("secret")
 POST = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"

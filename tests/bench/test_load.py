@@ -16,7 +16,7 @@ from coldstream.bench.load import LoadBench, Round, _order, check_contenders, co
 from coldstream.bench.load_tls import Certificate, make_certificate
 from coldstream.demo.bucket import LocalBucket
 from coldstream.errors import SettingsError
-from tests.weights import files
+from tests.support import files
 
 TENSORS = {f"model.layers.{n}.w": ("BF16", (64, 64), bytes(range(256)) * 32) for n in range(12)}
 SIZE = sum(len(data) for _, _, data in TENSORS.values())

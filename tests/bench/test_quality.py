@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from coldstream.bench.quality import TEXTS, Quality, TextQuality, read_texts, run_quality
 from coldstream.errors import TokenizerError
-from tests.model import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Any
 
 from coldstream.engine.request import Request
-from coldstream.serve.http_server import HttpServer
+from coldstream.serve.http.server import HttpServer
 from coldstream.serve.main import bind
 from coldstream.timeline import Timeline
-from tests.serve.production import stack
-from tests.serve.scripted import ScriptedEngine, ScriptedModel
+from tests.support.production import stack
+from tests.support.scripted import ScriptedEngine, ScriptedModel
 
 _WORDS = ("the", "model", "answers", "with", "one", "word", "a", "token", "and", "a", "line", "now", "and", "then.\n")
 _MODEL = {

@@ -63,9 +63,10 @@ MAY_BE_IMPORTED = {
 def test_nothing_heavy_is_imported_before_the_first_bytes_are_asked_for() -> None:
     code = (
         "import sys\n"
-        "import coldstream.cli.serve, coldstream.serve.main, coldstream.serve.http_server, coldstream.serve.startup\n"
-        "import coldstream.serve.metrics, coldstream.serve.state, coldstream.serve.surface\n"
-        "import coldstream.weights.checkpoint, coldstream.weights.stream, coldstream.weights.object_store\n"
+        "import coldstream.cli.serve, coldstream.serve.main, coldstream.serve.http.server, coldstream.serve.startup\n"
+        "import coldstream.serve.observe.metrics, coldstream.serve.state, coldstream.serve.surface\n"
+        "import coldstream.weights.checkpoint.checkpoint, coldstream.weights.transfer.stream\n"
+        "import coldstream.weights.stores.object_store\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))\n"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout

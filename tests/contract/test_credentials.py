@@ -14,12 +14,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from coldstream.errors import AccessDenied
-from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.open_store import open_store
-from coldstream.weights.retry import RetryPolicy
-from coldstream.weights.uri import Location
-from tests.contract.servers import GoogleServer
-from tests.weights import files
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.open_store import open_store
+from coldstream.weights.transfer.retry import RetryPolicy
+from tests.support import files
+from tests.support.servers import GoogleServer
 
 URI = "gs://private/model"
 FAST = RetryPolicy(attempts=2, first_delay=0.001)

@@ -15,14 +15,14 @@ import trustme
 
 from coldstream.demo.bucket import LocalBucket
 from coldstream.errors import AccessDenied, BadResponse, LocationError, ObjectNotFound, StoreError
-from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.open_store import open_store
-from coldstream.weights.retry import RetryPolicy
-from coldstream.weights.store import read
-from coldstream.weights.uri import Location
-from tests.contract.servers import BlobServer, RangeServer, free_port, program, spawn, stop
-from tests.contract.store_contract import Shelf, StoreContract, store_at
-from tests.weights import files
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.open_store import open_store
+from coldstream.weights.stores.store import read
+from coldstream.weights.transfer.retry import RetryPolicy
+from tests.support import files
+from tests.support.servers import BlobServer, RangeServer, free_port, program, spawn, stop
+from tests.support.store_contract import Shelf, StoreContract, store_at
 
 
 class GoogleShelf(Shelf):

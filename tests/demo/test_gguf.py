@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from coldstream.demo.gguf import read_gguf, to_bfloat16
 from coldstream.errors import CheckpointError
-from tests.demo.gguf_files import F32, Q4_1, Q8_0, write_gguf
+from tests.support.gguf_files import F32, Q4_1, Q8_0, write_gguf
 
 METADATA = {"text": "한글", "whole": 7, "real": 0.5, "yes": True, "names": ["a", "b c"], "kinds": [1, 3]}
 

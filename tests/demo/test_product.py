@@ -12,18 +12,18 @@ import pytest
 from PIL import Image
 
 from coldstream import settings
+from coldstream.backends.torch.vision import Sight
 from coldstream.bench.parity import load_folder
 from coldstream.demo.pictures import THINGS, Product, choose, picture
 from coldstream.engine.engine import Engine
-from coldstream.engine.image_prompt import ImagePrompt
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
-from coldstream.engine.tokenizer import Tokenizer
+from coldstream.engine.tokenizer.tokenizer import Tokenizer
+from coldstream.engine.vision.prompt import ImagePrompt
 from coldstream.model.image_processor import ImageProcessor, content_digest
-from coldstream.model.vision import Sight
-from coldstream.serve.images import Picture
-from coldstream.serve.tasks import GivenImage, render
+from coldstream.serve.api.tasks import GivenImage, render
+from coldstream.serve.images.decode import Picture
 from coldstream.settings import EngineSettings
-from coldstream.weights import file_names
+from coldstream.weights.checkpoint import file_names
 
 DEMO = Path(str(files("coldstream.demo")))
 PHOTOS = {

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from coldstream.demo.smollm2 import checkpoint, convert, hub_name
 from coldstream.errors import CheckpointError, ColdstreamError, MissingExtra
-from tests.demo.gguf_files import F32, Q4_1, Q8_0, write_gguf
+from tests.support.gguf_files import F32, Q4_1, Q8_0, write_gguf
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, MLP = 2, 32, 4, 2, 8, 64
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(chr(c) for c in range(33, 127)), "Ġ", "Ċ", "hi"]

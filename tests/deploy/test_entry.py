@@ -16,7 +16,7 @@ import requests
 
 from coldstream.deploy import fix, lifecycle, show, smoke
 from coldstream.errors import PermissionRefused, SettingsError
-from coldstream.serve.auth import read_keys
+from coldstream.serve.middleware.auth import read_keys
 from coldstream.settings import ServerSettings, Settings
 from tests.deploy.conftest import ME, Site, one_model, prepare
 from tests.deploy.test_cli import runner

@@ -27,9 +27,9 @@ def test_the_context_has_the_package_its_dependencies_and_no_weights(context: Co
 
 
 def test_what_was_compiled_on_this_machine_and_weights_stay_here(tmp_path: Path) -> None:
-    kept = ("model/native/kernels.c", "model/native/compile.py", "demo/coldstream.toml")
+    kept = ("backends/cpu/kernels.c", "backends/cpu/compile.py", "demo/coldstream.toml")
     left = (
-        "model/native/kernels-any.so",
+        "backends/cpu/kernels-any.so",
         "model/__pycache__/a.pyc",
         "demo/m/model.safetensors",
         "demo/m/tokenizer.json",

@@ -21,7 +21,7 @@ import pkgutil
 import coldstream.deploy
 for module in pkgutil.iter_modules(coldstream.deploy.__path__):
     __import__(f"coldstream.deploy.{module.name}")
-import coldstream.weights.checkpoint
+import coldstream.weights.checkpoint.checkpoint
 """
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from coldstream.backends.torch.decoder import Decoder
+from coldstream.backends.torch.gate import Gate
 from coldstream.engine.engine import Engine
 from coldstream.engine.kv_cache import bytes_per_block
 from coldstream.engine.request import Grammar
 from coldstream.errors import DeadlineExceeded, EngineError, InvalidRequest, OutOfMemory, PromptTooLong
-from coldstream.model.decoder import Decoder
-from coldstream.model.gate import Gate
 from coldstream.settings import EngineSettings
-from tests.engine.parts import EOS, GEMMA, LLAMA, VOCAB, Faulty, Inbox, make_decoder, make_engine, request
+from tests.support.parts import EOS, GEMMA, LLAMA, VOCAB, Faulty, Inbox, make_decoder, make_engine, request
 
 KERNELS = {**GEMMA, "head_dim": 16}
 """Heads of a size that our own attention takes."""

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from coldstream.engine.generation import Finish, Generation
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
 from coldstream.engine.sampler import Logprob, Sampled
-from coldstream.engine.tokenizer import Tokenizer
-from tests.engine.parts import EOS, SPECIAL, VOCAB, make_tokenizer
-from tests.engine.test_added_tokens import byte_level
+from coldstream.engine.tokenizer.tokenizer import Tokenizer
+from tests.engine.tokenizer.test_added_tokens import byte_level
+from tests.support.parts import EOS, SPECIAL, VOCAB, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 TURN = VOCAB["<turn>"]

@@ -11,7 +11,7 @@ import torch
 from coldstream.engine.grammar import MAX_GRAMMAR_CHARACTERS, Grammars
 from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
-from tests.engine.parts import EOS, VOCAB, make_tokenizer
+from tests.support.parts import EOS, VOCAB, make_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import time
 from collections import Counter
 
 from coldstream.errors import ColdstreamError
-from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.concurrency import Bounds
-from coldstream.weights.retry import RetryPolicy
-from coldstream.weights.stream import StreamOptions, stream
-from tests.faults.stores import KINDS, Fault, FaultStore, MemoryStore, Request
-from tests.weights import files
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.transfer.concurrency import Bounds
+from coldstream.weights.transfer.retry import RetryPolicy
+from coldstream.weights.transfer.stream import StreamOptions, stream
+from tests.support import files
+from tests.support.fault_stores import KINDS, Fault, FaultStore, MemoryStore, Request
 
 # Long enough for every schedule that can end well, short enough to see a hang.
 HANG = 20.0

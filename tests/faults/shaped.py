@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from coldstream.weights import memory
-from coldstream.weights.checkpoint import Checkpoint, Shard
-from coldstream.weights.header import Header, TensorInfo
-from coldstream.weights.progress import Counters, Progress
-from coldstream.weights.store import OnLanded, Pin
-from coldstream.weights.stream import StreamOptions, stream_ranges
-from coldstream.weights.uri import Location
+from coldstream.weights.checkpoint.checkpoint import Checkpoint, Shard
+from coldstream.weights.checkpoint.header import Header, TensorInfo
+from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.store import OnLanded, Pin
+from coldstream.weights.transfer import memory
+from coldstream.weights.transfer.progress import Counters, Progress
+from coldstream.weights.transfer.stream import StreamOptions, stream_ranges
 
 FIRST_BYTE, CONNECTION, TOTAL = 0.060, 100e6, 1e9
 SLOW_SHARE, SLOW_FACTOR = 0.02, 20

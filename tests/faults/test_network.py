@@ -16,15 +16,15 @@ import pytest
 
 from coldstream.demo.bucket import LocalBucket
 from coldstream.errors import AccessDenied, ChecksumMismatch, ObjectChanged, StoreUnavailable
-from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.open_store import open_store
-from coldstream.weights.progress import Progress
-from coldstream.weights.retry import RetryPolicy
-from coldstream.weights.stream import StreamOptions, stream
-from coldstream.weights.uri import Location
-from tests.contract.servers import free_port
-from tests.faults.proxy import ChaosProxy, Trouble
-from tests.weights import files
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.open_store import open_store
+from coldstream.weights.transfer.progress import Progress
+from coldstream.weights.transfer.retry import RetryPolicy
+from coldstream.weights.transfer.stream import StreamOptions, stream
+from tests.support import files
+from tests.support.proxy import ChaosProxy, Trouble
+from tests.support.servers import free_port
 
 PART = 1 << 18
 URI = "gs://models/chaos"
@@ -231,9 +231,9 @@ async def test_an_open_that_does_not_succeed_leaves_no_thread(bucket: LocalBucke
 START = """
 import signal, threading
 import coldstream
-from coldstream.weights.background import BackgroundIterator
-from coldstream.weights.checkpoint import open_checkpoint
-from coldstream.weights.stream import stream
+from coldstream.weights.transfer.background import BackgroundIterator
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint
+from coldstream.weights.transfer.stream import stream
 def load():
     return BackgroundIterator(stream(open_checkpoint(uri)), name="load")
 """

@@ -16,14 +16,14 @@ from coldstream.errors import (
     ObjectChanged,
     StoreUnavailable,
 )
-from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.progress import Progress
-from coldstream.weights.retry import RetryPolicy
-from coldstream.weights.store import Store
-from coldstream.weights.stream import Landed, StreamOptions, stream, stream_ranges
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.stores.store import Store
+from coldstream.weights.transfer.progress import Progress
+from coldstream.weights.transfer.retry import RetryPolicy
+from coldstream.weights.transfer.stream import Landed, StreamOptions, stream, stream_ranges
 from tests.faults.shaped import VirtualLoop
-from tests.faults.stores import Choose, Fault, FaultStore, MemoryStore, Request, damaged, once, times
-from tests.weights import files
+from tests.support import files
+from tests.support.fault_stores import Choose, Fault, FaultStore, MemoryStore, Request, damaged, once, times
 
 FAST = RetryPolicy(attempts=4, first_delay=0.001, max_delay=0.005, refused_window=0.05, deadline=20.0)
 SMALL = StreamOptions(part_size=256, retry=FAST)

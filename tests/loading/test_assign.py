@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from coldstream.errors import ModelError
 from coldstream.loading.assign import Assigner
 from coldstream.loading.tensor_queue import FileVerified, TensorQueue
-from coldstream.weights.header import TensorInfo
-from coldstream.weights.stream import Landed
+from coldstream.weights.checkpoint.header import TensorInfo
+from coldstream.weights.transfer.stream import Landed
 
 
 def landed(name: str, size: int = 4) -> Landed:

@@ -20,10 +20,10 @@ from coldstream.loading.context import LoadContext
 from coldstream.loading.loaded_model import LoadedModel
 from coldstream.loading.loader import load
 from coldstream.settings import EngineSettings, ModelSettings, Settings
-from tests.faults.proxy import ChaosProxy, Trouble
-from tests.loading.parts import TEXT_2, Once, Wait, apart, said, write
-from tests.model.tiny import Tiny
-from tests.model.tiny_vision import gemma3_vision
+from tests.support.loads import TEXT_2, Once, Wait, apart, said, write
+from tests.support.proxy import ChaosProxy, Trouble
+from tests.support.tiny import Tiny
+from tests.support.tiny_vision import gemma3_vision
 
 SETTINGS = Settings({}, {}, engine=EngineSettings(kv_bytes=4_000_000, threads=1))
 

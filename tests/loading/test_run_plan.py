@@ -9,9 +9,9 @@ import pytest
 
 from coldstream.loading.run_plan import plan_run, stored_dtype, text_files, threads_for
 from coldstream.settings import ModelSettings
-from coldstream.weights.checkpoint import Checkpoint, open_checkpoint
-from tests.loading.parts import TEXT_1, TEXT_2, TOWER, apart, is_tower, mixed, write
-from tests.model.tiny_vision import gemma3_vision
+from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from tests.support.loads import TEXT_1, TEXT_2, TOWER, apart, is_tower, mixed, write
+from tests.support.tiny_vision import gemma3_vision
 
 
 def one_file(name: str) -> str:

@@ -9,8 +9,8 @@ import pytest
 
 from coldstream.errors import StoreUnavailable
 from coldstream.loading.tensor_queue import FileVerified, TensorQueue
-from coldstream.weights.header import TensorInfo
-from coldstream.weights.stream import Landed
+from coldstream.weights.checkpoint.header import TensorInfo
+from coldstream.weights.transfer.stream import Landed
 
 
 def tensor(number: int, size: int) -> Landed:

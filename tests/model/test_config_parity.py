@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from transformers.initialization import no_init_weights
 
+from coldstream.backends.torch.decoder import Decoder
+from coldstream.backends.torch.layers import activation, inverse_frequencies
 from coldstream.errors import ModelError
 from coldstream.model.config import GEMMA3_DEFAULTS, LLAMA_FAMILY, ModelConfig
-from coldstream.model.decoder import Decoder
-from coldstream.model.layers import activation, inverse_frequencies
 from coldstream.model.matrices import HEAD
 from coldstream.model.names import Text, destination
 from coldstream.model.rope_config import RopeConfig

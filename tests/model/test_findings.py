@@ -10,9 +10,9 @@ from coldstream.errors import ParameterMismatch, UnsupportedConfig
 from coldstream.model.config import ModelConfig
 from coldstream.model.findings import findings
 from coldstream.model.summary import summarize
-from coldstream.weights.checkpoint import Checkpoint
-from coldstream.weights.header import TensorInfo
-from tests.faults.stores import MemoryStore
+from coldstream.weights.checkpoint.checkpoint import Checkpoint
+from coldstream.weights.checkpoint.header import TensorInfo
+from tests.support.fault_stores import MemoryStore
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 UP = "model.layers.0.mlp.up_proj"

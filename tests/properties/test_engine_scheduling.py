@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from coldstream.engine.blocks import Blocks, Group
+from coldstream.engine.kvcache.blocks import Blocks, Group
 from coldstream.engine.scheduler import CHUNK_ALIGNMENT, Piece, Scheduler, Sequence, Step
 
 SIZE = 4

@@ -14,16 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coldstream.errors import LocationError
-from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.checksum import Fold, combine, crc32c
-from coldstream.weights.concurrency import Bounds, Concurrency
-from coldstream.weights.header import DTYPE_BITS, TensorInfo, parse_header
-from coldstream.weights.plan import execution_order, plan, rank
-from coldstream.weights.retry import RetryPolicy
-from coldstream.weights.stream import StreamOptions, stream
-from coldstream.weights.uri import Location
-from tests.faults.stores import MemoryStore
-from tests.weights import files
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.checkpoint.header import DTYPE_BITS, TensorInfo, parse_header
+from coldstream.weights.checkpoint.plan import execution_order, plan, rank
+from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.transfer.checksum import Fold, combine, crc32c
+from coldstream.weights.transfer.concurrency import Bounds, Concurrency
+from coldstream.weights.transfer.retry import RetryPolicy
+from coldstream.weights.transfer.stream import StreamOptions, stream
+from tests.support import files
+from tests.support.fault_stores import MemoryStore
 
 FUZZED = runpy.run_path(str(Path(__file__).parents[2] / "fuzz/header.py"))
 

@@ -11,11 +11,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from coldstream.serve.http_server import HttpServer
+from coldstream.serve.http.server import HttpServer
 from coldstream.serve.main import bind
 from coldstream.serve.state import ServerState
-from tests.serve.production import Stack, stack
-from tests.serve.scripted import Script, ScriptedEngine
+from tests.support.production import Stack, stack
+from tests.support.scripted import Script, ScriptedEngine
 
 
 @dataclass(frozen=True)

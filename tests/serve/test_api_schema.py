@@ -19,8 +19,8 @@ from schemathesis.specs.openapi.checks import (
 
 from coldstream.serve.health import PROBES
 from coldstream.settings import InputSettings, ModelSettings, Settings, TaskSettings
-from tests.serve.production import stack
-from tests.serve.scripted import LetterTokenizer, ScriptedEngine, ScriptedModel
+from tests.support.production import stack
+from tests.support.scripted import LetterTokenizer, ScriptedEngine, ScriptedModel
 
 CHECKS = (
     not_a_server_error,

@@ -22,8 +22,8 @@ from coldstream.bench.serve_load import (
 )
 from coldstream.bench.serve_peers import SERVERS, Plan, Server, running, server
 from coldstream.errors import SettingsError
-from coldstream.serve.auth import ApiKeys
-from tests.serve.scripted import ScriptedModel
+from coldstream.serve.middleware.auth import ApiKeys
+from tests.support.scripted import ScriptedModel
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])

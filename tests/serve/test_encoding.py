@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.engine.tokenizer import Tokenizer
+from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from coldstream.errors import PromptTooLong
 from coldstream.serve.openai.completions import _places
-from tests.engine.parts import tokenizer_files
-from tests.serve.scripted import LetterTokenizer, ScriptedModel
+from tests.support.parts import tokenizer_files
+from tests.support.scripted import LetterTokenizer, ScriptedModel
 
 LONG = "a" * 20_000
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from coldstream.errors import ObjectNotFound
-from coldstream.serve.auth import ApiKeys
 from coldstream.serve.health import LIVENESS, READINESS, Watchdog
+from coldstream.serve.middleware.auth import ApiKeys
 from coldstream.settings import for_uri
-from tests.serve.scripted import LetterTokenizer, ScriptedEngine, ScriptedModel, Stats
+from tests.support.scripted import LetterTokenizer, ScriptedEngine, ScriptedModel, Stats
 
 KEYS = ApiKeys.of("secret")
 AUTHORIZED = {"authorization": "Bearer secret"}

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from coldstream.serve.startup import Startup
 from coldstream.settings import EngineSettings, ModelSettings, Settings, TaskSettings
 from coldstream.timeline import Timeline
-from tests.engine.test_images import TURN, backend
-from tests.model.tiny import Tiny
-from tests.model.tiny_vision import SIZE, TOKENS, file_names, gemma3_vision, photo
+from tests.engine.vision.test_encoder import TURN, backend
+from tests.support.tiny import Tiny
+from tests.support.tiny_vision import SIZE, TOKENS, file_names, gemma3_vision, photo
 
 PROMPT = "what is it?"
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coldstream.serve import logs
+from coldstream.serve.observe import logs
 from coldstream.settings import InputSettings, SamplingSettings, ServerSettings, TaskSettings, for_uri
-from tests.serve.production import stack
-from tests.serve.scripted import LetterTokenizer, ScriptedModel
-from tests.serve.test_generate import with_tasks
+from tests.serve.api.test_generate import with_tasks
+from tests.support.production import stack
+from tests.support.scripted import LetterTokenizer, ScriptedModel
 
 
 async def samples(served) -> dict[tuple[str, ...], float]:

@@ -10,10 +10,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from coldstream.serve.auth import ApiKeys
+from coldstream.serve.middleware.auth import ApiKeys
 from coldstream.serve.playground import PAGE, PREFIX, Playground
 from coldstream.settings import ServerSettings, for_uri
-from tests.serve.production import stack
+from tests.support.production import stack
 
 _STATIC = files("coldstream.serve.playground") / "static"
 _SOURCES = {item.name: item.read_text(encoding="utf-8") for item in _STATIC.iterdir()}

@@ -11,7 +11,7 @@ import pytest
 from coldstream.engine.request import SamplingParams
 from coldstream.model.config import ModelConfig
 from coldstream.settings import ModelSettings, Settings, TaskSettings
-from tests.engine.parts import GEMMA, VOCAB, WORDS, make_decoder, make_engine, make_tokenizer
+from tests.support.parts import GEMMA, VOCAB, WORDS, make_decoder, make_engine, make_tokenizer
 
 HI = [{"role": "user", "content": "ab the b"}]
 

@@ -16,9 +16,9 @@ from coldstream.errors import ModelError, StoreError
 from coldstream.serve.startup import Startup
 from coldstream.settings import EngineSettings, ModelSettings, Settings
 from coldstream.timeline import Timeline
-from tests.faults.proxy import ChaosProxy
-from tests.loading.parts import TEXT_2, Wait, apart, write
-from tests.model.tiny_vision import gemma3_vision
+from tests.support.loads import TEXT_2, Wait, apart, write
+from tests.support.proxy import ChaosProxy
+from tests.support.tiny_vision import gemma3_vision
 
 
 @pytest.fixture(scope="module")

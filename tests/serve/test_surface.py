@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from coldstream.serve.auth import ApiKeys
+from coldstream.serve.middleware.auth import ApiKeys
 from coldstream.settings import ServerSettings, for_uri
-from tests.serve.scripted import ScriptedModel
-from tests.serve.test_admission import settings
+from tests.serve.requests.test_admission import settings
 from tests.serve.test_observed import lines_of, log, samples
+from tests.support.scripted import ScriptedModel
 
 __all__ = ["log"]
 

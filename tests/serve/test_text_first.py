@@ -16,12 +16,12 @@ from coldstream.engine.stats import Stats
 from coldstream.serve.startup import Startup
 from coldstream.settings import EngineSettings, ModelSettings, Settings, TaskSettings
 from coldstream.timeline import Timeline
-from tests.engine.test_images import backend
-from tests.faults.proxy import ChaosProxy, Trouble
-from tests.loading.parts import TEXT_2, TOWER, Once, Wait, apart, mixed, said, tower_start, write
-from tests.model.tiny import Tiny
-from tests.model.tiny_vision import gemma3_vision
+from tests.engine.vision.test_encoder import backend
 from tests.serve.test_images_start import expected, png
+from tests.support.loads import TEXT_2, TOWER, Once, Wait, apart, mixed, said, tower_start, write
+from tests.support.proxy import ChaosProxy, Trouble
+from tests.support.tiny import Tiny
+from tests.support.tiny_vision import gemma3_vision
 
 ASK = {"type": "text", "prompt": "hello", "max_tokens": 6}
 LOOK = {"type": "look", "prompt": "what is it?", "max_tokens": 6, "image": base64.b64encode(png(1)).decode()}

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from coldstream.errors import HeaderError, IndexMismatch, NoConfig
-from coldstream.weights import checkpoint as limits
-from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.header import MAX_HEADER, MAX_TENSORS
-from coldstream.weights.store import OnLanded, Pin
-from tests.faults.stores import MemoryStore
-from tests.weights import files
+from coldstream.weights.checkpoint import checkpoint as limits
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.checkpoint.header import MAX_HEADER, MAX_TENSORS
+from coldstream.weights.stores.store import OnLanded, Pin
+from tests.support import files
+from tests.support.fault_stores import MemoryStore
 
 MB = 1_000_000
 # What parsing may add to the bytes it was given: their text, once more as Python strings, and some room.
@@ -30,7 +30,7 @@ ROOM = 300 * MB
 PARSE = """
 import sys
 from coldstream.errors import HeaderError
-from coldstream.weights.header import parse_header
+from coldstream.weights.checkpoint.header import parse_header
 
 def peak():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))

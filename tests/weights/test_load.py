@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 import coldstream
 from coldstream.errors import HeaderError, ParameterMismatch
+from coldstream.weights.checkpoint.plan import Read
 from coldstream.weights.device import DeviceCopier
-from coldstream.weights.plan import Read
-from coldstream.weights.stream import LandedRange, StreamOptions
-from tests.weights import files
+from coldstream.weights.transfer.stream import LandedRange, StreamOptions
+from tests.support import files
 
 DTYPES = (torch.bfloat16, torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn)
 
@@ -93,7 +93,7 @@ def test_importing_coldstream_imports_neither_torch_nor_obstore() -> None:
 
 
 def test_the_stream_imports_no_torch() -> None:
-    code = "import coldstream.weights.stream, coldstream.weights.verify, sys; "
+    code = "import coldstream.weights.transfer.stream, coldstream.weights.transfer.verify, sys; "
     code += "print('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 

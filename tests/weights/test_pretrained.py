@@ -14,12 +14,12 @@ import transformers
 from safetensors.torch import save_file
 
 import coldstream
-from coldstream.weights.checkpoint import open_checkpoint_async
-from coldstream.weights.memory import address
-from coldstream.weights.open_store import open_store
-from coldstream.weights.store import OnLanded, Pin
-from coldstream.weights.stream import StreamOptions
-from coldstream.weights.uri import Location
+from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.open_store import open_store
+from coldstream.weights.stores.store import OnLanded, Pin
+from coldstream.weights.transfer.memory import address
+from coldstream.weights.transfer.stream import StreamOptions
 
 SIZES = {
     "hidden_size": 16,

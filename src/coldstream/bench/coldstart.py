@@ -34,8 +34,8 @@ from coldstream.bench.contenders import Contender, Skipped, coldstream, llama_se
 from coldstream.bench.shape import Shape, ShapedProxy
 from coldstream.errors import ColdstreamError, SettingsError
 from coldstream.settings import check_precision
-from coldstream.weights.checkpoint import Checkpoint, open_checkpoint_async
-from coldstream.weights.stream import stream_ranges
+from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint_async
+from coldstream.weights.transfer.stream import stream_ranges
 
 PageCache = Literal["warm", "cold"]
 

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from coldstream.errors import SettingsError
-from coldstream.weights.uri import Location
+from coldstream.weights.checkpoint.uri import Location
 
 # What each contender needs: a module, or a program for curl.
 _NEEDS = {

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from coldstream.errors import ColdstreamError
-from coldstream.weights.checkpoint import Checkpoint, open_checkpoint
-from coldstream.weights.uri import Location
+from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from coldstream.weights.checkpoint.uri import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ GCS_API = "https://storage.googleapis.com"
 
 def _coldstream(uri: str, verify: bool = True) -> Prepared:
     from coldstream.weights.load import load_state_dict
-    from coldstream.weights.stream import StreamOptions
+    from coldstream.weights.transfer.stream import StreamOptions
 
     def load() -> Loaded:
         state = load_state_dict(uri, options=StreamOptions(verify=verify))

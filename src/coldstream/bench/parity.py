@@ -21,10 +21,10 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from coldstream.model.build import Assembly
+from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
+from coldstream.backends.torch.layers import DenseAttention, DenseSequence
 from coldstream.model.config import ModelConfig
-from coldstream.model.decoder import Decoder, DecoderPrecision
-from coldstream.model.layers import DenseAttention, DenseSequence
 from coldstream.model.vision_config import VisionConfig
 
 _PROMPT = "The capital of France is Paris. 한국의 수도는 서울입니다. SELECT name FROM donors WHERE country = 'US'; The"

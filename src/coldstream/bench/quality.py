@@ -22,12 +22,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
+from coldstream.backends.torch.layers import DenseAttention, DenseSequence
 from coldstream.errors import ObjectNotFound, TokenizerError
-from coldstream.model.build import Assembly
 from coldstream.model.config import ModelConfig
-from coldstream.model.decoder import Decoder, DecoderPrecision
-from coldstream.model.layers import DenseAttention, DenseSequence
-from coldstream.weights.checkpoint import Checkpoint, open_checkpoint
+from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from coldstream.weights.load import iter_tensors
 
 TEXTS = ("english", "korean", "code", "sql")

@@ -23,7 +23,7 @@ def inspect(
     """Show a checkpoint's architecture, tensors and memory needs. Reads headers and small files only."""
     from coldstream.model.summary import summarize
     from coldstream.settings import check_weights
-    from coldstream.weights.checkpoint import open_checkpoint
+    from coldstream.weights.checkpoint.checkpoint import open_checkpoint
 
     report = summarize(open_checkpoint(uri, weights=check_weights(weights)), tensors=tensors)
     if as_json:

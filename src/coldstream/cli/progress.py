@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from coldstream.serve.observe.waterfall import text
 from coldstream.serve.startup import Startup
-from coldstream.serve.waterfall import text
 from coldstream.settings import Settings
 
 _PERIOD = 0.1

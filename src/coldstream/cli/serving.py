@@ -123,7 +123,7 @@ def _override(settings: Settings, command: Command) -> Settings:
 
 def _watch(start: Startup, settings: Settings, port: int, *, quiet: bool) -> None:
     """Say where the server listens, and show the load: bars for a person, lines of JSON for a log."""
-    from coldstream.serve.logs import configure
+    from coldstream.serve.observe.logs import configure
 
     configure()
     if quiet:
@@ -162,7 +162,7 @@ def _log_until_ready(start: Startup) -> None:
 
 
 def _write_trace(clock: Timeline, file: Path) -> None:
-    from coldstream.serve.waterfall import perfetto
+    from coldstream.serve.observe.waterfall import perfetto
 
     try:
         file.write_text(json.dumps(perfetto(clock.spans())), encoding="utf-8")

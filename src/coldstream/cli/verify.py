@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from coldstream.weights.progress import Progress
-    from coldstream.weights.verify import VerifyReport
+    from coldstream.weights.transfer.progress import Progress
+    from coldstream.weights.transfer.verify import VerifyReport
 
 _STRICT_EXIT = 3
 
@@ -32,7 +32,7 @@ def verify(
 
     Needs about 128 MiB of memory whatever the size. A byte that is wrong is an error that names its file.
     """
-    from coldstream.weights.verify import verify as verify_checkpoint
+    from coldstream.weights.transfer.verify import verify as verify_checkpoint
 
     report = verify_checkpoint(uri, progress=_show if sys.stderr.isatty() and not as_json else None)
     if as_json:

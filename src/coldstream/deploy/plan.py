@@ -23,7 +23,7 @@ MOST_CONFIG = 32 * 1024
 
 
 class OpenedCheckpoint(Protocol):
-    """What a plan reads of `coldstream.weights.checkpoint.Checkpoint`: its headers, no tensor."""
+    """What a plan reads of `coldstream.weights.checkpoint.checkpoint.Checkpoint`: its headers, no tensor."""
 
     @property
     def config(self) -> Mapping[str, Any]: ...
@@ -42,7 +42,7 @@ DigestOf = Callable[[str], str | None]
 
 def open_model(uri: str) -> OpenedCheckpoint:
     """The checkpoint's headers."""
-    from coldstream.weights.checkpoint import open_checkpoint
+    from coldstream.weights.checkpoint.checkpoint import open_checkpoint
 
     return open_checkpoint(uri)
 

@@ -23,26 +23,26 @@ from typing import Protocol
 
 import torch
 
+from coldstream.backends.cpu.library import load
+from coldstream.backends.cpu.packed import is_built
+from coldstream.backends.device import naming_out_of_memory, out_of_memory
 from coldstream.engine import limits
-from coldstream.engine.blocks import Blocks
 from coldstream.engine.generation import Deliver, Finish, Generation
 from coldstream.engine.grammar import Grammars
-from coldstream.engine.images import ImageEncoder, Sees, check_images
-from coldstream.engine.kv_budget import BLOCK_SIZE, affordable, kv_bytes
 from coldstream.engine.kv_cache import AttentionConfig, KvCache
+from coldstream.engine.kvcache.blocks import Blocks
+from coldstream.engine.kvcache.budget import BLOCK_SIZE, affordable, kv_bytes
 from coldstream.engine.outbox import Outbox
 from coldstream.engine.request import Request, TokenEvent
 from coldstream.engine.runner import Abandoned, Decoding, Runner
 from coldstream.engine.scheduler import Scheduler, Step
 from coldstream.engine.stats import Meter, Stats
 from coldstream.engine.steps import Steps
-from coldstream.engine.tokenizer import Tokenizer
-from coldstream.engine.turns import refuse_unknown_ids
+from coldstream.engine.tokenizer.tokenizer import Tokenizer
+from coldstream.engine.tokenizer.turns import refuse_unknown_ids
+from coldstream.engine.vision.encoder import ImageEncoder, Sees, check_images
 from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, OutOfMemory
 from coldstream.host.limits import cpu_limit
-from coldstream.model.device import naming_out_of_memory, out_of_memory
-from coldstream.model.native.library import load
-from coldstream.model.native.packed import is_built
 from coldstream.settings import EngineSettings
 
 # `hold` is somebody else's event: nobody wakes the loop when it is set, unless it is by `release`.

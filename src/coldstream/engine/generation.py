@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from coldstream.engine.blocks import Chain, Mark
 from coldstream.engine.grammar import Matcher
-from coldstream.engine.images import PlacedImage
+from coldstream.engine.kvcache.blocks import Chain, Mark
 from coldstream.engine.request import FinishReason, Request, TokenEvent, TokenLogprob, Usage
 from coldstream.engine.sampler import Logprob, Row, Sampled
 from coldstream.engine.scheduler import Piece, Sequence
-from coldstream.engine.text import Detokenizer, StopStrings
-from coldstream.engine.tokenizer import Tokenizer
+from coldstream.engine.tokenizer.detokenize import Detokenizer, StopStrings
+from coldstream.engine.tokenizer.tokenizer import Tokenizer
+from coldstream.engine.vision.encoder import PlacedImage
 from coldstream.errors import ColdstreamError
 
 Deliver = Callable[[TokenEvent], None]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from coldstream.engine.request import Grammar
-from coldstream.engine.tokenizer import Tokenizer
+from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from coldstream.errors import EngineError, InvalidRequest, TokenizerError
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 Each layer has one tensor for keys and one for values, `[kv_heads, slots, head_dim]`; block b of the layer's group is
 the slots `b * size ... (b + 1) * size - 1`. With the heads outside, a sequence whose blocks lie next to each other
 (pool.py sees to that) is a view `[kv_heads, length, head_dim]` that torch's attention reads in place; only a scattered
-one is gathered. On a CPU our own kernel (model/native) attends, in one call a layer, block by block wherever they lie.
+one is gathered. On a CPU our own kernel (backends/cpu) attends, in one call a layer, block by block wherever they lie.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coldstream.engine.blocks import Copy, Group
-from coldstream.engine.pool import Table
+from coldstream.backends.cpu.library import ATTENTION_MULTIPLE, Kernels, Visible
+from coldstream.engine.kvcache.blocks import Copy, Group
+from coldstream.engine.kvcache.pool import Table
 from coldstream.engine.transfer import to_device
-from coldstream.model.native.library import ATTENTION_MULTIPLE, Kernels, Visible
 
 
 class Layer(Protocol):

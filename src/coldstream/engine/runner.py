@@ -9,13 +9,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from coldstream.engine.blocks import Blocks
-from coldstream.engine.images import PlacedImage
+from coldstream.backends.torch.decoder import Embeds
 from coldstream.engine.kv_cache import Attending, KvCache, Span
-from coldstream.engine.pool import Table
+from coldstream.engine.kvcache.blocks import Blocks
+from coldstream.engine.kvcache.pool import Table
 from coldstream.engine.scheduler import Piece, Step
 from coldstream.engine.transfer import int64
-from coldstream.model.decoder import Embeds
+from coldstream.engine.vision.encoder import PlacedImage
 
 
 class Decoding(Protocol):

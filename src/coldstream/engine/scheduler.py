@@ -14,10 +14,10 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from coldstream.engine.blocks import Blocks, Chain, Copy
+from coldstream.engine.kvcache.blocks import Blocks, Chain, Copy
 
 if TYPE_CHECKING:
-    from coldstream.engine.images import PlacedImage
+    from coldstream.engine.vision.encoder import PlacedImage
 
 # Chunks of a prompt end at multiples of this, so that attention computes a token in the same tile however it is cut.
 CHUNK_ALIGNMENT = 32

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from coldstream.loading.tensor_queue import FileVerified, ModelBuilt, TensorQueue
 
 if TYPE_CHECKING:
-    from coldstream.model.build import Assembly
-    from coldstream.model.fallback import FallbackAssembly
-    from coldstream.model.packing import Packing
-    from coldstream.weights.stream import Landed
+    from coldstream.backends.cpu.packing import Packing
+    from coldstream.backends.torch.assembly import Assembly
+    from coldstream.backends.torch.fallback import FallbackAssembly
+    from coldstream.weights.transfer.stream import Landed
 
 _SMALL = 64 * 1024
 """Bytes of a tensor that is copied, to wait for torch without the memory of its whole read."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from coldstream.backends.device import Machine, open_device
 from coldstream.host.limits import cpu_limit
 from coldstream.loading.run_plan import RunPlan
 from coldstream.loading.torch_import import complete
 from coldstream.model.config import is_native
-from coldstream.model.device import Machine, open_device
 
 if TYPE_CHECKING:
-    from coldstream.model.build import Assembly
-    from coldstream.model.decoder import Decoder
-    from coldstream.model.fallback import FallbackAssembly, FallbackDecoder
-    from coldstream.model.packing import Packing
-    from coldstream.weights.checkpoint import Checkpoint
+    from coldstream.backends.cpu.packing import Packing
+    from coldstream.backends.torch.assembly import Assembly
+    from coldstream.backends.torch.decoder import Decoder
+    from coldstream.backends.torch.fallback import FallbackAssembly, FallbackDecoder
+    from coldstream.weights.checkpoint.checkpoint import Checkpoint
 
     Built: TypeAlias = tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]
 
@@ -35,8 +35,8 @@ def begin_packing(
     """
     if plan.precision != "int8" or not is_native(checkpoint.config):
         return None
+    from coldstream.backends.cpu.packing import Packing
     from coldstream.model.config import ModelConfig
-    from coldstream.model.packing import Packing
 
     config = ModelConfig.from_json(checkpoint.config)
     workers = threads or cpu_limit()
@@ -50,7 +50,7 @@ def build_decoder(checkpoint: Checkpoint, plan: RunPlan, packing: Packing | None
         UnknownArchitecture, UnsupportedConfig, ParameterMismatch: it cannot be made, or not from these tensors.
         DeviceUnavailable: torch cannot use the device that was chosen.
     """
-    from coldstream.model import choice
+    from coldstream.backends.torch import choice
 
     device = open_device(plan.device, Machine.of_this_machine())
     if not is_native(checkpoint.config):

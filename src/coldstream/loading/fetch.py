@@ -10,10 +10,10 @@ from coldstream.loading.tensor_queue import FileVerified, TensorQueue
 
 if TYPE_CHECKING:
     from coldstream.timeline import Timeline
-    from coldstream.weights.checkpoint import Checkpoint
-    from coldstream.weights.header import TensorInfo
-    from coldstream.weights.progress import Progress
-    from coldstream.weights.stream import Pieces, StreamOptions
+    from coldstream.weights.checkpoint.checkpoint import Checkpoint
+    from coldstream.weights.checkpoint.header import TensorInfo
+    from coldstream.weights.transfer.progress import Progress
+    from coldstream.weights.transfer.stream import Pieces, StreamOptions
 
 
 async def fetch_tensors(
@@ -29,9 +29,9 @@ async def fetch_tensors(
     """Put every tensor into the queue and end it; after each, `turn` is awaited: another model may come first.
 
     Raises:
-        StoreError: see `coldstream.weights.stream.stream`.
+        StoreError: see `coldstream.weights.transfer.stream.stream`.
     """
-    from coldstream.weights.stream import stream
+    from coldstream.weights.transfer.stream import stream
 
     seen: set[TensorInfo] = set()
     redelivered: set[str] = set()

@@ -10,8 +10,8 @@ from coldstream.loading.run_plan import RunPlan
 
 if TYPE_CHECKING:
     from coldstream.engine.engine import Engine
-    from coldstream.engine.image_prompt import ImagePrompt
-    from coldstream.engine.tokenizer import Tokenizer
+    from coldstream.engine.tokenizer.tokenizer import Tokenizer
+    from coldstream.engine.vision.prompt import ImagePrompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from coldstream.backends.device import out_of_memory
 from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
 from coldstream.loading.context import LoadContext
 from coldstream.loading.loaded_model import LoadedModel
 from coldstream.loading.steps import LoadSteps
-from coldstream.model.device import out_of_memory
 from coldstream.settings import ModelSettings, Settings
 
 

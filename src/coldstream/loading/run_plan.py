@@ -9,17 +9,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from coldstream.backends.device import Machine, RunDevice, choose_device
 from coldstream.errors import OutOfMemory
 from coldstream.host.cpu import CpuFeatures
 from coldstream.host.limits import cpu_limit, memory_available
 from coldstream.model.config import is_native
-from coldstream.model.device import Machine, RunDevice, choose_device
 from coldstream.model.names import Vision, destination
 from coldstream.model.precision import RunPrecision, choose_precision
 from coldstream.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from coldstream.weights.checkpoint import Checkpoint
+    from coldstream.weights.checkpoint.checkpoint import Checkpoint
 
 _STORED = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1}

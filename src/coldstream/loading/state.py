@@ -10,7 +10,7 @@ from coldstream.loading.run_plan import RunPlan
 from coldstream.timeline import Timeline
 
 if TYPE_CHECKING:
-    from coldstream.weights.progress import Progress
+    from coldstream.weights.transfer.progress import Progress
 
 ModelPhase = Literal["waiting", "listing", "headers", "streaming", "verifying", "assembling", "ready", "failed"]
 

@@ -24,17 +24,17 @@ from coldstream.loading.tensor_queue import TensorQueue
 from coldstream.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
-    from coldstream.engine.image_prompt import ImagePrompt
-    from coldstream.engine.tokenizer import Tokenizer
-    from coldstream.engine.tokenizer_process import TokenizerProcess
+    from coldstream.backends.cpu.packing import Packing
+    from coldstream.backends.torch.decoder import Decoder
+    from coldstream.backends.torch.fallback import FallbackDecoder
+    from coldstream.backends.torch.vision import Sight
+    from coldstream.engine.tokenizer.process import TokenizerProcess
+    from coldstream.engine.tokenizer.tokenizer import Tokenizer
+    from coldstream.engine.vision.prompt import ImagePrompt
     from coldstream.loading.build import Built
-    from coldstream.model.decoder import Decoder
-    from coldstream.model.fallback import FallbackDecoder
-    from coldstream.model.packing import Packing
-    from coldstream.model.vision import Sight
-    from coldstream.weights.checkpoint import Checkpoint
-    from coldstream.weights.progress import Progress
-    from coldstream.weights.stream import StreamOptions
+    from coldstream.weights.checkpoint.checkpoint import Checkpoint
+    from coldstream.weights.transfer.progress import Progress
+    from coldstream.weights.transfer.stream import StreamOptions
 
     Files: TypeAlias = dict[str, bytes]
 
@@ -78,7 +78,7 @@ class LoadSteps:
         """The tokenizer's process, which imports what it needs beside the listing."""
 
         def begin() -> TokenizerProcess:
-            from coldstream.engine.tokenizer_process import TokenizerProcess
+            from coldstream.engine.tokenizer.process import TokenizerProcess
 
             process = TokenizerProcess()
             self._closing.add(process.close)
@@ -90,10 +90,10 @@ class LoadSteps:
         """List, read the headers, and say how it will run."""
         with self._timeline.span("import the streamer", model=self._model.name):
             from coldstream.model.findings import findings
-            from coldstream.weights.checkpoint import open_checkpoint_async
-            from coldstream.weights.progress import Progress
-            from coldstream.weights.retry import RetryPolicy
-            from coldstream.weights.stream import StreamOptions
+            from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+            from coldstream.weights.transfer.progress import Progress
+            from coldstream.weights.transfer.retry import RetryPolicy
+            from coldstream.weights.transfer.stream import StreamOptions
         retry = RetryPolicy(deadline=self._settings.load.deadline)
         progress = self._state.progress = Progress()
         checkpoint = await open_checkpoint_async(
@@ -113,7 +113,7 @@ class LoadSteps:
 
     async def read_tokenizer_files(self, opened: Opened) -> Files:
         """The small files, by name."""
-        from coldstream.weights.file_names import TEMPLATES_BELOW, TOKENIZER
+        from coldstream.weights.checkpoint.file_names import TEMPLATES_BELOW, TOKENIZER
 
         with self._timeline.span("tokenizer files", model=self._model.name):
             return await opened.checkpoint.read_files((*TOKENIZER, *TEMPLATES_BELOW))
@@ -123,11 +123,11 @@ class LoadSteps:
         home, contents = await process, await files
 
         def build() -> Tokenizer:
-            from coldstream.engine.added_tokens import Declared
+            from coldstream.engine.tokenizer.added_tokens import Declared
 
             if "tokenizer.json" in contents:  # before imports, which wait for one another
                 home.begin(contents["tokenizer.json"], Declared.from_files(contents, source=self._model.uri))
-            from coldstream.engine.tokenizer import Tokenizer
+            from coldstream.engine.tokenizer.tokenizer import Tokenizer
 
             with self._timeline.span("tokenizer", model=self._model.name):
                 return Tokenizer.load(
@@ -283,9 +283,9 @@ def _vision(
     """What the engine looks at images with, and how they stand in prompts; None for a model that takes none."""
     if decoder.vision is None:
         return None, None
-    from coldstream.engine.image_prompt import ImagePrompt
+    from coldstream.backends.torch.vision import Sight
+    from coldstream.engine.vision.prompt import ImagePrompt
     from coldstream.model.image_processor import ImageProcessor
-    from coldstream.model.vision import Sight
 
     config = decoder.vision.config
     processor = ImageProcessor.from_files(files, image_size=config.image_size)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from coldstream.weights.stream import Landed
+    from coldstream.weights.transfer.stream import Landed
 
 
 @dataclass(frozen=True, slots=True)

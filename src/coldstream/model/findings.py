@@ -12,8 +12,8 @@ from coldstream.errors import UnsupportedConfig
 from coldstream.model.architecture import classifier, disagreement
 from coldstream.model.config import is_native
 from coldstream.model.names import Head, Vision, destination, is_quantised
-from coldstream.weights.checkpoint import Checkpoint
-from coldstream.weights.header import TensorInfo
+from coldstream.weights.checkpoint.checkpoint import Checkpoint
+from coldstream.weights.checkpoint.header import TensorInfo
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _METHODS: Mapping[str, str] = {

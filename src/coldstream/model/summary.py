@@ -9,7 +9,7 @@ from coldstream.errors import ModelError
 from coldstream.model.architecture import listed
 from coldstream.model.config import ModelConfig
 from coldstream.model.findings import findings
-from coldstream.weights.checkpoint import Checkpoint
+from coldstream.weights.checkpoint.checkpoint import Checkpoint
 
 _RUN_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.05}
 """Bytes a parameter by precision; int8 has a scale a row beside the weights, and the norms stay float32."""

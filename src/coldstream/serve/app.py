@@ -20,18 +20,21 @@ from prometheus_client.core import Metric
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
-from coldstream.serve import documented, failures, metrics, tasks
-from coldstream.serve.body import WholeBody
-from coldstream.serve.failures import RenderErrors
-from coldstream.serve.generate import generate
-from coldstream.serve.inference import Inference
-from coldstream.serve.multipart import Form
+from coldstream.serve.api import openapi as documented
+from coldstream.serve.api import tasks
+from coldstream.serve.api.generate import generate
+from coldstream.serve.api.schema import GenerateRequest
+from coldstream.serve.api.sse import JsonReply
+from coldstream.serve.images.multipart import Form
+from coldstream.serve.middleware import errors as failures
+from coldstream.serve.middleware.body import WholeBody
+from coldstream.serve.middleware.errors import RenderErrors
+from coldstream.serve.middleware.record import SCOPE_KEY
+from coldstream.serve.observe import metrics
 from coldstream.serve.openai import chat as openai_chat
 from coldstream.serve.openai import completions as openai_completions
 from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
-from coldstream.serve.record import SCOPE_KEY
-from coldstream.serve.schema import GenerateRequest
-from coldstream.serve.sse import JsonReply
+from coldstream.serve.requests.inference import Inference
 from coldstream.serve.state import ServedModel, ServerState
 
 _BODIES: Mapping[str, tuple[str, ...]] = {

@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coldstream.errors import RequestError
-from coldstream.serve.asgi import ASGIApp, Receive, Scope, Send, disconnected, send_chunk, send_json, send_whole
+from coldstream.serve.http.asgi import ASGIApp, Receive, Scope, Send, disconnected, send_chunk, send_json, send_whole
 
 if TYPE_CHECKING:
-    from coldstream.serve.auth import ApiKeys
+    from coldstream.serve.middleware.auth import ApiKeys
     from coldstream.serve.state import Lifecycle, ServedModel
     from coldstream.timeline import Timeline
 
@@ -154,7 +154,7 @@ class Health:
             gone.cancel()
 
     async def _waterfall(self, scope: Scope, receive: Receive, send: Send) -> None:
-        from coldstream.serve.waterfall import svg
+        from coldstream.serve.observe.waterfall import svg
 
         picture = svg(self._start.timeline.spans(), now=self._start.timeline.now()).encode()
         await send_whole(send, 200, picture, [(b"content-type", b"image/svg+xml"), (b"cache-control", b"no-store")])

@@ -20,19 +20,19 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from coldstream.errors import PortInUse, SettingsError
-from coldstream.serve.auth import ApiKeys, read_keys
+from coldstream.serve.middleware.auth import ApiKeys, read_keys
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline
 
 if TYPE_CHECKING:
     import asyncio
 
-    from coldstream.serve.asgi import ASGIApp
-    from coldstream.serve.metrics import Metrics
+    from coldstream.serve.http.asgi import ASGIApp
+    from coldstream.serve.observe.metrics import Metrics
+    from coldstream.serve.observe.tracing import Tracing
     from coldstream.serve.startup import Startup
     from coldstream.serve.state import ServerState
     from coldstream.serve.surface import Surface
-    from coldstream.serve.tracing import Tracing
 
 _HANGING_UP = 2
 """Seconds that connections get to close after the last event has been sent."""
@@ -138,7 +138,9 @@ class ServerProcess:
         with self._timeline.span("import uvicorn"):
             import uvloop
 
-            from coldstream.serve import http_server, metrics, state, surface  # noqa: F401  so that the span has them
+            from coldstream.serve import state, surface  # noqa: F401  so that the span has them
+            from coldstream.serve.http import server as http_server  # noqa: F401  so that the span has them
+            from coldstream.serve.observe import metrics  # noqa: F401  so that the span has them
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve(listener, watch))
 
@@ -150,8 +152,8 @@ class ServerProcess:
     async def _serve(self, listener: socket.socket, watch: Callable[[Startup, int], None]) -> None:
         import asyncio
 
-        from coldstream.serve.http_server import HttpServer
-        from coldstream.serve.metrics import Metrics
+        from coldstream.serve.http.server import HttpServer
+        from coldstream.serve.observe.metrics import Metrics
         from coldstream.serve.state import ServerState
         from coldstream.serve.surface import Surface
 
@@ -184,7 +186,7 @@ class ServerProcess:
     def _application(self, state: ServerState, metrics: Metrics) -> tuple[ASGIApp, Tracing | None]:
         with self._timeline.span("import FastAPI, build the application"):
             from coldstream.serve.app import create_app
-            from coldstream.serve.tracing import from_environment
+            from coldstream.serve.observe.tracing import from_environment
 
             return create_app(state, metrics), from_environment(os.environ)
 

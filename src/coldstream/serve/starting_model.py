@@ -20,9 +20,9 @@ from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Timeline
 
 if TYPE_CHECKING:
-    from coldstream.engine.image_prompt import ImagePrompt
     from coldstream.engine.request import SamplingParams
-    from coldstream.engine.tokenizer import Tokenizer
+    from coldstream.engine.tokenizer.tokenizer import Tokenizer
+    from coldstream.engine.vision.prompt import ImagePrompt
     from coldstream.loading.loaded_model import LoadedModel
 
 
@@ -115,7 +115,7 @@ class StartingModel:
     @property
     def defaults(self) -> SamplingParams:
         """What the checkpoint's generation_config asks for. Only after `ready()`."""
-        from coldstream.serve.sampling import from_generation_config
+        from coldstream.serve.requests.sampling import from_generation_config
 
         return from_generation_config(self.tokenizer.generation_defaults, self.tokenizer.stop_ids)
 

@@ -2,7 +2,7 @@
 
     loader thread       the event loop of all loads: lists, reads headers, fetches ranges (loading/loader.py)
     its loads' threads  map and import torch, build tokenizer and decoder, take tensors in, start the engine
-    tokenizer process   builds the tokenizer on a core of its own (engine/tokenizer_process.py)
+    tokenizer process   builds the tokenizer on a core of its own (engine/tokenizer/process.py)
     application thread  imports FastAPI and builds the application
     main thread         the event loop; until all is settled, probes are answered by the front (serve/front.py)
 

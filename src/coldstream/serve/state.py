@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coldstream.engine.request import PromptImage, Request, SamplingParams, TokenEvent
-from coldstream.serve.auth import ApiKeys
-from coldstream.serve.streams import Stream
+from coldstream.serve.middleware.auth import ApiKeys
+from coldstream.serve.requests.event_bridge import Stream
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline
 
 if TYPE_CHECKING:
     from coldstream.model.image_processor import ImageProcessor
-    from coldstream.serve.images import Picture
+    from coldstream.serve.images.decode import Picture
 
 Deliver = Callable[[TokenEvent], None]
 
@@ -39,7 +39,7 @@ class Generates(Protocol):
 
 
 class Tokenizes(Protocol):
-    """The part of `coldstream.engine.tokenizer.Tokenizer` that a request needs."""
+    """The part of `coldstream.engine.tokenizer.tokenizer.Tokenizer` that a request needs."""
 
     @property
     def has_chat_template(self) -> bool: ...
@@ -73,7 +73,7 @@ class Tokenizes(Protocol):
 
 
 class TakesImages(Protocol):
-    """The part of `coldstream.engine.image_prompt.ImagePrompt` that a request needs."""
+    """The part of `coldstream.engine.vision.prompt.ImagePrompt` that a request needs."""
 
     @property
     def marker(self) -> str: ...

@@ -1,9 +1,9 @@
 """The one ASGI application of the server, from the open port to the last answer.
 
-    every request        has a record: an id, a line in the log, a count          serve/record.py
-    errors               become replies, for a browser with its CORS headers      serve/failures.py
+    every request        has a record: an id, a line in the log, a count          serve/middleware/record.py
+    errors               become replies, for a browser with its CORS headers      serve/middleware/errors.py
     probes, the page     are answered without a key                               serve/health.py, serve/playground
-    the key              is checked, before anything of a body is read            serve/auth.py
+    the key              is checked, before anything of a body is read            serve/middleware/auth.py
     /startup             shows the start                                          serve/health.py
     all else             waits for the application, in a bounded number           serve/app.py
 
@@ -18,17 +18,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from coldstream.errors import NotReady
-from coldstream.serve.asgi import ASGIApp, Receive, Scope, Send
-from coldstream.serve.auth import CheckKey
-from coldstream.serve.failures import HttpError, RenderErrors
 from coldstream.serve.health import PROBES, Health, StartView, Watchdog
+from coldstream.serve.http.asgi import ASGIApp, Receive, Scope, Send
+from coldstream.serve.middleware.auth import CheckKey
+from coldstream.serve.middleware.errors import HttpError, RenderErrors
+from coldstream.serve.middleware.record import KeepRecord
 from coldstream.serve.playground import Playground
-from coldstream.serve.record import KeepRecord
 
 if TYPE_CHECKING:
-    from coldstream.serve.metrics import Metrics
+    from coldstream.serve.observe.metrics import Metrics
+    from coldstream.serve.observe.tracing import Tracing
     from coldstream.serve.state import ServerState
-    from coldstream.serve.tracing import Tracing
 
 
 class Surface:

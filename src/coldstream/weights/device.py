@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from coldstream.weights.header import TensorInfo
-from coldstream.weights.plan import MIB
-from coldstream.weights.stream import LandedRange
+from coldstream.weights.checkpoint.header import TensorInfo
+from coldstream.weights.checkpoint.plan import MIB
 from coldstream.weights.tensors import raw_bytes, torch_dtype
+from coldstream.weights.transfer.stream import LandedRange
 
 STAGING = 16 * MIB
 

@@ -9,12 +9,12 @@ from contextlib import aclosing
 import torch
 
 from coldstream.timeline import Timeline
-from coldstream.weights.background import BackgroundIterator
-from coldstream.weights.checkpoint import Checkpoint, open_checkpoint_async
+from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint_async
 from coldstream.weights.device import DeviceCopier
-from coldstream.weights.progress import Progress
-from coldstream.weights.stream import Select, StreamOptions, chosen, stream_groups, stream_ranges
 from coldstream.weights.tensors import as_tensor, torch_dtype
+from coldstream.weights.transfer.background import BackgroundIterator
+from coldstream.weights.transfer.progress import Progress
+from coldstream.weights.transfer.stream import Select, StreamOptions, chosen, stream_groups, stream_ranges
 
 _log = logging.getLogger(__name__)
 Named = tuple[str, torch.Tensor]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from coldstream.errors import MissingExtra, ParameterMismatch, UnknownArchitecture
-from coldstream.weights.checkpoint import Checkpoint, open_checkpoint
+from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from coldstream.weights.load import load_state_dict
-from coldstream.weights.progress import Progress
-from coldstream.weights.stream import StreamOptions
+from coldstream.weights.transfer.progress import Progress
+from coldstream.weights.transfer.stream import StreamOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,10 +9,10 @@ from types import MappingProxyType
 import torch
 
 from coldstream.errors import HeaderError
-from coldstream.weights.checksum import pinned
-from coldstream.weights.header import TensorInfo
-from coldstream.weights.memory import bytes_type
-from coldstream.weights.stream import Landed
+from coldstream.weights.checkpoint.header import TensorInfo
+from coldstream.weights.transfer.checksum import pinned
+from coldstream.weights.transfer.memory import bytes_type
+from coldstream.weights.transfer.stream import Landed
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {

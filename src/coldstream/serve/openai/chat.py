@@ -11,17 +11,18 @@ from starlette.responses import Response
 
 from coldstream.engine.request import Grammar, TokenEvent, TokenLogprob
 from coldstream.errors import ColdstreamError, InvalidRequest
-from coldstream.serve import failures, sse
-from coldstream.serve.generate import expanded, sources
-from coldstream.serve.images import ImageLoader, ImageSource
-from coldstream.serve.inference import Inference, Job, Result
+from coldstream.serve.api import sse
+from coldstream.serve.api.generate import expanded, sources
+from coldstream.serve.images.decode import ImageLoader, ImageSource
+from coldstream.serve.middleware import errors as failures
+from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai import logprobs, tools
 from coldstream.serve.openai.calls import TAGS
 from coldstream.serve.openai.common import Envelope, Target, envelope, sampling, target, text_of, usage
 from coldstream.serve.openai.constraint import constraint, from_schema
 from coldstream.serve.openai.messages import Turn, folded, images, task_turns, turns, with_instruction
 from coldstream.serve.openai.schema import ChatRequest, ToolChoice
-from coldstream.serve.record import RequestRecord
+from coldstream.serve.requests.inference import Inference, Job, Result
 from coldstream.serve.state import ServedModel, ServerState
 
 PATH = "/v1/chat/completions"

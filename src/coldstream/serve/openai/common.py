@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from coldstream.errors import InvalidRequest
-from coldstream.serve.inference import Job, Result
+from coldstream.serve.api.schema import stops
+from coldstream.serve.api.tasks import unknown_model
 from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
-from coldstream.serve.schema import stops
+from coldstream.serve.requests.inference import Job, Result
 from coldstream.serve.state import ServedModel, ServerState
-from coldstream.serve.tasks import unknown_model
 from coldstream.settings import SamplingSettings, TaskSettings
 
 _SAMPLING = (

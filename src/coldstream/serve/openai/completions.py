@@ -14,15 +14,16 @@ from starlette.responses import Response
 
 from coldstream.engine.request import Grammar, TokenEvent
 from coldstream.errors import ColdstreamError, InvalidRequest
-from coldstream.serve import failures, generate, sse
-from coldstream.serve.inference import Inference, Job, Result, Running
+from coldstream.serve.api import generate, sse
+from coldstream.serve.api.tasks import render
+from coldstream.serve.middleware import errors as failures
+from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai import logprobs
 from coldstream.serve.openai.common import Envelope, Target, envelope, sampling, target, usage
 from coldstream.serve.openai.constraint import constraint
 from coldstream.serve.openai.schema import CompletionRequest
-from coldstream.serve.record import RequestRecord
+from coldstream.serve.requests.inference import Inference, Job, Result, Running
 from coldstream.serve.state import ServedModel, ServerState
-from coldstream.serve.tasks import render
 from coldstream.settings import TaskSettings
 
 PATH = "/v1/completions"

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coldstream.errors import InvalidRequest
+from coldstream.serve.api.tasks import GivenImage, Rendered, render
 from coldstream.serve.openai.common import text_of
 from coldstream.serve.openai.schema import AssistantMessage, ImagePart, Message, Part, ToolMessage, UserMessage
-from coldstream.serve.tasks import GivenImage, Rendered, render
 from coldstream.settings import TaskSettings
 
 Turn = dict[str, Any]

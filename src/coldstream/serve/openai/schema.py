@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from coldstream.serve.schema import Body, Int64, Stops
+from coldstream.serve.api.schema import Body, Int64, Stops
 
 _Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]

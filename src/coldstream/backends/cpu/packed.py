@@ -1,0 +1,145 @@
+"""int8 matrices in the kernels' order, and the one kernel that makes them; without torch, which may be on its way.
+
+A checkpoint's bytes are here long before `import torch` is over, so they are packed meanwhile (packing.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import mmap
+import sys
+from collections.abc import Mapping
+from ctypes import Structure, byref, c_float, c_int64, c_void_p
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from coldstream.backends.cpu.compile import ANY, AVX2, SOURCE, VNNI
+from coldstream.errors import UnsupportedConfig
+from coldstream.host.cpu import CpuFeatures
+
+DTYPE_CODES: Mapping[str, int] = MappingProxyType({"F32": 0, "BF16": 1, "F16": 2})
+"""What the kernels read, by safetensors' names."""
+_OUTPUTS = 16
+_LARGEST_SUM = 2**31 - 1
+_LARGEST_WEIGHT = 127
+_LARGEST_UNIT = 2**15 - 1
+_LARGEST_BLOCK = 64
+
+
+class Matrix(Structure):
+    """`Matrix` in kernels.c."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("k", "n", "order", "levels")),
+        *((name, c_void_p) for name in ("packed", "scales", "bias")),
+    )
+
+
+class Somewhere(Protocol):
+    """What lies at an address: a tensor."""
+
+    def data_ptr(self) -> int:
+        """The address of the first element."""
+        ...
+
+
+class PackedMatrix:
+    """int8 weights `[n, k]` in the kernels' order, a float32 scale a row, and a float32 bias `[n]` if there is one.
+
+    Rows are rotated by Hadamard blocks (see `rotation_order`), activations alike while they are rounded. The memory is
+    taken from the system as it is filled: in huge pages, or in small ones, which are there sooner where the host of a
+    virtual machine has to find them.
+    """
+
+    def __init__(self, k: int, n: int, *, bias: Somewhere | None = None, small_pages: bool = False) -> None:
+        self.k, self.n = k, n
+        rows = -(-n // _OUTPUTS) * _OUTPUTS
+        self._packed = mmap.mmap(-1, rows * -(-k // 2) * 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if not small_pages:
+            self._packed.madvise(mmap.MADV_HUGEPAGE)
+        self._scales = (c_float * rows)()
+        packed = ctypes.addressof(ctypes.c_char.from_buffer(self._packed))
+        self.struct = Matrix(k, n, rotation_order(k), levels(k), packed, ctypes.addressof(self._scales), None)
+        self.add(bias)
+
+    def add(self, bias: Somewhere | None) -> None:
+        """What is added to the products from now on."""
+        self._bias = bias
+        self.struct.bias = None if bias is None else bias.data_ptr()
+
+
+class Packer:
+    """The packing kernel of one compiled variant."""
+
+    def __init__(self, path: Path) -> None:
+        self._pack = open_library(path).coldstream_pack
+        self._pack.argtypes = (ctypes.POINTER(Matrix), c_void_p, c_int64, c_int64, c_int64, c_void_p)
+        self._pack.restype = None
+
+    def pack(self, matrix: PackedMatrix, address: int, dtype: int, first: int, rows: int) -> None:
+        """Take `[rows, k]` at an address as the matrix's rows from `first` on; `dtype` is one of DTYPE_CODES.
+
+        One thread, without the interpreter's lock; any number may call.
+        """
+        row = (c_float * matrix.k)()
+        self._pack(byref(matrix.struct), address, dtype, first, rows, row)
+
+
+def rotation_order(features: int) -> int:
+    """The order of the Hadamard blocks: the largest power of two up to 64 that divides; under 8, none (1)."""
+    order = _LARGEST_BLOCK
+    while features % order:
+        order //= 2
+    return order if order >= 8 else 1
+
+
+def levels(features: int) -> int:
+    """The most steps to either side of 0 that activations can have without a sum of products ever overflowing int32."""
+    return min(_LARGEST_UNIT, _LARGEST_SUM // (_LARGEST_WEIGHT * features))
+
+
+def is_built() -> bool:
+    """Whether a variant lies here that this CPU can run."""
+    return _choose(SOURCE.parent) is not None
+
+
+def best_library(folder: Path = SOURCE.parent) -> Path:
+    """The best variant for this CPU.
+
+    Raises UnsupportedConfig when none was built.
+    """
+    path = _choose(folder)
+    if path is None:
+        raise UnsupportedConfig(
+            f"coldstream's kernels were not built ({folder} has no {ANY}); reinstall coldstream where there is "
+            "a C compiler, or use --precision float32"
+        )
+    return path
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """A variant, with the OpenMP of torch: there must be one in a process, or each would have its threads."""
+    if "torch" not in sys.modules:
+        _open_openmp_of_torch()
+    return ctypes.CDLL(str(path))
+
+
+def runnable(cpu: CpuFeatures) -> tuple[str, ...]:
+    """The variants that a CPU can run, by file name, the best first."""
+    return (VNNI,) * cpu.avx512_vnni + (AVX2,) * cpu.avx2 + (ANY,)
+
+
+def _open_openmp_of_torch() -> None:
+    """By its path; by its name the loader would find the system's, and torch would then be given that as well."""
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).parent / "lib" / "libgomp.so.1"
+        if path.exists():
+            ctypes.CDLL(str(path))
+
+
+def _choose(folder: Path) -> Path | None:
+    paths = (folder / name for name in runnable(CpuFeatures.of_this_machine()))
+    return next((path for path in paths if path.exists()), None)

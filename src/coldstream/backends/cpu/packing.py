@@ -1,0 +1,142 @@
+"""int8 matrices from a checkpoint's bytes as they land, while torch is still being imported.
+
+packing = Packing(config, tensors, workers=2, failed=...)
+stream(..., pieces=packing.pieces)      # large matrices come in pieces, so that none lies there whole
+packing.take(landed)                    # False: not a matrix of the text decoder; somebody else's
+assembly.adopt(packing)                 # once the decoder stands: it runs on these matrices
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from coldstream.backends.cpu.crew import Crew
+from coldstream.backends.cpu.packed import DTYPE_CODES, PackedMatrix, Packer, best_library
+from coldstream.model.config import ModelConfig
+from coldstream.model.matrices import joints
+from coldstream.model.names import Text, destination
+from coldstream.weights.checkpoint.header import TensorInfo
+from coldstream.weights.transfer.checksum import pinned
+from coldstream.weights.transfer.stream import Landed
+
+_PIECE = 4 * 1024 * 1024
+"""Bytes that are packed as one: some milliseconds, and many to a read."""
+_ROWS = 16
+"""Rows that the kernels keep together; a piece is a multiple of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor's rows go."""
+
+    parameter: str
+    matrix: PackedMatrix
+    first: int
+    whole: TensorInfo
+
+
+class Packing:
+    """The packed matrices of a text decoder, `matrices` by the names of their joints, and what fills them.
+
+    `tensors` are the checkpoint's own; one of another shape or dtype than the config asks for is left alone, for
+    whoever builds the model to complain about. `failed` hears of an error on a worker. `is_patient`: see `Crew`.
+
+    Raises UnsupportedConfig when the kernels were not built.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Iterable[TensorInfo],
+        *,
+        workers: int,
+        failed: Callable[[BaseException], None],
+        is_patient: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.matrices: dict[str, PackedMatrix] = {}
+        self._packer = Packer(best_library())
+        self._crew = Crew(workers, is_patient=is_patient)
+        self._failed = failed
+        self._places = self._find_places(config, tensors)
+        self._lock = threading.Lock()
+        self._left = Counter({key: place.whole.shape[0] for key, place in self._places.items()})
+        self._filled: list[tuple[str, str]] = []
+        self._on_filled: Callable[[str, str], None] | None = None
+
+    def pieces(self, info: TensorInfo) -> Sequence[TensorInfo]:
+        """What a tensor should come in; see `weights.stream.Pieces`."""
+        if info.name not in self._places:
+            return (info,)
+        rows = info.shape[0]
+        step = max(_PIECE * rows // info.nbytes // _ROWS, 1) * _ROWS
+        return [info.rows(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+    def take(self, landed: Landed) -> bool:
+        """Pack rows, on a worker; whether they are a matrix's. Waits while too much is under way."""
+        place = self._places.get(landed.info.name)
+        if place is None:
+            return False
+        subject = f"{landed.info.name} {landed.info.start}"
+        work = partial(self._pack, place, landed)
+        self._crew.run(subject, [work], done=partial(self._note, landed.info), failed=self._failed)
+        return True
+
+    def when_filled(self, heard: Callable[[str, str], None]) -> None:
+        """Call `heard(parameter, tensor)`, on any thread, for every parameter that is filled, or was before."""
+        with self._lock:
+            self._on_filled = heard
+            filled = list(self._filled)
+        for parameter, key in filled:
+            heard(parameter, key)
+
+    def settle(self) -> None:
+        """Return when everything that was taken is in its place."""
+        self._crew.settle()
+
+    def end(self) -> None:
+        """Return when everything that was taken is in its place, and the threads are gone."""
+        self._crew.end()
+
+    def stop(self) -> None:
+        """Begin nothing more; does not wait."""
+        self._crew.stop()
+
+    def _pack(self, place: _Place, landed: Landed) -> None:
+        whole, info = place.whole, landed.info
+        first = place.first + (info.start - whole.start) * whole.shape[0] // whole.nbytes
+        with pinned(landed.data) as address:
+            self._packer.pack(place.matrix, address, DTYPE_CODES[info.dtype], first, info.shape[0])
+
+    def _note(self, info: TensorInfo) -> None:
+        with self._lock:
+            self._left[info.name] -= info.shape[0]
+            if self._left[info.name]:
+                return
+            filled = (self._places[info.name].parameter, info.name)
+            self._filled.append(filled)
+            heard = self._on_filled
+        if heard is not None:
+            heard(*filled)
+
+    def _find_places(self, config: ModelConfig, tensors: Iterable[TensorInfo]) -> dict[str, _Place]:
+        keys = _by_parameter(tensors)
+        places = {}
+        for joint in joints(config):
+            first = 0
+            for part, size in zip(joint.parts, joint.sizes, strict=True):
+                info = keys.get(f"{part}.weight")
+                if info is not None and info.shape == (size, joint.in_features) and info.dtype in DTYPE_CODES:
+                    if joint.name not in self.matrices:
+                        self.matrices[joint.name] = PackedMatrix(joint.in_features, sum(joint.sizes), small_pages=True)
+                    places[info.name] = _Place(f"{part}.weight", self.matrices[joint.name], first, info)
+                first += size
+        return places
+
+
+def _by_parameter(tensors: Iterable[TensorInfo]) -> Mapping[str, TensorInfo]:
+    found = ((destination(info.name), info) for info in tensors if info.nbytes)
+    return {to.name: info for to, info in found if isinstance(to, Text)}

@@ -1,0 +1,1 @@
+"""Which block of keys and values belongs to whom; knows no tensor."""

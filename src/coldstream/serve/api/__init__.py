@@ -1,0 +1,1 @@
+"""`POST /generate`: tasks, requests, streams, and the schema that documents them."""

@@ -1,0 +1,195 @@
+"""POST /generate: a task and its inputs in, text out.
+
+"SELECT ..."                                        by default: a JSON string, nothing but the generated text
+{"text": ..., "finish_reason": ..., "usage": ...}   with `details`
+data: {"text": "SEL"} ... data: [DONE]              with `stream`; the last event before [DONE] says how it ended
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+from coldstream.engine.request import Usage
+from coldstream.errors import ColdstreamError, InvalidRequest
+from coldstream.serve.api import sse
+from coldstream.serve.api.schema import GenerateRequest, stops
+from coldstream.serve.api.tasks import GivenImage, Rendered, find_task, render
+from coldstream.serve.images.decode import ImageLoader, ImageSource
+from coldstream.serve.middleware import errors as failures
+from coldstream.serve.middleware.record import RequestRecord
+from coldstream.serve.requests.inference import Inference, Job, Result, Running
+from coldstream.serve.requests.sampling import Given
+from coldstream.serve.state import ServedModel, ServerState
+from coldstream.settings import TaskSettings
+
+_PATH = "/generate"
+_SAMPLING = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that has been understood, and what its answer must look like."""
+
+    body: GenerateRequest
+    task: TaskSettings
+    rendered: Rendered
+    model: ServedModel
+    images: tuple[ImageSource, ...] = ()
+
+    def job(self) -> Job:
+        """What the model is to do."""
+        return Job(
+            model=self.model,
+            encode=lambda model: [encode(model, self.rendered)],
+            given=_given(self.body),
+            characters=len(self.rendered.text),
+            task=self.task.sampling,
+            images=self.images,
+        )
+
+    def details(self, result: Result) -> dict[str, Any]:
+        """Everything but the text."""
+        return {
+            "finish_reason": result.finish_reason,
+            "usage": _usage(result.usage),
+            "timings": _timings(result.usage),
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "task": self.task.name,
+            "inputs_defaulted": list(self.rendered.defaulted),
+        }
+
+
+def understand(state: ServerState, body: GenerateRequest, loader: ImageLoader) -> Asked:
+    """Find the task and fill its template.
+
+    Raises:
+        UnknownTask, InvalidRequest: naming the field.
+    """
+    task = find_task(state.settings, body.type)
+    rendered = render(task, body.prompt, body.inputs, _images(body))
+    return Asked(body, task, rendered, state.models[task.model], sources(loader, rendered.images))
+
+
+def sources(loader: ImageLoader, images: Sequence[GivenImage]) -> tuple[ImageSource, ...]:
+    """Where the images come from.
+
+    Raises:
+        InvalidRequest: one that cannot be taken, or too many.
+    """
+    if images:
+        loader.count(len(images), images[-1].field)
+    return tuple((loader.default if item.is_default else loader.source)(item.text, item.field) for item in images)
+
+
+def _images(body: GenerateRequest) -> list[GivenImage]:
+    if body.image is not None and body.images is not None:
+        raise InvalidRequest("image and images say the same thing; send one of them", field="image")
+    if body.image is not None:
+        return [GivenImage("image", body.image)]
+    return [GivenImage(f"images.{place}", text) for place, text in enumerate(body.images or ())]
+
+
+async def generate(state: ServerState, inference: Inference, body: GenerateRequest, record: RequestRecord) -> Response:
+    """Answer the request; errors that come before the first event are raised, and become a status."""
+    asked = understand(state, body, inference.images)
+    record.task = asked.task.name
+    if state.settings.server.log_prompts:
+        record.prompt = asked.rendered.text
+    if body.stream:
+        return await sse.opened(_frames(asked, inference, record))
+    async with inference.start(asked.job(), record) as running:
+        (result,) = await running.collect()
+        text = await _echo(asked, running) + result.text
+    return sse.JsonReply({"text": text, **asked.details(result)} if body.details else text)
+
+
+async def _frames(asked: Asked, inference: Inference, record: RequestRecord) -> AsyncGenerator[bytes, None]:
+    begun = False
+    try:
+        async with AsyncExitStack() as stack:
+            running = await stack.enter_async_context(inference.start(asked.job(), record))
+            result = Result()
+            async for batch in running.events:
+                text = "".join(event.text for _, event in batch)
+                if not begun:
+                    text = await _echo(asked, running) + text
+                for _, event in batch:
+                    result.add(event)
+                if text:
+                    yield sse.frame({"text": text})
+                    begun = True
+            last = asked.details(result) if asked.body.details else {"finish_reason": result.finish_reason}
+            yield sse.frame({"text": "", **last})
+    except ColdstreamError as error:
+        if not begun:
+            raise
+        record.error = type(error).__name__
+        yield sse.frame(failures.body(error, _PATH))
+    yield sse.DONE
+
+
+def encode(model: ServedModel, rendered: Rendered) -> list[int]:
+    """The prompt's ids: through the model's chat template where it has one, else as plain text."""
+    tokenizer = model.tokenizer
+    if not tokenizer.has_chat_template:
+        marker = model.images.marker if model.images is not None else ""
+        return tokenizer.encode(expanded(model, rendered.marked(marker), len(rendered.images)))
+    try:
+        text = tokenizer.apply_chat_template(rendered.messages)
+    except InvalidRequest:
+        if rendered.system is None:
+            raise
+        # The template refuses a system turn, as Gemma 2's and the first Mistrals' do.
+        text = tokenizer.apply_chat_template(rendered.folded)
+    return tokenizer.encode(expanded(model, text, len(rendered.images)), add_special_tokens=False)
+
+
+def expanded(model: ServedModel, text: str, images: int) -> str:
+    """The prompt's text with image tokens where its markers are."""
+    return model.images.expand(text, images) if images and model.images is not None else text
+
+
+def _given(body: GenerateRequest) -> Given:
+    return {name: getattr(body, name) for name in _SAMPLING} | {"stop": stops(body.stop)}
+
+
+async def _echo(asked: Asked, running: Running) -> str:
+    if not asked.body.echo:
+        return ""
+    return await asyncio.to_thread(asked.model.tokenizer.decode, running.prompt_ids[0])
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+    }
+
+
+def _timings(usage: Usage) -> dict[str, float | None]:
+    first, total = usage.first_token_seconds, usage.total_seconds
+    rate = (usage.completion_tokens - 1) / (total - first) if first is not None and total > first else None
+    return {
+        "queued_seconds": usage.queued_seconds,
+        "first_token_seconds": first,
+        "total_seconds": total,
+        "tokens_per_second": rate,
+    }

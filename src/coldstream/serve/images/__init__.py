@@ -1,0 +1,1 @@
+"""Pictures in requests: decoded, or fetched from places that the settings name."""

@@ -1,0 +1,1 @@
+"""From a parsed request to the engine and back."""

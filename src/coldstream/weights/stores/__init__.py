@@ -1,0 +1,1 @@
+"""Where bytes come from: one protocol, and a store for each kind of place."""

@@ -1,0 +1,108 @@
+"""The seam to object storage: a small Protocol. Bytes land where the caller wants them, without a copy in between.
+
+A store lists a folder and reads ranges of pinned objects. It does not retry: a read that failed raises `Interrupted`,
+and the executor (fetch.py) decides what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from coldstream.weights.checkpoint.uri import Location
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Exactly one version of one object: `generation` (gs) or `etag` (others) says which. `crc32c` of all its bytes."""
+
+    name: str
+    size: int
+    generation: str | None = None
+    etag: str | None = None
+    crc32c: int | None = None
+
+    @property
+    def version(self) -> str:
+        """What tells this version from another one, best first."""
+        return self.generation or self.etag or str(self.size)
+
+
+class Interrupted(Exception):
+    """A read ended before its last byte. What `read_into` told of has landed.
+
+    `throttled`: the server asked for less, `retry_after` (seconds) says when. `refused`: nobody listened.
+    Never seen by users: the executor turns it into a retry or an error of errors.py.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        throttled: bool = False,
+        refused: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.throttled = throttled
+        self.refused = refused
+        self.retry_after = retry_after
+
+
+# Told of what a read fills, piece by piece, in order, each byte once, by the thread that has it in its cache.
+OnLanded = Callable[[memoryview], None]
+
+
+class Store(Protocol):
+    """A folder in object storage."""
+
+    @property
+    def location(self) -> Location:
+        """The folder."""
+        ...
+
+    async def list(self) -> Mapping[str, Pin]:
+        """The objects in the folder (not in folders below it) by name, in one call.
+
+        A web server cannot list: it is asked for the names that a checkpoint may have.
+
+        Raises:
+            Interrupted, ObjectNotFound, AccessDenied.
+        """
+        ...
+
+    async def pin(self, name: str) -> Pin | None:
+        """One object that the listing did not have; None when it does not exist.
+
+        Raises:
+            Interrupted, AccessDenied.
+        """
+        ...
+
+    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
+        """Fill `target` (writable bytes) with those of exactly this version from `start` on.
+
+        `landed` is told of every byte that is good, also when the read fails. When it ends, in whatever way, nobody
+        writes to `target` any more.
+
+        Raises:
+            Interrupted: it may work when asked again. Also when no byte came for some seconds.
+            ObjectNotFound, AccessDenied, ObjectChanged, BadResponse: it will not.
+        """
+        ...
+
+    def close_idle(self) -> None:
+        """Let go of connections that are kept for the next read; it may still come, and makes its own."""
+        ...
+
+
+async def read(store: Store, pin: Pin, start: int, end: int) -> bytearray:
+    """Bytes `start` to `end` (exclusive), for what is small.
+
+    Raises:
+        As `Store.read_into`.
+    """
+    data = bytearray(end - start)
+    await store.read_into(pin, start, memoryview(data), lambda _: None)
+    return data

@@ -1,0 +1,1 @@
+"""How bytes come: planned, bounded, retried and verified on the way."""
