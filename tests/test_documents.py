@@ -13,6 +13,10 @@ import typer.main
 
 import coldstream
 from coldstream import cli, errors
+from coldstream.serve.api.schema import GenerateRequest
+from coldstream.serve.middleware import errors as failures
+from coldstream.serve.openai.responses_schema import ResponsesRequest
+from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -96,3 +100,31 @@ def test_the_library_page_names_every_public_function() -> None:
     page = (ROOT / "docs" / "library.md").read_text("utf-8")
     functions = {name for name in coldstream.__all__ if not isinstance(getattr(coldstream, name), type)}
     assert {name for name in functions if f"`{name}(uri" not in page} == set()
+
+
+def _http_api() -> tuple[str, str]:
+    """The page's part about /generate and the one about OpenAI's API, without blocks."""
+    page = BLOCK.sub("", (ROOT / "docs" / "http-api.md").read_text("utf-8"))
+    ours, openai = page.split("\n## OpenAI's API\n")
+    return ours, openai
+
+
+def _named(text: str) -> set[str]:
+    return {name for code in re.findall(r"`([^`]+)`", text) for name in re.findall(r"\w+", code)}
+
+
+def test_the_http_page_names_every_field_of_a_request() -> None:
+    ours, openai = _http_api()
+    assert set(GenerateRequest.model_fields) - _named(ours) == set()
+    for body in (ChatRequest, CompletionRequest, ResponsesRequest):
+        assert set(body.model_fields) - _named(openai) == set()
+
+
+def test_the_http_page_has_every_error_of_a_request_with_its_status() -> None:
+    kinds = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, errors.RequestError)]
+    for kind in {*kinds, errors.EngineError} - {errors.RequestError}:
+        row = re.search(rf"^\| {kind.http_status} .*\| `{kind.__name__}` \|.*$", _http_api()[1], re.MULTILINE)
+        assert row is not None, kind
+        error = kind("", retry_after=1.0) if kind in (errors.TooManyRequests, errors.NotReady) else kind("")
+        openai = failures.body(error, "/v1/")["error"]
+        assert {openai["type"], openai["code"]} - {None} <= _named(row[0]), kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import shutil
@@ -13,13 +14,18 @@ from pathlib import Path
 import pytest
 
 from coldstream.bench.load import LoadBench, Round, _order, check_contenders, contenders_for, run_load_bench
+from coldstream.bench.load_child import runai_name
 from coldstream.bench.load_tls import Certificate, make_certificate
 from coldstream.demo.bucket import LocalBucket
 from coldstream.errors import SettingsError
+from coldstream.weights.checkpoint.uri import Location
 from tests.support import files
 
 TENSORS = {f"model.layers.{n}.w": ("BF16", (64, 64), bytes(range(256)) * 32) for n in range(12)}
 SIZE = sum(len(data) for _, _, data in TENSORS.values())
+NEEDS_RUNAI = pytest.mark.skipif(
+    importlib.util.find_spec("runai_model_streamer") is None, reason="Run:ai's streamer is not installed"
+)
 NEEDS_CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
 
 
@@ -75,6 +81,21 @@ def test_curl_trusts_the_throw_away_authority_too(bucket: LocalBucket, certifica
     assert [(item.contender, item.error) for item in report.rounds] == [("curl drain", None)]
 
 
+def test_runai_is_told_of_a_file_by_its_plain_path() -> None:
+    assert runai_name(Location.parse("/some/folder/a.safetensors")) == "/some/folder/a.safetensors"
+    assert runai_name(Location.parse("gs://bucket/m/a.safetensors")) == "gs://bucket/m/a.safetensors"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("runai_model_streamer") is None, reason="Run:ai's streamer is not installed"
+)
+def test_runai_reads_a_folder(tmp_path: Path) -> None:
+    for name, data in files.checkpoint(TENSORS, shards=2).items():
+        (tmp_path / name).write_bytes(data)
+    report = run_load_bench(str(tmp_path), rounds=1, contenders=("runai streamer x4",), rest=0)
+    assert [(item.bytes, item.error) for item in report.rounds] == [(SIZE, None)]
+
+
 def test_a_contender_that_fails_says_why(tmp_path: Path) -> None:
     report = run_load_bench(str(tmp_path), rounds=1, contenders=("coldstream",), rest=0)
     assert "the folder is empty" in str(report.summaries[0].error)
@@ -124,3 +145,10 @@ def test_who_can_read_what() -> None:
     assert "gcsfs" not in contenders_for("/some/folder")
     assert "safetensors" in contenders_for("/some/folder")
     assert {"coldstream", "curl drain"} <= set(contenders_for("gs://bucket/model"))
+
+
+def test_obstores_ranges_are_checked_as_ours_are(bucket: LocalBucket, certificate: Certificate) -> None:
+    environment = {"STORAGE_EMULATOR_HOST": bucket.secure_url, **certificate.environment}
+    report = run_load_bench("gs://models/small", rounds=1, contenders=("obstore x4",), environment=environment, rest=0)
+    assert report.rounds[0].error is None
+    assert report.rounds[0].bytes > SIZE  # whole files

@@ -7,11 +7,11 @@ from importlib.resources import files
 import pytest
 from playwright.sync_api import Page, expect
 
-from coldstream.demo.pictures import Product
 from tests.browser.conftest import Open, Shot
 from tests.browser.served import Served
 from tests.browser.test_ask import drop
 from tests.browser.test_looks import faults
+from tools.pictures import Product
 
 PHOTOS = files("coldstream.demo") / "photos"
 LAMP = Product("lamp", "green", "grey")

@@ -179,6 +179,31 @@ def test_a_scheme_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     assert "ftp" in last_line(finished)
 
 
+@pytest.mark.parametrize(
+    ("model", "error", "command"),
+    [
+        ("org/model-1b", errors.ObjectNotFound, "hf download org/model-1b --local-dir model-1b"),
+        ("hf://org/model", errors.LocationError, "hf download org/model --local-dir model"),
+        ("hf://org/model@main", errors.LocationError, "hf download org/model --revision main --local-dir model"),
+        ("https://huggingface.co/org/model", errors.LocationError, "hf download org/model --local-dir model"),
+    ],
+)
+def test_a_model_of_the_hub_is_told_how_to_get_there(
+    model: str, error: type[errors.ColdstreamError], command: str, tmp_path: Path
+) -> None:
+    finished = run("serve", model, "--port", "0", cwd=tmp_path)
+    line = last_line(finished)
+    assert finished.returncode == error.exit_code, line
+    assert command in line
+    assert "gs://BUCKET" in line
+
+
+def test_a_path_that_cannot_be_a_models_id_is_only_not_found(tmp_path: Path) -> None:
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    for path in ("org/model", "./a/b/c", "/org/model", "model"):
+        assert "hf download" not in last_line(run("inspect", path, cwd=tmp_path))
+
+
 def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
     finished = run("--debug", "inspect", "ftp://host/model", cwd=tmp_path)
     assert "Traceback" in finished.stderr

@@ -19,7 +19,7 @@ from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.stores.open_store import open_store
 from coldstream.weights.transfer.retry import RetryPolicy
 from tests.support import files
-from tests.support.servers import GoogleServer
+from tests.support.servers import GoogleServer, Handler
 
 URI = "gs://private/model"
 FAST = RetryPolicy(attempts=2, first_delay=0.001)
@@ -80,7 +80,7 @@ def grants(path: str) -> tuple[int, Mapping[str, Any]]:
 async def read_with(storage: GoogleServer, environ: Mapping[str, str]) -> int:
     """The number of tensors that can be read."""
     everything = {"HOME": "/nonexistent", "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": storage.url, **environ}
-    store = open_store(Location.parse(URI), environ=everything)
+    store = open_store(Location.parse(URI), environ=everything, patience=0.1)
     checkpoint = await open_checkpoint_async(URI, store=store, retry=FAST)
     return len(checkpoint.tensors)
 
@@ -133,6 +133,119 @@ async def test_a_users_login_by_gcloud(storage: GoogleServer, tmp_path: Path) ->
         (folder / "application_default_credentials.json").write_text(json.dumps(login))
         assert await read_with(storage, {"HOME": str(tmp_path)}) == len(files.model())
     assert "refresh_token=r" in issuer.seen[0][1]
+
+
+LOGIN = {"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r"}
+
+
+async def read_with_file(storage: GoogleServer, folder: Path, info: Mapping[str, Any]) -> int:
+    path = folder / "adc.json"
+    path.write_text(json.dumps(info))
+    return await read_with(storage, {"GOOGLE_APPLICATION_CREDENTIALS": str(path)})
+
+
+async def test_an_account_that_a_login_impersonates(storage: GoogleServer, tmp_path: Path) -> None:
+    def answer(path: str) -> tuple[int, Mapping[str, Any]]:
+        if path.endswith(":generateAccessToken"):
+            return 200, {"accessToken": "good", "expireTime": "2099-01-01T00:00:00Z"}
+        return 200, {"access_token": "source", "expires_in": 3600, "token_type": "Bearer"}
+
+    with TokenServer(answer) as issuer:
+        account = f"http://{issuer.host}/v1/projects/-/serviceAccounts/x@y.iam.gserviceaccount.com"
+        info = {
+            "type": "impersonated_service_account",
+            "service_account_impersonation_url": f"{account}:generateAccessToken",
+            "source_credentials": {**LOGIN, "token_uri": f"http://{issuer.host}/token"},
+        }
+        assert await read_with_file(storage, tmp_path, info) == len(files.model())
+
+
+POOL = {
+    "type": "external_account",
+    "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q",
+}
+
+
+async def test_workload_identity_from_a_file(storage: GoogleServer, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("subject")
+    kind = "urn:ietf:params:oauth:token-type:jwt"
+    with TokenServer(grants) as issuer:
+        source = {"file": str(tmp_path / "token")}
+        info = {
+            **POOL,
+            "subject_token_type": kind,
+            "token_url": f"http://{issuer.host}/sts",
+            "credential_source": source,
+        }
+        assert await read_with_file(storage, tmp_path, info) == len(files.model())
+    assert "subject_token=subject" in issuer.seen[0][1]
+
+
+async def test_workload_identity_from_aws(
+    storage: GoogleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(name, value)
+    with TokenServer(grants) as issuer:
+        info = {
+            **POOL,
+            "subject_token_type": "urn:ietf:params:aws:token-type:aws4_request",
+            "token_url": f"http://{issuer.host}/sts",
+            "credential_source": {
+                "environment_id": "aws1",
+                "regional_cred_verification_url": "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity",
+            },
+        }
+        assert await read_with_file(storage, tmp_path, info) == len(files.model())
+
+
+async def test_a_workforces_login(storage: GoogleServer, tmp_path: Path) -> None:
+    with TokenServer(grants) as issuer:
+        info = {
+            "type": "external_account_authorized_user",
+            "audience": "//iam.googleapis.com/locations/global/workforcePools/p/providers/q",
+            "refresh_token": "r",
+            "token_url": f"http://{issuer.host}/sts",
+            "client_id": "i",
+            "client_secret": "s",
+        }
+        assert await read_with_file(storage, tmp_path, info) == len(files.model())
+
+
+async def test_a_program_that_gives_the_subject_runs_only_where_that_is_allowed(
+    storage: GoogleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = "urn:ietf:params:oauth:token-type:jwt"
+    answer = {"version": 1, "success": True, "token_type": kind, "id_token": "subject", "expiration_time": 4102444800}
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
+    program.chmod(0o700)
+    with TokenServer(grants) as issuer:
+        info = {
+            **POOL,
+            "subject_token_type": kind,
+            "token_url": f"http://{issuer.host}/sts",
+            "credential_source": {"executable": {"command": str(program)}},
+        }
+        with pytest.raises(AccessDenied, match="GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES"):
+            await read_with_file(storage, tmp_path, info)
+        monkeypatch.setenv("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1")
+        assert await read_with_file(storage, tmp_path, info) == len(files.model())
+
+
+async def test_a_login_names_the_project_that_pays(storage: GoogleServer, tmp_path: Path) -> None:
+    paid: list[str | None] = []
+    answer = storage.answer
+
+    def noting(handler: Handler) -> None:
+        paid.append(handler.headers.get("x-goog-user-project"))
+        answer(handler)
+
+    storage.answer = noting  # type: ignore[method-assign]  the server asks for it at each request
+    with TokenServer(grants) as issuer:
+        info = {**LOGIN, "token_uri": f"http://{issuer.host}/token", "quota_project_id": "payer"}
+        await read_with_file(storage, tmp_path, info)
+    assert set(paid) == {"payer"}
 
 
 async def test_a_login_that_was_revoked(storage: GoogleServer, tmp_path: Path) -> None:

@@ -15,11 +15,15 @@ import trustme
 
 from coldstream.demo.bucket import LocalBucket
 from coldstream.errors import AccessDenied, BadResponse, LocationError, ObjectNotFound, StoreError
+from coldstream.model.image_processor import PROCESSOR_FILES
 from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+from coldstream.weights.checkpoint.file_names import TOKENIZER
 from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.stores.open_store import open_store
 from coldstream.weights.stores.store import read
+from coldstream.weights.stores.web import WELL_KNOWN
 from coldstream.weights.transfer.retry import RetryPolicy
+from coldstream.weights.transfer.stream import stream
 from tests.support import files
 from tests.support.servers import BlobServer, RangeServer, free_port, program, spawn, stop
 from tests.support.store_contract import Shelf, StoreContract, store_at
@@ -96,6 +100,40 @@ class TestFile(StoreContract):
         with pytest.raises(AccessDenied):
             await read(store, pin, 0, 2)
 
+    async def test_a_link_within_the_folder_is_followed(self, shelf: Shelf, tmp_path: Path) -> None:
+        uri = shelf.folder("links", {"config.json": b"{}", "below/real.json": b"12345"})
+        os.symlink("below/real.json", tmp_path / "links" / "linked.json")
+        os.symlink(tmp_path / "links", tmp_path / "another name")
+        for name in ("links", "another name"):
+            store = store_at(f"file://{tmp_path / name}")
+            pin = (await store.list())["linked.json"]
+            assert bytes(await read(store, pin, 0, 5)) == b"12345"
+        assert uri
+
+    async def test_a_snapshot_of_the_hub_cache_links_to_its_blobs(self, shelf: Shelf, tmp_path: Path) -> None:
+        shelf.folder("models--a--b", {"blobs/0123": b"12345", "refs/main": b"abc"})
+        snapshot = tmp_path / "models--a--b" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        os.symlink("../../blobs/0123", snapshot / "config.json")
+        os.symlink("../../refs/main", snapshot / "other.json")
+        store = store_at(str(snapshot))
+        pins = await store.list()
+        assert bytes(await read(store, pins["config.json"], 0, 5)) == b"12345"
+        with pytest.raises(AccessDenied, match=r"other\.json: is a link to .*refs/main"):
+            await read(store, pins["other.json"], 0, 3)
+
+    async def test_a_link_that_leaves_the_folder_is_not_served(self, shelf: Shelf, tmp_path: Path) -> None:
+        shelf.folder("outside", {"secret": b"12345"})
+        uri = shelf.folder("inside", {"config.json": b"{}"})
+        os.symlink(tmp_path / "outside" / "secret", tmp_path / "inside" / "chat_template.jinja")
+        os.symlink(tmp_path / "outside", tmp_path / "inside" / "sub")
+        store = store_at(uri)
+        for name in ("chat_template.jinja", "sub/secret"):
+            pin = await store.pin(name)
+            assert pin is not None
+            with pytest.raises(AccessDenied, match="outside of the folder"):
+                await read(store, pin, 0, 5)
+
 
 class WebShelf(Shelf):
     def __init__(self, server: RangeServer) -> None:
@@ -162,6 +200,10 @@ class TestHttp(StoreContract):
         assert len((await open_checkpoint_async(uri)).shards) == 4
 
 
+def test_a_web_server_is_asked_for_every_file_that_serving_reads() -> None:
+    assert {*TOKENIZER, *PROCESSOR_FILES} <= set(WELL_KNOWN)
+
+
 class AzureShelf(Shelf):
     def __init__(self, server: BlobServer) -> None:
         self.server = server
@@ -189,6 +231,13 @@ class TestAzure(StoreContract):
         monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5a2V5a2V5a2V5")
         monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"{blob_server.url}/account")
         return AzureShelf(blob_server)
+
+
+async def test_a_container_without_an_account_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(AccessDenied, match=r"az://models/gemma: .*AZURE_STORAGE_ACCOUNT_NAME"):
+        await open_checkpoint_async("az://models/gemma")
 
 
 class S3Shelf(Shelf):
@@ -233,6 +282,51 @@ class TestS3(StoreContract):
         _s3_environment(moto, monkeypatch)
         return S3Shelf(moto)
 
+    async def test_a_public_bucket_is_read_without_credentials_and_this_is_said(
+        self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        contents = files.checkpoint(files.model())
+        uri = shelf.folder("public", contents)
+        for name in contents:
+            _make_public(f"{os.environ['AWS_ENDPOINT_URL']}/models/public/{name}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+        monkeypatch.setenv("HOME", "/nonexistent")
+        checkpoint = await open_checkpoint_async(uri)
+        assert len([landed async for landed in stream(checkpoint)]) == len(files.model())
+        assert [record.message for record in caplog.records if "public" in record.message]
+
+    async def test_no_credentials_and_no_public_bucket(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+        monkeypatch.setenv("HOME", "/nonexistent")
+        with RangeServer() as server:
+            server.answer = lambda handler: handler.reply(403, {}, b"<Error><Code>AccessDenied</Code></Error>")  # type: ignore[method-assign]
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+            says = (
+                "no credentials: none in the environment.*AWS_ACCESS_KEY_ID.*without credentials it says.*AccessDenied"
+            )
+            with pytest.raises(AccessDenied, match=says):
+                await open_checkpoint_async("s3://private/gemma")
+
+    async def test_the_keys_of_a_profile_are_found(
+        self, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        uri = shelf.folder("profile", files.checkpoint(files.model()))
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        keys = tmp_path / "credentials"
+        keys.write_text("[dev]\naws_access_key_id = AK\naws_secret_access_key = SK\n")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
+        monkeypatch.setenv("AWS_PROFILE", "dev")
+        assert len((await open_checkpoint_async(uri)).tensors) == len(files.model())
+
+    async def test_a_profile_that_is_not_there_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+        monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+        with pytest.raises(AccessDenied, match=r"s3://models/gemma: .*no-such-profile.*could not be found"):
+            await open_checkpoint_async("s3://models/gemma")
+
 
 class TestRclone:
     """`rclone serve s3` answers 200 to ranges: a good bad server."""
@@ -269,6 +363,13 @@ def _s3_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
+
+
+def _make_public(url: str) -> None:
+    form = "AWS4-HMAC-SHA256 Credential=key/20261129/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=none"
+    headers = {"x-amz-acl": "public-read", "Authorization": form}
+    with urllib.request.urlopen(urllib.request.Request(f"{url}?acl", method="PUT", headers=headers)):
+        pass
 
 
 def _answers(url: str, *, method: str, path: str) -> None:

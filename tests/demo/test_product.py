@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from coldstream import settings
+from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.vision import Sight
-from coldstream.bench.parity import load_folder
-from coldstream.demo.pictures import THINGS, Product, choose, picture
 from coldstream.engine.engine import Engine
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
@@ -24,6 +23,8 @@ from coldstream.serve.api.tasks import GivenImage, render
 from coldstream.serve.images.decode import Picture
 from coldstream.settings import EngineSettings
 from coldstream.weights.checkpoint import file_names
+from tools.parity import load_folder
+from tools.pictures import THINGS, Product, choose, picture
 
 DEMO = Path(str(files("coldstream.demo")))
 PHOTOS = {
@@ -46,9 +47,10 @@ class Eyes:
         processor = ImageProcessor.from_files(found, image_size=vision.image_size)
         self.prompt = ImagePrompt(vision, self.tokenizer, processor)
         self.task = settings.load(DEMO / "coldstream.toml", environ={}).tasks["product"]
-        limits = EngineSettings(kv_bytes=20_000_000, threads=1)
+        limits = EngineSettings(kv_bytes=20_000_000)
         sees = Sight(decoder.vision, processor)
-        self.engine = Engine(decoder, self.tokenizer, decoder.config, limits, sees=sees)
+        backend = TorchBackend(decoder, decoder.config, vision=sees, threads=1)
+        self.engine = Engine(backend, self.tokenizer, decoder.config, limits)
         self.engine.start()
         self._asked = 0
 

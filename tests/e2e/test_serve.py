@@ -23,6 +23,7 @@ from coldstream.bench.child import free_port
 from coldstream.bench.shape import Shape, ShapedProxy
 from coldstream.demo.bucket import LocalBucket
 from coldstream.demo.sql_pairs import sql_pairs
+from tests.support import processes
 
 DEMO = Path(coldstream.demo.__file__).parent
 PAIR = sql_pairs()[0]
@@ -75,12 +76,6 @@ def get(url: str, *, timeout: float = 30.0) -> httpx2.Response:
             time.sleep(0.02)
 
 
-def states_of_children(pid: int) -> list[str]:
-    """One letter each, as ps(1) has them."""
-    listed = subprocess.run(["ps", "--ppid", str(pid), "-o", "state="], capture_output=True, text=True, check=False)
-    return listed.stdout.split()
-
-
 def states(url: str) -> list[dict[str, Any]]:
     """Every state of the start, from the first that can be had to the last."""
     get(f"{url}/healthz")
@@ -98,6 +93,9 @@ def test_a_request_sent_at_once_is_answered_exactly_and_the_start_can_be_seen(
         assert get(f"{url}/healthz").json() == {"status": "ok"}
         answer = httpx2.post(f"{url}/generate", json=ASK, timeout=60)
         assert answer.json() == PAIR.answer
+        endless = {"model": "sql", "prompt": PAIR.context, "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+        usage = httpx2.post(f"{url}/v1/completions", json=endless, timeout=60).json()["usage"]
+        assert usage["completion_tokens"] == 60
         ready = httpx2.get(f"{url}/readyz")
         assert (ready.status_code, ready.json()["models"]["sql"]["unverified"]) == (200, [])
         names = {span["name"] for span in httpx2.get(f"{url}/startup").json()["timeline"]}
@@ -113,7 +111,7 @@ def test_a_request_sent_at_once_is_answered_exactly_and_the_start_can_be_seen(
         }
         assert expected <= names
         assert b"import torch" in httpx2.get(f"{url}/startup.svg").content
-        assert "Z" not in states_of_children(process.pid), "a process that ended is still listed"
+        assert "Z" not in map(processes.state, processes.children(process.pid)), "a process that ended is still listed"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     assert {"first token", "import torch"} <= {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
@@ -184,6 +182,15 @@ def test_a_corrupt_layer_is_never_answered_from(bucket: LocalBucket, tmp_path: P
     assert 200 not in replies
 
 
+def test_where_verification_is_required_a_store_without_checksums_is_refused(tmp_path: Path) -> None:
+    file = config(tmp_path, extra='[load]\nverify = "required"')
+    file.write_text(file.read_text().replace("gs://models/sql", str(DEMO / "sql_model")))
+    with serving("--config", str(file), environment={}) as (process, _):
+        assert process.wait(60) == errors.BadResponse.exit_code
+        assert process.stderr is not None
+        assert "cannot be verified" in process.stderr.read()
+
+
 def test_the_key_is_asked_for_everywhere_but_by_the_probes(bucket: LocalBucket, tmp_path: Path) -> None:
     file = config(tmp_path, server='api_keys_env = "KEYS"')
     with serving("--config", str(file), environment=bucket.environment | {"KEYS": "one,two"}) as (process, url):
@@ -204,9 +211,8 @@ def test_ending_while_it_loads_leaves_no_process_behind(bucket: LocalBucket, tmp
         environment = {"STORAGE_EMULATOR_HOST": slow.url}
         with serving("--config", str(config(tmp_path)), environment=environment) as (process, url):
             get(f"{url}/healthz")
+            while not (children := processes.children(process.pid)):
+                time.sleep(0.02)
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
-            children = subprocess.run(
-                ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, check=False
-            )
-    assert not children.stdout.strip()
+            assert not processes.left(children)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.backends.torch.gate import Gate
+from coldstream.backends.torch.kv_cache import bytes_per_block
 from coldstream.engine.engine import Engine
-from coldstream.engine.kv_cache import bytes_per_block
+from coldstream.engine.outbox import Verified
 from coldstream.engine.request import Grammar
 from coldstream.errors import DeadlineExceeded, EngineError, InvalidRequest, OutOfMemory, PromptTooLong
 from coldstream.settings import EngineSettings
@@ -337,9 +338,8 @@ def test_a_receiver_that_raises_is_cancelled_and_disturbs_nobody(running: Any, i
 
 
 def test_nothing_leaves_before_the_weights_are_verified(running: Any, inbox: Inbox) -> None:
-    hold = threading.Event()
     decoder = Faulty(make_decoder(LLAMA))
-    engine = running(decoder, config=decoder._decoder.config, hold=hold)
+    engine = running(decoder, config=decoder._decoder.config, verified=Verified.NOTHING)
     engine.submit(request("a", PROMPTS[0], max_tokens=5, ignore_eos=True), inbox.deliver)
     engine.submit(request("cancelled", PROMPTS[0], max_tokens=5), inbox.deliver)
     engine.cancel("cancelled")
@@ -365,7 +365,7 @@ def test_what_was_computed_on_replaced_weights_is_computed_again(running: Any, i
             return self.now.forward(*arguments)
 
     decoder = Replaced()
-    engine = running(decoder, config=right.config, hold=threading.Event())
+    engine = running(decoder, config=right.config, verified=Verified.NOTHING)
     engine.submit(request("a", PROMPTS[1], **GREEDY), inbox.deliver)
     while decoder.steps < 3:
         time.sleep(0.001)
@@ -379,7 +379,7 @@ def test_what_was_computed_on_replaced_weights_is_computed_again(running: Any, i
 def test_a_failed_load_ends_everybody_with_its_error(running: Any, inbox: Inbox) -> None:
     landed = threading.Event()
     decoder = Faulty(make_decoder(LLAMA), before=lambda step, ids: landed.wait(30) and None)
-    engine = running(decoder, config=decoder._decoder.config, hold=threading.Event())
+    engine = running(decoder, config=decoder._decoder.config, verified=Verified.NOTHING)
     engine.submit(request("a", [5]), inbox.deliver)
     error = EngineError("the bucket is gone")
     engine.fail(error)
@@ -447,7 +447,8 @@ def test_a_grammar_binds_its_own_row_only(decoder: Decoder, running: Any, inbox:
     [
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": -1.0}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"stop_token_ids": frozenset({10**6})}, "stop_token_ids"),
         ({"logit_bias": ((len(VOCAB), 1.0),)}, "logit_bias"),
         ({"stop": ("",)}, "stop"),
         ({"grammar": Grammar("regex", "[a-", field="guided_regex")}, "guided_regex"),
@@ -472,7 +473,7 @@ def test_prompts_that_cannot_be_answered_are_refused(running: Any) -> None:
 
 
 def test_an_id_that_is_in_use_is_refused(running: Any, inbox: Inbox) -> None:
-    engine = running(make_decoder(LLAMA), hold=threading.Event())
+    engine = running(make_decoder(LLAMA), verified=Verified.NOTHING)
     engine.submit(request("a", [5]), inbox.deliver)
     with pytest.raises(InvalidRequest, match="already"):
         engine.submit(request("a", [5]), inbox.deliver)

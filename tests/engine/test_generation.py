@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coldstream.backends.protocol import Logprob, Sampled
 from coldstream.engine.generation import Finish, Generation
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
-from coldstream.engine.sampler import Logprob, Sampled
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from tests.engine.tokenizer.test_added_tokens import byte_level
 from tests.support.parts import EOS, SPECIAL, VOCAB, make_tokenizer

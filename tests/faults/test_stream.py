@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -17,7 +18,7 @@ from coldstream.errors import (
     StoreUnavailable,
 )
 from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
-from coldstream.weights.stores.store import Store
+from coldstream.weights.stores.store import Pin, Store
 from coldstream.weights.transfer.progress import Progress
 from coldstream.weights.transfer.retry import RetryPolicy
 from coldstream.weights.transfer.stream import Landed, StreamOptions, stream, stream_ranges
@@ -108,6 +109,44 @@ async def test_a_store_without_checksums_is_reported_as_unverified() -> None:
     _, progress = await load(store)
     assert progress.unverified_files == ("model.safetensors",)
     assert progress.verified_files == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+async def test_where_verification_is_required_a_file_without_a_checksum_is_refused(name: str) -> None:
+    class OneWithout(MemoryStore):
+        def _pin(self, wanted: str) -> Pin:
+            pin = super()._pin(wanted)
+            return replace(pin, crc32c=None) if wanted == name else pin
+
+    store = OneWithout(files.checkpoint(files.model()))
+    with pytest.raises(BadResponse, match=rf"{name}: cannot be verified.*required"):
+        await load(store, replace(SMALL, verify="required"))
+    assert not [request for request in store.requests if request.start]
+
+
+async def test_where_verification_is_required_a_part_of_a_file_is_refused() -> None:
+    store = MemoryStore(files.checkpoint(files.model()))
+    checkpoint = await open_checkpoint_async(store.location, store=store)
+    options = replace(SMALL, verify="required")
+    with pytest.raises(BadResponse, match="only a part of it"):
+        async for _ in stream(checkpoint, select=lambda info: "norm" in info.name, options=options):
+            pass
+    assert len([item async for item in stream(checkpoint, options=options)]) == len(files.model())
+
+
+async def test_a_small_file_that_is_damaged_on_the_way_is_read_again() -> None:
+    tensors = files.model()
+    contents = files.checkpoint(tensors) | {"tokenizer.json": b'{"a": 1}'}
+    store = FaultStore(MemoryStore(contents), once("wrong", at=3, name="tokenizer.json"))
+    checkpoint = await open_checkpoint_async(store.location, store=store)
+    assert await checkpoint.read_file("tokenizer.json") == contents["tokenizer.json"]
+    assert len(store.met) == 1
+
+
+async def test_a_small_file_that_is_not_the_objects_is_refused() -> None:
+    store = damaged(MemoryStore(files.checkpoint(files.model())), "config.json")
+    with pytest.raises(ChecksumMismatch, match=r"config\.json: what arrived, twice"):
+        await open_checkpoint_async(store.location, store=store)
 
 
 async def test_access_denied_fails_at_once() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
@@ -15,11 +14,13 @@ import pytest
 
 from coldstream.demo.bucket import LocalBucket
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
+from coldstream.engine.tokenizer import process
 from coldstream.errors import ChecksumMismatch, StoreError
 from coldstream.loading.context import LoadContext
 from coldstream.loading.loaded_model import LoadedModel
 from coldstream.loading.loader import load
 from coldstream.settings import EngineSettings, ModelSettings, Settings
+from tests.support import processes
 from tests.support.loads import TEXT_2, Once, Wait, apart, said, write
 from tests.support.proxy import ChaosProxy, Trouble
 from tests.support.tiny import Tiny
@@ -101,11 +102,10 @@ def threads_left(model: str = "m") -> list[str]:
     return [thread.name for thread in mine if thread.is_alive()]
 
 
-def children() -> list[str]:
-    listed = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True, check=False
-    )
-    return [line for line in listed.stdout.splitlines() if "tokenizer_process" in line]
+def children() -> list[int]:
+    """The tokenizers' processes that do not end."""
+    mine = [pid for pid in processes.children(os.getpid()) if process.__name__ in processes.command(pid)]
+    return processes.left(mine)
 
 
 async def test_a_model_is_loaded_without_a_server_and_answers_as_transformers_does(tiny: Tiny, tmp_path: Path) -> None:

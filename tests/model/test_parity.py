@@ -11,9 +11,9 @@ from torch import Tensor
 
 from coldstream.backends.torch.assembly import Assembly
 from coldstream.backends.torch.decoder import Decoder
-from coldstream.bench.parity import greedy
 from coldstream.model.config import ModelConfig
 from tests.support import tiny
+from tools.parity import greedy
 
 STEPS = 64
 PROMPT = [5, 9, 2, 77, 31, 8, 8, 120, 64, 3, 17]

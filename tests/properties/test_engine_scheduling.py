@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from coldstream.engine.kvcache.blocks import Blocks, Group
+from coldstream.backends.protocol import Group
+from coldstream.engine.kvcache.blocks import Blocks
 from coldstream.engine.scheduler import CHUNK_ALIGNMENT, Piece, Scheduler, Sequence, Step
 
 SIZE = 4

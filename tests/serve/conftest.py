@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx2
+import openai
 import pytest
 
 from coldstream.serve.http.server import HttpServer
@@ -69,3 +70,17 @@ async def serve() -> AsyncIterator[Serve]:
         server.should_exit = True
         await task
         listener.close()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Callable[..., openai.AsyncOpenAI]]:
+    """OpenAI's own package, asking a server."""
+    clients: list[openai.AsyncOpenAI] = []
+
+    def make(served: Served, key: str = "none") -> openai.AsyncOpenAI:
+        clients.append(openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=0))
+        return clients[-1]
+
+    yield make
+    for item in clients:
+        await item.close()

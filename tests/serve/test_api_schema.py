@@ -32,7 +32,7 @@ CHECKS = (
 SQL = TaskSettings("sql", "default", prompt="{a} {b}", prompt_input="a", inputs={"b": InputSettings(default="x")})
 
 
-PATHS = ("/generate", "/v1/chat/completions", "/v1/completions")
+PATHS = ("/generate", "/v1/chat/completions", "/v1/completions", "/v1/responses")
 READS = ("/v1/models", "/v1/models/{name}", "/v1/tasks", "/metrics", *sorted(PROBES))
 
 

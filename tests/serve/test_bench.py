@@ -80,6 +80,14 @@ async def test_what_goes_wrong_is_counted_and_quoted(serve, engine) -> None:
         assert says in summary.first_error
 
 
+async def test_an_answer_of_another_length_than_was_asked_for_is_no_figure(serve, engine) -> None:
+    served = await serve(ScriptedModel(engine("hello")))
+    ours = Endpoint(f"{served.url}/v1", "default")
+    summary = summarize(await closed_loop(ours, ["x"], max_tokens=6, clients=1))
+    assert (summary.errors, summary.tokens) == (1, 0)
+    assert "5 tokens instead of 6" in summary.first_error
+
+
 def test_the_figures_are_those_of_the_arrivals() -> None:
     one = Answer(begin=0.0, end=4.0, arrivals=(1.0, 2.0, 4.0), tokens=3, prompt_tokens=7)
     two = Answer(begin=1.0, end=5.0, arrivals=(4.0, 5.0), tokens=2, prompt_tokens=7)

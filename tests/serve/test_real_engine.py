@@ -8,10 +8,10 @@ import json
 import openai
 import pytest
 
-from coldstream.engine.request import SamplingParams
 from coldstream.model.config import ModelConfig
+from coldstream.serve.requests.sampling import from_generation_config
 from coldstream.settings import ModelSettings, Settings, TaskSettings
-from tests.support.parts import GEMMA, VOCAB, WORDS, make_decoder, make_engine, make_tokenizer
+from tests.support.parts import EOS, GEMMA, VOCAB, WORDS, make_decoder, make_engine, make_tokenizer
 
 HI = [{"role": "user", "content": "ab the b"}]
 
@@ -20,10 +20,10 @@ class RealModel:
     """A served model around a real engine."""
 
     name, uri, created, revision, is_ready, images = "default", "gs://b/m", 0, "r1", True, None
-    defaults = SamplingParams(max_tokens=24)
 
     def __init__(self) -> None:
         self.tokenizer = make_tokenizer()
+        self.defaults = from_generation_config({**self.tokenizer.generation_defaults, "max_new_tokens": 24})
         self.engine = make_engine(make_decoder(GEMMA), ModelConfig.from_json(GEMMA))
         self.engine.start()
         self.max_context = self.engine.max_context
@@ -89,6 +89,23 @@ async def test_a_bias_decides_what_is_drawn(asked) -> None:
     bias = {str(VOCAB["c"]): 100}
     answer = await client.chat.completions.create(model="default", messages=HI, logit_bias=bias, max_tokens=4)
     assert answer.choices[0].message.content == "cccc"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "end"),
+    [
+        ({}, ("stop", 1)),
+        ({"ignore_eos": True}, ("length", 12)),
+        ({"ignore_eos": True, "stop_token_ids": [EOS]}, ("stop", 1)),
+    ],
+)
+async def test_an_eos_that_is_drawn_ends_the_text_unless_it_is_to_be_ignored(asked, wanted, end) -> None:
+    _, client, _ = asked
+    body = {"model": "default", "max_tokens": 12, "logit_bias": {str(EOS): 100}}
+    chat = await client.chat.completions.create(**body, messages=HI, extra_body=wanted)
+    text = await client.completions.create(**body, prompt="ab the b", extra_body=wanted)
+    for answer in (chat, text):
+        assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == end
 
 
 SCHEMA = {

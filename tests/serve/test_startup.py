@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -62,8 +63,9 @@ def niceness(name: str) -> set[int]:
     python = {thread.native_id for thread in threading.enumerate() if thread.name == name}
     found = set()
     for task in Path("/proc/self/task").iterdir():
-        if int(task.name) in python or (task / "comm").read_text().strip() == name:
-            found.add(os.getpriority(os.PRIO_PROCESS, int(task.name)))
+        with contextlib.suppress(OSError):  # the thread ended meanwhile
+            if int(task.name) in python or (task / "comm").read_text().strip() == name:
+                found.add(os.getpriority(os.PRIO_PROCESS, int(task.name)))
     return found
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from coldstream.backends.torch.assembly import Assembly
-from coldstream.backends.torch.decoder import Decoder
+from coldstream.backends.torch.backend import TorchBackend
+from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
 from coldstream.engine.engine import Engine
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
@@ -75,7 +76,7 @@ LLAMA: Mapping[str, Any] = {
     "tie_word_embeddings": False,
 }
 GEMMA: Mapping[str, Any] = {
-    **LLAMA,
+    **{key: value for key, value in LLAMA.items() if key != "hidden_act"},
     "architectures": ["Gemma3ForCausalLM"],
     "model_type": "gemma3_text",
     "num_hidden_layers": 3,
@@ -92,9 +93,9 @@ GEMMA: Mapping[str, Any] = {
 }
 
 
-def make_decoder(config: Mapping[str, Any], *, seed: int = 0) -> Decoder:
+def make_decoder(config: Mapping[str, Any], *, seed: int = 0, precision: DecoderPrecision = "float32") -> Decoder:
     """A real decoder with random weights, spread widely enough that the best token is clearly the best."""
-    decoder = Decoder(ModelConfig.from_json(config))
+    decoder = Decoder(ModelConfig.from_json(config), precision=precision)
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         "lm_head.weight" if item.name == "lm_head.weight" else f"model.{item.name}": torch.randn(
@@ -170,7 +171,8 @@ class Inbox:
 
 def make_engine(decoder: Any, config: ModelConfig, *, settings: EngineSettings | None = None, **more: Any) -> Engine:
     chosen = settings or EngineSettings(kv_bytes=16 << 20, threads=1)
-    return Engine(decoder, make_tokenizer(), config, chosen, **more)
+    backend = TorchBackend(decoder, config, threads=chosen.threads)
+    return Engine(backend, make_tokenizer(), config, chosen, **more)
 
 
 def request(key: str, ids: list[int] | tuple[int, ...], *, deadline: float | None = None, **sampling: Any) -> Request:

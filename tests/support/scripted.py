@@ -35,6 +35,7 @@ class LetterTokenizer:
 
     def __init__(self, *, chat: bool = True, system: bool = True, tools: bool = False) -> None:
         self.has_chat_template = chat
+        self.chat_template = "<tool_call>" if tools else ""
         self.template_uses_tools = tools
         self._system = system
 
@@ -59,6 +60,7 @@ class LetterTokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         from coldstream.errors import InvalidRequest
 

@@ -6,6 +6,7 @@ Blob Properties, List Blobs: https://learn.microsoft.com/rest/api/storageservice
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -24,6 +25,8 @@ from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from coldstream.weights.transfer.checksum import crc32c
+
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
 
 
@@ -35,10 +38,10 @@ class RangeServer:
         self.requests: list[tuple[str, str, str | None]] = []
         outer = self
 
-        class Handler(_Handler):
+        class Bound(Handler):
             server_of_files = outer
 
-        self._server = _QuietServer(("127.0.0.1", 0), Handler)
+        self._server = _QuietServer(("127.0.0.1", 0), Bound)
         self.scheme = "http"
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
@@ -58,7 +61,7 @@ class RangeServer:
         self._server.server_close()
         self._thread.join()
 
-    def answer(self, handler: _Handler) -> None:
+    def answer(self, handler: Handler) -> None:
         """One GET or HEAD."""
         path = unquote(urlsplit(handler.path).path).strip("/")
         self.requests.append((handler.command, path, handler.headers.get("Range")))
@@ -70,7 +73,7 @@ class RangeServer:
         if handler.headers.get("If-Match") not in (None, "*", etag):
             handler.reply(412)
             return
-        headers = {"ETag": etag, "Last-Modified": formatdate(0, usegmt=True), "Accept-Ranges": "bytes", **self.extra}
+        headers = {**self.names(handler, data), "Accept-Ranges": "bytes", **self.extra}
         wanted = _RANGE.match(handler.headers.get("Range") or handler.headers.get("x-ms-range") or "")
         if wanted is None:
             handler.reply(200, headers, data)
@@ -81,6 +84,10 @@ class RangeServer:
             return
         handler.reply(206, {**headers, "Content-Range": f"bytes {start}-{end}/{len(data)}"}, data[start : end + 1])
 
+    def names(self, handler: Handler, data: bytes) -> Mapping[str, str]:
+        """What says which version it is."""
+        return {"ETag": f'"{hashlib.md5(data).hexdigest()}"', "Last-Modified": formatdate(0, usegmt=True)}
+
     extra: Mapping[str, str] = {}
 
 
@@ -89,7 +96,7 @@ class BlobServer(RangeServer):
 
     extra: Mapping[str, str] = {"x-ms-blob-type": "BlockBlob", "x-ms-version": "2023-11-03"}
 
-    def answer(self, handler: _Handler) -> None:
+    def answer(self, handler: Handler) -> None:
         parts = urlsplit(handler.path)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         if query.get("comp") == "list":
@@ -110,7 +117,7 @@ class BlobServer(RangeServer):
                 continue
             blobs.append(
                 f"<Blob><Name>{escape(name)}</Name><Properties><Last-Modified>{formatdate(0, usegmt=True)}"
-                f"</Last-Modified><Etag>&quot;{hashlib.md5(data).hexdigest()}&quot;</Etag>"
+                f"</Last-Modified><Etag>{hashlib.md5(data).hexdigest()}</Etag>"
                 f"<Content-Length>{len(data)}</Content-Length><Content-Type>application/octet-stream</Content-Type>"
                 "<BlobType>BlockBlob</BlobType></Properties></Blob>"
             )
@@ -120,26 +127,40 @@ class BlobServer(RangeServer):
 
 
 class GoogleServer(RangeServer):
-    """The listing and the media of a Google bucket, for whoever shows the right token; files are BUCKET/NAME."""
+    """Listing, metadata and media of a Google bucket, for those with the right token (None: all): BUCKET/NAME."""
 
-    def __init__(self, files: Mapping[str, bytes], *, token: str) -> None:
-        super().__init__(files)
+    def __init__(self, files: Mapping[str, bytes], *, token: str | None, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(files, tls=tls)
         self.token = token
 
-    def answer(self, handler: _Handler) -> None:
+    def answer(self, handler: Handler) -> None:
         parts = urlsplit(handler.path)
-        if handler.headers.get("Authorization") != f"Bearer {self.token}":
+        if self.token is not None and handler.headers.get("Authorization") != f"Bearer {self.token}":
             handler.reply(401, {}, b"who are you")
         elif parts.path.startswith("/storage/v1/b/"):
-            bucket = unquote(parts.path.split("/")[4])
-            prefix = f"{bucket}/{parse_qs(parts.query)['prefix'][0]}"
-            found = {
-                path.removeprefix(f"{bucket}/"): data for path, data in self.files.items() if path.startswith(prefix)
-            }
-            items = [{"name": name, "size": str(len(data)), "generation": "1"} for name, data in found.items()]
-            handler.reply(200, {"Content-Type": "application/json"}, json.dumps({"items": items}).encode())
+            self.describe(handler, [unquote(part) for part in parts.path.split("/")[4:]], parse_qs(parts.query))
         else:
             super().answer(handler)
+
+    def describe(self, handler: Handler, path: list[str], query: Mapping[str, list[str]]) -> None:
+        """[BUCKET, "o"] lists, [BUCKET, "o", NAME] is one object."""
+        bucket = path[0]
+        if len(path) == 2:
+            prefix = f"{bucket}/{query['prefix'][0]}"
+            found = {key.removeprefix(f"{bucket}/"): data for key, data in self.files.items() if key.startswith(prefix)}
+            answer: Any = {"items": [self.item(name, data, listed=True) for name, data in found.items()]}
+        elif (data := self.files.get(f"{bucket}/{path[2]}")) is not None:
+            answer = self.item(path[2], data, listed=False)
+        else:
+            return handler.reply(404)
+        handler.reply(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+    extra: Mapping[str, str] = {"x-goog-generation": "1"}
+
+    def item(self, name: str, data: bytes, *, listed: bool) -> dict[str, str]:
+        """What is told of an object, in the listing or by itself."""
+        checksum = base64.b64encode(crc32c(memoryview(data)).to_bytes(4, "big")).decode()
+        return {"name": name, "size": str(len(data)), "generation": "1", "crc32c": checksum}
 
 
 class _QuietServer(ThreadingHTTPServer):
@@ -149,7 +170,7 @@ class _QuietServer(ThreadingHTTPServer):
         """A client that hung up is no error of the server."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_of_files: RangeServer
 

@@ -24,6 +24,8 @@ from coldstream.weights.checkpoint.uri import Location
 _NEEDS = {
     "coldstream": "torch",
     "coldstream, unverified": "torch",
+    "obstore x4": "obstore",
+    "obstore x8": "obstore",
     "runai streamer x4": "runai_model_streamer",
     "runai streamer x8": "runai_model_streamer",
     "runai streamer x16": "runai_model_streamer",
@@ -34,6 +36,8 @@ _NEEDS = {
     "curl drain": "curl",
 }
 _SCHEMES = {
+    "obstore x4": ("gs",),
+    "obstore x8": ("gs",),
     "transfer manager": ("gs",),
     "gcsfs": ("gs",),
     "safetensors": ("file",),

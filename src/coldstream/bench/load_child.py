@@ -7,6 +7,7 @@ Prints a JSON object. What is imported beforehand, torch above all, is neither i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import mmap
 import os
@@ -24,6 +25,8 @@ from typing import Any
 from coldstream.errors import ColdstreamError
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.store import Pin
+from coldstream.weights.transfer.checksum import Fold, crc32c
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,56 @@ def _coldstream_unverified(uri: str) -> Prepared:
     return _coldstream(uri, verify=False)
 
 
+def _obstore(uri: str, connections: int) -> Prepared:
+    """What a load over obstore would be at best: its buffers kept, checked on other threads as they land."""
+    from obstore.store import GCSStore
+
+    checkpoint = open_checkpoint(uri)
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    authorities = os.environ.get("SSL_CERT_FILE")
+    client: Any = {"allow_http": True, "timeout": "1h"}
+    if authorities:
+        client["root_certificate"] = Path(authorities).read_bytes()
+    config: Any = {"base_url": emulator, "skip_signature": True} if emulator else {}
+    store = GCSStore(checkpoint.location.bucket, config=config, client_options=client)
+
+    def load() -> Loaded:
+        kept = asyncio.run(_obstore_ranges(checkpoint, store, connections))
+        return Loaded(kept, sum(len(data) for data in kept))
+
+    return load
+
+
+async def _obstore_ranges(checkpoint: Checkpoint, store: Any, connections: int) -> list[memoryview]:
+    import obstore
+
+    size = 32 * 1024 * 1024
+    pins = [shard.pin for shard in checkpoint.shards]
+    folds = {pin.name: Fold(pin.size) for pin in pins}
+    parts = iter([(pin, at, min(at + size, pin.size)) for pin in pins for at in range(0, pin.size, size)])
+    kept: list[memoryview] = []
+    checks: list[asyncio.Task[None]] = []
+    loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor(2)
+
+    async def check(pin: Pin, start: int, end: int, data: memoryview) -> None:
+        folds[pin.name].add(start, end, await loop.run_in_executor(threads, crc32c, data))
+
+    async def connection() -> None:
+        for pin, start, end in parts:
+            path = checkpoint.location.child(pin.name).path
+            options: Any = {"range": (start, end), "version": pin.generation}
+            answer = await obstore.get_async(store, path, options=options)
+            kept.append(memoryview(await answer.bytes_async()).cast("B"))
+            checks.append(asyncio.create_task(check(pin, start, end, kept[-1])))
+
+    await asyncio.gather(*(connection() for _ in range(connections)))
+    await asyncio.gather(*checks)
+    wrong = [pin.name for pin in pins if folds[pin.name].value != pin.crc32c]
+    if wrong:
+        raise ColdstreamError(f"obstore's bytes of {', '.join(wrong)} are not the objects'")
+    return kept
+
+
 def _runai(uri: str, concurrency: int) -> Prepared:
     os.environ["RUNAI_STREAMER_CONCURRENCY"] = str(concurrency)
     emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
@@ -67,7 +120,7 @@ def _runai(uri: str, concurrency: int) -> Prepared:
         os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = emulator
         os.environ["RUNAI_STREAMER_GCS_USE_ANONYMOUS_CREDENTIALS"] = "true"
     streamer_class = _peer("runai_model_streamer").SafetensorsStreamer
-    names = _files(uri)
+    names = [runai_name(file) for file in _files(uri)]
 
     def load() -> Loaded:
         state = {}
@@ -86,7 +139,7 @@ def _gcsfs(uri: str) -> Prepared:
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     options = {"token": "anon", "endpoint_url": emulator} if emulator else {}
     system = gcsfs.GCSFileSystem(**options)
-    names = [name.removeprefix("gs://") for name in _files(uri)]
+    names = [f"{file.bucket}/{file.path}" for file in _files(uri)]
 
     def load() -> Loaded:
         part = 16 * 1024 * 1024
@@ -111,7 +164,7 @@ def _transfer_manager(uri: str) -> Prepared:
     anonymous = os.environ.get("STORAGE_EMULATOR_HOST")
     client = storage.Client(project="bench", credentials=anonymous_credentials()) if anonymous else storage.Client()
     bucket = client.bucket(location.bucket)
-    names = [Location.parse(name).path for name in _files(uri)]
+    names = [file.path for file in _files(uri)]
 
     def load() -> Loaded:
         state: dict[str, Any] = {}
@@ -133,7 +186,7 @@ def _transfer_manager(uri: str) -> Prepared:
 def _safetensors(uri: str) -> Prepared:
     from safetensors.torch import load
 
-    names = [Location.parse(name).path for name in _files(uri)]
+    names = [file.path for file in _files(uri)]
 
     def read() -> Loaded:
         state: dict[str, Any] = {}
@@ -146,7 +199,7 @@ def _safetensors(uri: str) -> Prepared:
 
 def _fastsafetensors(uri: str) -> Prepared:
     fastsafe_open = _peer("fastsafetensors").fastsafe_open
-    names = [Location.parse(name).path for name in _files(uri)]
+    names = [file.path for file in _files(uri)]
 
     def read() -> Loaded:
         with fastsafe_open(filenames=names, nogds=True, device="cpu") as opened:
@@ -189,19 +242,26 @@ def _url(checkpoint: Checkpoint, name: str) -> str:
     return f"{base}/{location.bucket}/{location.path}"
 
 
+def runai_name(file: Location) -> str:
+    """How Run:ai's streamer is told of a file: it knows buckets by their scheme, and of a disk the plain path."""
+    return file.path if file.scheme == "file" else str(file)
+
+
 def _peer(module: str) -> Any:
     """A package of the bench extra, of which many have no types."""
     return import_module(module)
 
 
-def _files(uri: str) -> list[str]:
+def _files(uri: str) -> list[Location]:
     checkpoint = open_checkpoint(uri)
-    return [str(checkpoint.location.child(shard.name)) for shard in checkpoint.shards]
+    return [checkpoint.location.child(shard.name) for shard in checkpoint.shards]
 
 
 CONTENDERS: dict[str, Callable[[str], Prepared]] = {
     "coldstream": _coldstream,
     "coldstream, unverified": _coldstream_unverified,
+    "obstore x4": lambda uri: _obstore(uri, 4),
+    "obstore x8": lambda uri: _obstore(uri, 8),
     "runai streamer x4": lambda uri: _runai(uri, 4),
     "runai streamer x8": lambda uri: _runai(uri, 8),
     "runai streamer x16": lambda uri: _runai(uri, 16),

@@ -43,7 +43,9 @@ _OTHERS_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What everybody is asked. `clients` are closed loops, one after another; `rates` (requests a second) open ones.
+    """What everybody is asked: answers of exactly `max_tokens`, since only equal work can be compared.
+
+    `clients` are closed loops, one after another; `rates` (requests a second) open ones.
 
     `beside` others are answered while short prompts come, for their time to first token, which is also taken alone.
     """

@@ -160,6 +160,8 @@ async def ask(
 ) -> Answer:
     """One streamed request. What goes wrong is part of the answer: a load test goes on. `begun` is set by its first
     text, or its end.
+
+    An answer of another length than was asked for is an error: a server that stops early has less to do.
     """
     begin = time.perf_counter()
     arrivals: list[float] = []
@@ -185,6 +187,8 @@ async def ask(
     if error is None and not arrivals:
         error = "the stream ended without any text"
     tokens = int(usage.get("completion_tokens") or len(arrivals))
+    if error is None and tokens != max_tokens:
+        error = f"{tokens} tokens instead of {max_tokens}: figures of unequal lengths cannot be compared"
     return Answer(begin, time.perf_counter(), tuple(arrivals), tokens, int(usage.get("prompt_tokens") or 0), error)
 
 

@@ -27,6 +27,8 @@ _DEADLINE = 900.0
 _PATIENCE = 15.0
 _PAUSE = 0.1
 _IGNORE_EOS: Mapping[str, Any] = {"ignore_eos": True}
+_NO_EOS: Mapping[str, Any] = {"generation_config": '{"eos_token_id": -1, "pad_token_id": 0}'}
+"""For `transformers serve`, which takes a whole GenerationConfig; no token has this id."""
 
 _XLLAMACPP = """
 import sys, threading, xllamacpp
@@ -74,7 +76,7 @@ def _transformers(model: str, plan: Plan) -> Server:
     script = shutil.which("transformers", path=str(Path(sys.executable).parent)) or shutil.which("transformers")
     command = (script or "transformers", "serve", model, "--host", "127.0.0.1", "--port", "{port}", "--device", "cpu")
     missing = None if script and importlib.util.find_spec("accelerate") else "pip install 'transformers[serving]'"
-    return Server("transformers serve", command, ready="/health", model=model, needs=missing)
+    return Server("transformers serve", command, ready="/health", model=model, extra=_NO_EOS, needs=missing)
 
 
 def _vllm(model: str, plan: Plan) -> Server:

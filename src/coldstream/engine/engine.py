@@ -1,14 +1,15 @@
 """The engine: one thread that turns requests into tokens, step by step, many sequences at a time.
 
-    engine = Engine(decoder, tokenizer, config, settings)
+    engine = Engine(backend, tokenizer, config, settings)
     engine.start()
     engine.submit(Request("1", ids), deliver)    # deliver(TokenEvent) is called on the engine's thread
     engine.cancel("1")                           # and here, with the event that ends it
     engine.drain(grace=10.0)
     engine.stop()
 
-A step is: what came in, who runs, the model, a token for each, the events. Whatever happens, a submitted request ends
-in exactly one event with a `finish_reason`.
+A step is: who runs, the model, a token for each, the events (`step`); before it comes what was asked meanwhile.
+Whatever happens, a submitted request ends in exactly one event with a `finish_reason`. What computes is behind the
+`Backend`; no array is known here.
 """
 
 from __future__ import annotations
@@ -21,57 +22,41 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
-import torch
-
-from coldstream.backends.cpu.library import load
-from coldstream.backends.cpu.packed import is_built
-from coldstream.backends.device import naming_out_of_memory, out_of_memory
+from coldstream.backends.protocol import Abandoned, Backend
 from coldstream.engine import limits
-from coldstream.engine.generation import Deliver, Finish, Generation
+from coldstream.engine.generation import Finish, Generation
 from coldstream.engine.grammar import Grammars
-from coldstream.engine.kv_cache import AttentionConfig, KvCache
 from coldstream.engine.kvcache.blocks import Blocks
-from coldstream.engine.kvcache.budget import BLOCK_SIZE, affordable, kv_bytes
-from coldstream.engine.outbox import Outbox
-from coldstream.engine.request import Request, TokenEvent
-from coldstream.engine.runner import Abandoned, Decoding, Runner
+from coldstream.engine.kvcache.budget import BLOCK_SIZE, affordable
+from coldstream.engine.outbox import Outbox, Verified
+from coldstream.engine.request import Deliver, Request, TokenEvent
 from coldstream.engine.scheduler import Scheduler, Step
 from coldstream.engine.stats import Meter, Stats
-from coldstream.engine.steps import Steps
+from coldstream.engine.steps import Emitted, Steps
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from coldstream.engine.tokenizer.turns import refuse_unknown_ids
-from coldstream.engine.vision.encoder import ImageEncoder, Sees, check_images
+from coldstream.engine.vision.encoder import ImageEncoder, check_images
 from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, OutOfMemory
-from coldstream.host.limits import cpu_limit
 from coldstream.settings import EngineSettings
-
-# `hold` is somebody else's event: nobody wakes the loop when it is set, unless it is by `release`.
-_HOLD_POLL_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
 
 
-class EngineConfig(AttentionConfig, Protocol):
+class EngineConfig(Protocol):
     """What the engine needs to know of a model; `model.config.ModelConfig` has it."""
 
     @property
     def vocab_size(self) -> int: ...
     @property
-    def hidden_size(self) -> int: ...
-    @property
-    def intermediate_size(self) -> int: ...
-    @property
     def max_positions(self) -> int: ...
 
 
 class Engine:
-    """Generates for one model.
+    """Generates for one model; `backend` becomes this engine's own.
 
-    `hold`: no token leaves before it is set (weights still landing or unverified); computing goes on meanwhile, as far
-    as the model's own gates let it. `hold_images` is the same for requests with images, whose tower lands later; None:
-    what holds text holds them. `stop_ids` None takes the tokenizer's. `max_context`, in tokens, can only lower the
-    model's own limit; what the memory for keys and values allows may lower it further. `sees` is the vision tower of a
-    model that takes images. `unallocated` are the bytes that the weights will yet take on a GPU.
+    What is not `verified` is computed, as far as the weights have landed, but no token of it leaves before `release`.
+    `stop_ids` None takes the tokenizer's. `max_context`, in tokens, can only lower the model's own limit; what the
+    memory for keys and values allows may lower it further.
 
     Raises:
         OutOfMemory: keys and values for one sequence do not fit.
@@ -80,57 +65,33 @@ class Engine:
 
     def __init__(
         self,
-        decoder: Decoding,
+        backend: Backend,
         tokenizer: Tokenizer,
         config: EngineConfig,
         settings: EngineSettings,
         *,
         stop_ids: frozenset[int] | None = None,
         max_context: int | None = None,
-        hold: threading.Event | None = None,
-        hold_images: threading.Event | None = None,
-        sees: Sees | None = None,
-        device: torch.device | str = "cpu",
-        unallocated: int = 0,
+        verified: Verified = Verified.ALL,
         name: str = "engine",
     ) -> None:
         refuse_unknown_ids(tokenizer, config.vocab_size)
         self.name = name
         self.tokenizer = tokenizer
         self.config = config
-        self._settings = settings
-        self._hold, self._hold_images = hold, hold_images or hold
+        self._backend = backend
         ends = tokenizer.stop_ids if stop_ids is None else stop_ids
         self._stop_ids = frozenset(number for number in ends if 0 <= number < config.vocab_size)
         wanted = min(config.max_positions, max_context or config.max_positions)
-        # An image is computed in one piece.
-        step = min(max(settings.step_tokens, sees.tokens_per_image if sees is not None else 0), wanted)
-        dtype, device = decoder.attention_dtype, torch.device(device)
-        budget = settings.kv_bytes
-        if budget is None:
-            budget = kv_bytes(config, settings, dtype, device, step=step, unallocated=unallocated)
-        groups = affordable(config, settings, dtype, budget, context=wanted, step=step)
-        kernels = load() if is_built() else None
-        with naming_out_of_memory(f"{name}: keys and values of {budget / 1e9:.2f} GB"):
-            cache = KvCache(config, groups, size=BLOCK_SIZE, dtype=dtype, device=device, kernels=kernels)
-        share, together = settings.prefix_cache, not cache.reads_anywhere
-        self.blocks = Blocks(groups, BLOCK_SIZE, step=step, share=share, together=together)
+        self.blocks = _allocated(backend, settings, context=wanted)
         self.max_context = min(wanted, self.blocks.capacity)
         self._scheduler = Scheduler(self.blocks, settings.max_sequences, settings.step_tokens)
         self._grammars = Grammars(tokenizer, vocab_size=config.vocab_size, stop_ids=self._stop_ids)
-        self._sees = sees
-        threads = settings.threads or cpu_limit()
-        self._encoder = ImageEncoder(sees, threads=threads, name=name) if sees is not None else None
+        vision = backend.vision
+        self._encoder = ImageEncoder(vision, thread=backend.thread, name=name) if vision is not None else None
         self._meter = Meter()
-        self._outbox = Outbox(name, self._meter, hold=hold, hold_images=self._hold_images, broken=self.cancel)
-        self._steps = Steps(
-            Runner(decoder, cache, self.blocks),
-            self._scheduler,
-            self._meter,
-            send=self._outbox.send,
-            end=self._end,
-            as_error=self._as_error,
-        )
+        self._outbox = Outbox(name, self._meter, verified=verified, broken=self.cancel)
+        self._steps = Steps(backend, self.blocks, self._scheduler, self._meter, as_error=self._as_error)
         self._changed = threading.Condition()
         # Shared, under `_changed`: what the loop is to do next.
         self._inbox: deque[Callable[[], None]] = deque()
@@ -167,7 +128,7 @@ class Engine:
             InvalidRequest: a value is out of range, or the grammar is broken.
         """
         limits.check(request, vocab_size=self.config.vocab_size, max_context=self.max_context)
-        check_images(request, self._sees)
+        check_images(request, self._backend.vision)
         if request.sampling.grammar is not None:
             self._grammars.matcher(request.sampling.grammar)
 
@@ -240,18 +201,12 @@ class Engine:
             self._post(self._restart)
 
     def release(self) -> None:
-        """The weights are verified: set `hold` and `hold_images`, and let go of what was held back."""
-        self.release_text()
-        with self._changed:
-            if self._hold_images is not None:
-                self._post(self._hold_images.set)
+        """The weights are verified: let go of what was held back."""
+        self._release(Verified.ALL)
 
     def release_text(self) -> None:
-        """The text model's weights are verified: set `hold`; requests with images wait on."""
-        with self._changed:
-            if self._hold is not None:
-                # Behind `recompute_all`, if that was called: a token of the old weights may be on its way.
-                self._post(self._hold.set)
+        """The text model's weights are verified: requests with images wait on."""
+        self._release(Verified.TEXT)
 
     def prove(self) -> None:
         """Return once the device has computed a token: a request's, or one that is nobody's while no request waits.
@@ -304,6 +259,11 @@ class Engine:
             matcher=None if grammar is None else lambda: self._grammars.matcher(grammar),
         )
 
+    def _release(self, verified: Verified) -> None:
+        with self._changed:
+            # Behind `recompute_all`, if that was called: a token of the old weights may be on its way.
+            self._post(lambda: self._verify(verified))
+
     def _post(self, work: Callable[[], None]) -> None:
         self._inbox.append(work)
         self._changed.notify()
@@ -318,9 +278,8 @@ class Engine:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        torch.set_num_threads(self._settings.threads or cpu_limit())
         try:
-            with torch.inference_mode():
+            with self._backend.thread():
                 while self._wait():
                     self._turn()
         finally:
@@ -341,7 +300,7 @@ class Engine:
                 if self._stopping or drained:
                     return False
                 has_work = self._inbox or self._scheduler.has_work or self._proof is not None
-                if has_work or self._outbox.can_release or self._late(now):
+                if has_work or self._late(now):
                     return True
                 self._changed.wait(self._sleep_limit(now))
 
@@ -349,30 +308,34 @@ class Engine:
         until = self._outbox.deadlines()
         if self._drain_until is not None:
             until.append(self._drain_until)
-        if self._outbox.holds_back:
-            until.append(now + _HOLD_POLL_SECONDS)
         return max(0.0, min(until) - now) if until else None
 
     def _turn(self) -> None:
-        """The inbox, the deadlines, what was held back, one step."""
+        """The inbox, the deadlines, one step."""
         while self._inbox:
             self._inbox.popleft()()
         for generation in self._late(time.monotonic()):
             error = DeadlineExceeded("the request's deadline passed before it was finished; raise it or ask for less")
             self._end(generation, Finish("deadline", error=error))
-        for generation in self._outbox.release():
-            self._forget(generation)
+        for generation, event in self.step():
+            self._send(generation, event)
+        if self._proof is not None and (self._meter.steps or not self._scheduler.has_work):
+            self._prove(self._proof)
+
+    def step(self) -> list[Emitted]:
+        """Compute one step; the events that follow, which are for the caller to send. On the loop's thread."""
         step = Step()
         try:
             step = self._scheduler.schedule()
-            if step.pieces:
-                self._steps.compute(step, self._active)
+            if not step.pieces:
+                return []
+            launched = self._steps.launch(step, self._active)
+            outcomes = self._steps.collect(launched)
+            return self._steps.emit(launched, outcomes)
         except Abandoned:
-            pass  # the inbox says who is to be forgotten
+            return []  # the inbox says who is to be forgotten
         except Exception as exc:  # whatever it is, it must not end the loop
-            self._step_failed(step, exc)
-        if self._proof is not None and (self._meter.steps or not self._scheduler.has_work):
-            self._prove(self._proof)
+            return self._failed(step, exc)
 
     def _prove(self, proof: Future[None]) -> None:
         """A step that was computed is proof enough."""
@@ -388,18 +351,15 @@ class Engine:
     def _as_error(self, exc: Exception) -> ColdstreamError:
         if isinstance(exc, ColdstreamError):
             return exc
-        lack = out_of_memory(exc, f"{self.name}: a step of this request")
-        if lack is not None:
-            return lack
         _log.error("%s: a step failed", self.name, exc_info=exc)
         return EngineError(f"{self.name} failed while generating: {exc!r}")
 
-    def _step_failed(self, step: Step, exc: Exception) -> None:
-        """End whoever is to blame; everybody else is computed again, since nobody knows what was written."""
+    def _failed(self, step: Step, exc: Exception) -> list[Emitted]:
+        """The ends of those to blame; everybody else is computed again, since nobody knows what was written."""
         error = self._as_error(exc)
-        for key in _blamed(step, error) or list(self._active):
-            self._end_id(key, Finish("error", error=error))
+        blamed = [self._active[key] for key in _blamed(step, error) or self._active]
         self._scheduler.restart_all()
+        return [Emitted(item, item.last_event(Finish("error", error=error))) for item in blamed]
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -434,19 +394,23 @@ class Engine:
             # Said twice, or too early, when the images are looked at again after a restart.
             self._scheduler.add(generation.sequence)
 
-    def _end_id(self, request_id: str, finish: Finish) -> None:
-        generation = self._active.get(request_id)
-        if generation is not None:
-            self._end(generation, finish)
-
     def _end(self, generation: Generation, finish: Finish) -> None:
-        """The terminal event; an answer that is complete but held back waits for `hold` with its end."""
-        if finish.reason in ("stop", "length") and not self._outbox.may_leave(generation):
+        self._send(generation, generation.last_event(finish))
+
+    def _send(self, generation: Generation, event: TokenEvent) -> None:
+        """Deliver it; an answer that is complete but held back waits with its end."""
+        if event.finish_reason is None:
+            self._outbox.send(generation, event)
+        elif event.finish_reason in ("stop", "length") and not self._outbox.may_leave(generation):
             self._scheduler.remove(generation.sequence)
-            self._outbox.hold_back(generation, generation.last_event(finish))
-            return
-        self._forget(generation)
-        self._outbox.close(generation, generation.last_event(finish))
+            self._outbox.hold_back(generation, event)
+        else:
+            self._forget(generation)
+            self._outbox.close(generation, event)
+
+    def _verify(self, verified: Verified) -> None:
+        for generation in self._outbox.verify(verified):
+            self._forget(generation)
 
     def _forget(self, generation: Generation) -> None:
         """No more work for it; its blocks are free."""
@@ -464,6 +428,26 @@ class Engine:
                 self._scheduler.remove(generation.sequence)
                 generation.restart()
                 self._queue(generation)
+
+
+def _allocated(backend: Backend, settings: EngineSettings, *, context: int) -> Blocks:
+    """The backend's keys and values for sequences of up to `context` tokens, and who holds which of them."""
+    # An image is computed in one piece.
+    image = backend.vision.tokens_per_image if backend.vision is not None else 0
+    step = min(max(settings.step_tokens, image), context)
+    budget = settings.kv_bytes
+    if budget is None:
+        budget = backend.cache_bytes(step_tokens=step, rows=settings.max_sequences)
+    groups = affordable(
+        budget,
+        windows=backend.windows,
+        block_bytes=backend.block_bytes(BLOCK_SIZE),
+        sequences=settings.max_sequences,
+        context=context,
+        step=step,
+    )
+    backend.allocate(groups, BLOCK_SIZE)
+    return Blocks(groups, BLOCK_SIZE, step=step, share=settings.prefix_cache, together=not backend.reads_anywhere)
 
 
 def _blamed(step: Step, error: ColdstreamError) -> list[str]:

@@ -6,19 +6,18 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
 
+from coldstream.backends.protocol import Logprob, Sampled, SamplingRow
 from coldstream.engine.grammar import Matcher
 from coldstream.engine.kvcache.blocks import Chain, Mark
-from coldstream.engine.request import FinishReason, Request, TokenEvent, TokenLogprob, Usage
-from coldstream.engine.sampler import Logprob, Row, Sampled
+from coldstream.engine.request import Deliver, FinishReason, Request, TokenEvent, TokenLogprob, Usage
 from coldstream.engine.scheduler import Piece, Sequence
 from coldstream.engine.tokenizer.detokenize import Detokenizer, StopStrings
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from coldstream.engine.vision.encoder import PlacedImage
 from coldstream.errors import ColdstreamError
-
-Deliver = Callable[[TokenEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class Generation:
     def _start(self) -> None:
         request = self.request
         self.sequence.chain = Chain(tuple(Mark(item.start, item.end, item.digest) for item in request.images))
-        self.row = Row(request.sampling, self._seed, request.prompt_ids)
+        self.row = SamplingRow(request.sampling, self._seed, request.prompt_ids)
         self._matcher = self._new_matcher() if self._new_matcher is not None else None
         self._text: Detokenizer | None = None
         self._stops = StopStrings(request.sampling.stop, self._tokenizer.special_texts)
@@ -135,7 +134,7 @@ class Generation:
         if self._matcher is not None:
             self.row.allowed = self._matcher.allowed
 
-    def prompt_scored(self, start: int, scored: list[Logprob]) -> None:
+    def prompt_scored(self, start: int, scored: Items[Logprob]) -> None:
         """Log probabilities of the prompt's tokens behind token `start`; they come again when it is computed again."""
         if not self._prompt_logprobs:
             self._prompt_logprobs.append(None)

@@ -8,17 +8,14 @@ computed on a thread beside the model's step, so that rows without a grammar do 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from coldstream.engine.request import Grammar
+from coldstream.engine.request import JSON_BLANKS, Grammar
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from coldstream.errors import EngineError, InvalidRequest, TokenizerError
 
@@ -26,9 +23,10 @@ if TYPE_CHECKING:
     import llguidance
 
 _KEPT = 64
+_SHOWN = 1000
+_QUOTED = re.compile(r"\s*(\d+ \||\^+\s*$)")
+_SPOKEN = {"json_schema": "JSON Schema", "regex": "regular expression", "choice": "choice", "lark": "grammar"}
 MAX_GRAMMAR_CHARACTERS = 256 * 1024
-# A small model left alone with JSON would write blanks for ever.
-_BLANKS = r"[\x20\x0A\x0D\x09]{0,16}"
 
 
 class Matcher:
@@ -51,18 +49,19 @@ class Matcher:
             self._next = self._workers.submit(self._matcher.compute_bitmask)
 
     @property
-    def allowed(self) -> Tensor:
-        """bool [vocab_size]: the tokens that may follow; waits for `prepare`.
+    def allowed(self) -> bytes:
+        """The tokens that may follow: bit `i % 8` of byte `i // 8` is token i's; waits for `prepare`.
+
+        None behind the end, which is that of the tokenizer's vocabulary or of the model's.
 
         Raises:
             EngineError: the grammar became too complex to follow.
         """
         self.prepare()
         assert self._next is not None
-        bits = np.unpackbits(np.frombuffer(self._next.result(), np.uint8), bitorder="little")
+        mask = self._next.result()
         self._check()
-        mask = torch.from_numpy(bits[: self._vocab_size]).to(torch.bool)
-        return torch.cat([mask, mask.new_zeros(self._vocab_size - len(mask))])
+        return mask[: -(-self._vocab_size // 8)]
 
     def consume(self, token_id: int) -> None:
         """Take the token that was drawn."""
@@ -73,7 +72,7 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EngineError(f"the grammar cannot be followed any further: {_first_line(self._matcher.get_error())}")
+            raise EngineError(f"the grammar cannot be followed any further: {_reason(self._matcher.get_error())}")
 
 
 class Grammars:
@@ -127,7 +126,7 @@ class Grammars:
         matcher = llguidance.LLMatcher(self._vocabulary, source, log_level=0)
         if matcher.is_error():
             raise InvalidRequest(
-                f"{grammar.field}: this {grammar.kind} cannot be followed: {_first_line(matcher.get_error())}",
+                f"{grammar.field}: this {_SPOKEN[grammar.kind]} cannot be followed: {_reason(matcher.get_error())}",
                 field=grammar.field,
             )
         return matcher
@@ -162,7 +161,7 @@ def _source(grammar: Grammar) -> str:
         raise InvalidRequest(f"{field}: a {grammar.kind} is given as text", field=field)
     if grammar.kind == "json_schema":
         schema = _json_schema(value, field)
-        return str(LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _BLANKS}))
+        return str(LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": JSON_BLANKS}))
     make = LLMatcher.grammar_from_regex if grammar.kind == "regex" else LLMatcher.grammar_from_lark
     return str(make(value))
 
@@ -184,5 +183,11 @@ def _json_schema(text: str, field: str) -> dict[str, Any]:
     return schema
 
 
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "unknown error"
+def _reason(text: str) -> str:
+    """The library's own words on one line, without the grammar that it quotes and the arrows under it.
+
+    What is wrong often stands behind its first line, which only announces it.
+    """
+    lines = [line for line in text.splitlines() if not _QUOTED.match(line)]
+    words = " ".join(" ".join(lines).split()) or "unknown error"
+    return words if len(words) <= _SHOWN else f"{words[:_SHOWN]}..."

@@ -43,7 +43,7 @@ def _numbers(params: SamplingParams) -> tuple[tuple[str, bool, str], ...]:
     return (
         ("max_tokens", params.max_tokens >= 1, "at least 1"),
         ("temperature", 0.0 <= params.temperature <= 100.0, "between 0 and 100"),
-        ("top_p", 0.0 < params.top_p <= 1.0, "above 0 and at most 1"),
+        ("top_p", 0.0 <= params.top_p <= 1.0, "between 0 and 1"),
         ("top_k", params.top_k >= 0, "0 (off) or more"),
         ("min_p", 0.0 <= params.min_p <= 1.0, "between 0 and 1"),
         ("repetition_penalty", 0.0 < params.repetition_penalty <= 100.0, "above 0 and at most 100"),
@@ -61,6 +61,11 @@ def _lists(params: SamplingParams, vocab_size: int) -> tuple[tuple[str, bool, st
             "stop",
             len(params.stop) <= MAX_STOP_STRINGS and all(0 < len(text) <= MAX_STOP_CHARACTERS for text in params.stop),
             f"at most {MAX_STOP_STRINGS} texts of 1 to {MAX_STOP_CHARACTERS} characters",
+        ),
+        (
+            "stop_token_ids",
+            all(0 <= token < vocab_size for token in params.stop_token_ids),
+            f"token ids below {vocab_size}",
         ),
         (
             "logit_bias",

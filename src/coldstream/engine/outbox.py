@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from enum import IntEnum
 
 from coldstream.engine.generation import Finish, Generation
 from coldstream.engine.request import TokenEvent
@@ -17,11 +18,19 @@ from coldstream.errors import InvalidRequest
 _log = logging.getLogger(__name__)
 
 
+class Verified(IntEnum):
+    """Which weights are verified, and so what may leave; it only grows."""
+
+    NOTHING = 0
+    TEXT = 1
+    """All that text rests on: the vision tower may be on its way."""
+    ALL = 2
+
+
 class Outbox:
     """The requests that are open, and the events of those that may not be answered yet.
 
-    `hold` and `hold_images` are the engine's (None: nothing is held back). `broken` is called with the id of a request
-    whose receiver raised.
+    `broken` is called with the id of a request whose receiver raised.
     """
 
     def __init__(
@@ -29,17 +38,16 @@ class Outbox:
         name: str,
         meter: Meter,
         *,
-        hold: threading.Event | None,
-        hold_images: threading.Event | None,
+        verified: Verified,
         broken: Callable[[str], None],
     ) -> None:
         self._name = name
         self._meter = meter
-        self._hold, self._hold_images = hold, hold_images
         self._broken = broken
         self._lock = threading.Lock()
         self._open: dict[str, Generation] = {}
-        # The loop's own: complete or not, with events that wait in `Generation.held`.
+        # The loop's own, both. Those held are complete or not; their events wait in `Generation.held`.
+        self._verified = verified
         self._held: dict[str, Generation] = {}
 
     # -- from any thread -----------------------------------------------------------------------------------------------
@@ -89,8 +97,7 @@ class Outbox:
 
     def may_leave(self, generation: Generation) -> bool:
         """Whether the weights that its tokens rest on are verified."""
-        hold = self._hold_images if generation.request.images else self._hold
-        return hold is None or hold.is_set()
+        return self._verified >= (Verified.ALL if generation.request.images else Verified.TEXT)
 
     def send(self, generation: Generation, event: TokenEvent) -> None:
         """Deliver an event that ends nothing, or hold it back."""
@@ -100,22 +107,13 @@ class Outbox:
             self.hold_back(generation, event)
 
     def hold_back(self, generation: Generation, event: TokenEvent) -> None:
-        """Keep the event, which may be the last one, for `release`."""
+        """Keep the event, which may be the last one, for `verify`."""
         generation.held.append(event)
         self._held[generation.request.id] = generation
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether any event waits."""
-        return bool(self._held)
-
-    @property
-    def can_release(self) -> bool:
-        """Whether an event that was held back may leave now."""
-        return any(map(self.may_leave, self._held.values()))
-
-    def release(self) -> list[Generation]:
-        """Deliver what may leave now; those that this ended."""
+    def verify(self, verified: Verified) -> list[Generation]:
+        """So much is verified now: deliver what may leave; those that this ended."""
+        self._verified = max(self._verified, verified)
         ended = []
         for generation in list(filter(self.may_leave, self._held.values())):
             self.forget(generation)

@@ -5,16 +5,17 @@ Every submitted request ends in exactly one terminal event: the one whose `finis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from coldstream.errors import ColdstreamError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from coldstream.model.image_processor import Pixels
 
-    Pixels = NDArray[np.uint8]
+JSON_BLANKS = r"[\x20\x0A\x0D\x09]{0,16}"
+"""What may stand between the parts of generated JSON. A small model left alone with it would write blanks for ever."""
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
@@ -139,3 +140,7 @@ class TokenEvent:
     stop_match: str | int | None = None
     usage: Usage | None = None
     error: ColdstreamError | None = field(default=None, compare=False)
+
+
+Deliver = Callable[[TokenEvent], None]
+"""Takes the events of a request, on a thread of the engine's; what it raises cancels the request."""

@@ -1,4 +1,4 @@
-"""Who computes what in the next step: pure, no torch.
+"""Who computes what in the next step: pure, no arrays.
 
 A step is a budget of tokens. Every running sequence that only needs its next token gets it; what is left of the budget
 is shared out among the prompts that are being read, the short ones first but every one something, so that a long prompt
@@ -14,7 +14,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from coldstream.engine.kvcache.blocks import Blocks, Chain, Copy
+from coldstream.backends.protocol import Copy
+from coldstream.engine.kvcache.blocks import Blocks, Chain
 
 if TYPE_CHECKING:
     from coldstream.engine.vision.encoder import PlacedImage

@@ -1,130 +1,164 @@
-"""One step: the model, scores of prompts, a token for everybody who is due one, and the events that follow."""
+"""One step, from a schedule to events: what the backend is asked, and what follows from its answer."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from torch import Tensor
-
+from coldstream.backends.protocol import Backend, ImageRun, Outcome, SamplingRow, Scoring, StepBatch, TokenRun
 from coldstream.engine.generation import Finish, Generation
+from coldstream.engine.kvcache.blocks import Blocks
+from coldstream.engine.kvcache.pool import Table
 from coldstream.engine.request import SamplingParams, TokenEvent
-from coldstream.engine.runner import Runner
-from coldstream.engine.sampler import Row, Sampled, sample, token_logprobs
 from coldstream.engine.scheduler import Piece, Scheduler, Step
 from coldstream.engine.stats import Measured, Meter
-from coldstream.engine.transfer import Readback, int64
-from coldstream.errors import ColdstreamError, EngineError
+from coldstream.errors import ColdstreamError
+
+
+class Emitted(NamedTuple):
+    """An event that follows from a step; the last one of its request has a `finish_reason`."""
+
+    generation: Generation
+    event: TokenEvent
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Launched:
+    """A step that the backend has begun: `generations` are those of its pieces. Times in `time.monotonic()` seconds."""
+
+    step: Step
+    generations: Sequence[Generation]
+    started: float
+    launched: float
 
 
 class Steps:
-    """Computes steps. `send` delivers an event, `end` ends a generation; `as_error` puts any exception into words.
+    """Asks the backend; `as_error` puts any exception into words. What goes wrong for one request ends only that one.
 
-    What goes wrong for one request ends only that one.
+    Not thread-safe: the engine's thread owns it.
     """
 
     def __init__(
         self,
-        runner: Runner,
+        backend: Backend,
+        blocks: Blocks,
         scheduler: Scheduler,
         meter: Meter,
         *,
-        send: Callable[[Generation, TokenEvent], None],
-        end: Callable[[Generation, Finish], None],
         as_error: Callable[[Exception], ColdstreamError],
     ) -> None:
-        self._runner = runner
+        self._backend = backend
+        self._blocks = blocks
         self._scheduler = scheduler
         self._meter = meter
-        self._send = send
-        self._end = end
         self._as_error = as_error
 
-    def compute(self, step: Step, active: Mapping[str, Generation]) -> None:
-        """Compute a step of some of the generations, by their sequences' keys, and deliver what comes of it.
+    def launch(self, step: Step, active: Mapping[str, Generation]) -> Launched:
+        """Begin a step of some of the generations, by their sequences' keys; their grammars' masks are made beside it.
 
         Raises:
-            Abandoned: everybody in it was closed meanwhile.
+            Abandoned: all of them were closed meanwhile. Here, or by `collect`.
         """
         started = time.monotonic()
-        generations = {piece.sequence.key: active[piece.sequence.key] for piece in step.pieces}
-        for piece in step.pieces:
-            generations[piece.sequence.key].computing(piece)
-        logits, owners = self._runner.run(
-            step,
-            every=lambda piece: generations[piece.sequence.key].scores_prompt,
-            is_wanted=lambda: not all(generation.is_closed for generation in generations.values()),
-        )
-        computed = time.monotonic()
-        self._scheduler.finish(step)
-        readback = Readback()
-        scored = [self._score(generations[piece.sequence.key], piece, logits[rows], readback) for piece, rows in owners]
-        drawing = [(generations[piece.sequence.key], rows.stop - 1) for piece, rows in owners if piece.draws]
-        drawn = self._draw(logits, drawing, readback)
-        readback.wait()
-        for deliver in (*scored, drawn):
-            deliver()
-        done = time.monotonic()
-        prompt_tokens = sum(piece.count for piece in step.pieces if piece.start < piece.sequence.prompt_length)
-        self._meter.step(
-            Measured(done, done - started, computed - started, len(step.pieces), prompt_tokens, len(drawing))
-        )
+        generations = [active[piece.sequence.key] for piece in step.pieces]
+        for generation, piece in zip(generations, step.pieces, strict=True):
+            generation.computing(piece)
+        runs = [self._run(generation, piece) for generation, piece in zip(generations, step.pieces, strict=True)]
+        batch = StepBatch(runs, step.copies)
+        self._backend.launch(batch, lambda: not all(generation.is_closed for generation in generations))
+        return Launched(step, generations, started, time.monotonic())
+
+    def collect(self, launched: Launched) -> list[Outcome]:
+        """Wait for the step: an outcome for each of its pieces. What it computed may be shared now."""
+        failed: dict[int, ColdstreamError] = {}
+        rows: list[SamplingRow | None] = []
+        for place, (generation, piece) in enumerate(zip(launched.generations, launched.step.pieces, strict=True)):
+            if piece.draws:
+                try:
+                    generation.constrain()
+                except Exception as exc:
+                    failed[place] = self._as_error(exc)
+            rows.append(generation.row if piece.draws and place not in failed else None)
+        outcomes = list(self._backend.collect(rows))
+        for place, error in failed.items():
+            outcomes[place] = Outcome(error, outcomes[place].scored)
+        self._scheduler.finish(launched.step)
+        return outcomes
+
+    def emit(self, launched: Launched, outcomes: Sequence[Outcome]) -> list[Emitted]:
+        """The events that follow, in the order of the pieces."""
+        pieces = launched.step.pieces
+        emitted = [
+            Emitted(generation, event)
+            for generation, piece, outcome in zip(launched.generations, pieces, outcomes, strict=True)
+            for event in self._events(generation, piece, outcome)
+        ]
+        self._measure(launched)
+        return emitted
 
     def prove(self) -> None:
-        """Compute and draw one token that is no request's, while no sequence holds a block.
+        """Compute and draw one token that is no request's, into the first block of each group, which none may hold.
 
         Raises:
             EngineError: there is none to draw; and whatever the device fails with.
         """
-        readback = Readback()
-        drawn = sample(self._runner.prove(), [Row(SamplingParams(), 0, ())], readback)
-        readback.wait()
-        (outcome,) = drawn()
-        if isinstance(outcome, EngineError):
-            raise outcome
+        tables = [Table(0, 0, [0]) for _ in self._backend.windows]
+        self._backend.launch(StepBatch([TokenRun([0], 0, tables, draws=True)]), lambda: True)
+        (outcome,) = self._backend.collect([SamplingRow(SamplingParams(), 0, ())])
+        if isinstance(outcome.sampled, ColdstreamError):
+            raise outcome.sampled
 
-    def _score(self, generation: Generation, piece: Piece, logits: Tensor, readback: Readback) -> Callable[[], None]:
-        """Prompt logprobs, where they are wanted: the logits of token i score token i + 1."""
-        if not generation.scores_prompt:
-            return lambda: None
-        targets = generation.request.prompt_ids[piece.start + 1 : piece.end + 1]
-        top = generation.request.sampling.prompt_logprobs or 0
-        scored = token_logprobs(logits[: len(targets)], targets, top, readback)
-        return lambda: generation.prompt_scored(piece.start, scored())
+    def _run(self, generation: Generation, piece: Piece) -> TokenRun:
+        sequence = piece.sequence
+        return TokenRun(
+            sequence.tokens[piece.start : piece.end],
+            piece.start,
+            self._blocks.tables(sequence.key),
+            images=_images(piece) if sequence.images else (),
+            draws=piece.draws,
+            scoring=_scoring(generation, piece) if generation.scores_prompt else None,
+        )
 
-    def _draw(self, logits: Tensor, drawing: list[tuple[Generation, int]], readback: Readback) -> Callable[[], None]:
-        """A token for everybody who is due one; what is returned delivers the events that follow from it."""
-        ready = []
-        for generation, row in drawing:
-            if self._guarded(generation, generation.constrain):
-                ready.append((generation, row))
-        if not ready:
-            return lambda: None
-        rows = [row for _, row in ready]
-        last = logits if rows == list(range(len(logits))) else logits[int64(rows, logits.device)]
-        drawn = sample(last, [item.row for item, _ in ready], readback)
-        return lambda: self._deliver([generation for generation, _ in ready], drawn())
-
-    def _deliver(self, generations: list[Generation], outcomes: list[Sampled | EngineError]) -> None:
-        for generation, sampled in zip(generations, outcomes, strict=True):
-            if isinstance(sampled, ColdstreamError):
-                self._end(generation, Finish("error", error=sampled))
-            else:
-                self._guarded(generation, partial(self._push, generation, sampled))
-
-    def _push(self, generation: Generation, sampled: Sampled) -> None:
-        event, finish = generation.push(sampled)
-        if event is not None:
-            self._send(generation, event)
-        if finish is not None:
-            self._end(generation, finish)
-
-    def _guarded(self, generation: Generation, work: Callable[[], None]) -> bool:
-        """Do something for one request; if it fails, only this one ends."""
+    def _events(self, generation: Generation, piece: Piece, outcome: Outcome) -> list[TokenEvent]:
         try:
-            work()
+            if generation.scores_prompt:
+                generation.prompt_scored(piece.start, outcome.scored)
+            if outcome.sampled is None:
+                return []
+            if isinstance(outcome.sampled, ColdstreamError):
+                raise outcome.sampled
+            event, finish = generation.push(outcome.sampled)
         except Exception as exc:
-            self._end(generation, Finish("error", error=self._as_error(exc)))
-            return False
-        return True
+            event, finish = None, Finish("error", error=self._as_error(exc))
+        events = [] if event is None else [event]
+        return events if finish is None else [*events, generation.last_event(finish)]
+
+    def _measure(self, launched: Launched) -> None:
+        done, pieces = time.monotonic(), launched.step.pieces
+        self._meter.step(
+            Measured(
+                done,
+                done - launched.started,
+                launched.launched - launched.started,
+                len(pieces),
+                sum(piece.count for piece in pieces if piece.start < piece.sequence.prompt_length),
+                sum(piece.draws for piece in pieces),
+            )
+        )
+
+
+def _images(piece: Piece) -> list[ImageRun]:
+    """Those that the piece holds any part of; the scheduler cuts none at its end."""
+    overlapping = [item for item in piece.sequence.images if item.start < piece.end and piece.start < item.end]
+    runs = []
+    for item in overlapping:
+        assert item.vectors is not None
+        runs.append(ImageRun(item.start, item.end, item.vectors))
+    return runs
+
+
+def _scoring(generation: Generation, piece: Piece) -> Scoring:
+    request = generation.request
+    return Scoring(request.prompt_ids[piece.start + 1 : piece.end + 1], request.sampling.prompt_logprobs or 0)

@@ -12,8 +12,7 @@ from coldstream.loading.tensor_queue import FileVerified, ModelBuilt, TensorQueu
 
 if TYPE_CHECKING:
     from coldstream.backends.cpu.packing import Packing
-    from coldstream.backends.torch.assembly import Assembly
-    from coldstream.backends.torch.fallback import FallbackAssembly
+    from coldstream.backends.protocol import TakesTensors
     from coldstream.weights.transfer.stream import Landed
 
 _SMALL = 64 * 1024
@@ -45,12 +44,12 @@ class Assigner:
     ) -> None:
         self._tensors, self._packing, self._reached = tensors, packing, reached
         self._unverified_text = set(text_files)
-        self._model: Future[Assembly | FallbackAssembly] = Future()
+        self._model: Future[TakesTensors] = Future()
         self._early: list[Landed] = []
 
-    def model_built(self, assembly: Assembly | FallbackAssembly) -> None:
+    def model_built(self, model: TakesTensors) -> None:
         """The decoder stands. On the thread that may call `fail`."""
-        self._model.set_result(assembly)
+        self._model.set_result(model)
         self._tensors.tell(ModelBuilt())
 
     def fail(self, error: BaseException) -> None:

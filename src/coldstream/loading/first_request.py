@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from coldstream.engine.engine import Engine
-    from coldstream.engine.generation import Deliver
-    from coldstream.engine.request import Request, TokenEvent
-    from coldstream.engine.runner import Decoding
+    from coldstream.backends.torch.runner import DecoderProtocol
+    from coldstream.engine.request import Deliver, Request, TokenEvent
+    from coldstream.engines.protocol import Answers
 
 Attend = Callable[[int, "Tensor", "Tensor", "Tensor"], "Tensor"]
 
@@ -26,7 +25,7 @@ Attend = Callable[[int, "Tensor", "Tensor", "Tensor"], "Tensor"]
 class FirstForward:
     """A decoder whose first `forward` is recorded: a layer lasts from its attention to the next layer's."""
 
-    def __init__(self, decoder: Decoding, timeline: Timeline) -> None:
+    def __init__(self, decoder: DecoderProtocol, timeline: Timeline) -> None:
         self._decoder, self._timeline = decoder, timeline
         self._is_first = True
 
@@ -57,20 +56,20 @@ class FirstForward:
 class WatchedEngine:
     """An engine that marks the moment in which the first token of all was there."""
 
-    def __init__(self, engine: Engine, timeline: Timeline) -> None:
+    def __init__(self, engine: Answers, timeline: Timeline) -> None:
         self._engine, self._timeline = engine, timeline
         self._is_first = True
 
     def submit(self, request: Request, deliver: Deliver) -> None:
-        """See `Engine.submit`."""
+        """See `Answers.submit`."""
         self._engine.submit(request, self._watched(deliver) if self._is_first else deliver)
 
     def cancel(self, request_id: str) -> None:
-        """See `Engine.cancel`."""
+        """See `Answers.cancel`."""
         self._engine.cancel(request_id)
 
     def stats(self) -> Any:
-        """See `Engine.stats`."""
+        """See `Answers.stats`."""
         return self._engine.stats()
 
     def _watched(self, deliver: Deliver) -> Deliver:

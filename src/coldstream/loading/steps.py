@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from asyncio import Task
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -66,7 +65,6 @@ class LoadSteps:
         self._torch, self._turns = context.torch, context.turns
         self._closing = Closing()
         self._when_failed: list[Callable[[ColdstreamError], None]] = []
-        self._text_verified, self._verified = threading.Event(), threading.Event()
         self._is_given = False
         self._turns.enter(self._state)
 
@@ -108,6 +106,7 @@ class LoadSteps:
             max_bytes_in_flight=self._settings.load.max_bytes_in_flight or ahead,
             concurrency=self._settings.load.concurrency,
             retry=retry,
+            verify="required" if self._settings.load.verify == "required" else True,
         )
         return self._opened(checkpoint, plan, options, progress, TensorQueue(ahead))
 
@@ -251,23 +250,29 @@ class LoadSteps:
         return Opened(checkpoint, plan, options, progress, tensors, packing, assigner, milestones)
 
     def _new_engine(self, opened: Opened, tokenizer: Tokenizer, built: Built, files: Files) -> LoadedModel:
+        from coldstream.backends.torch.backend import TorchBackend
         from coldstream.engine.engine import Engine
+        from coldstream.engine.outbox import Verified
 
         decoder, _ = built
-        sight, images = _vision(decoder, tokenizer, files)
-        wanted = self._settings.engine
+        vision, images = _vision(decoder, tokenizer, files)
         with self._timeline.span("engine", model=self._model.name):
-            engine = Engine(
+            backend = TorchBackend(
                 FirstForward(decoder, self._timeline),
+                decoder.config,
+                device=decoder.device,
+                vision=vision,
+                threads=threads_for(opened.plan, self._settings.engine.threads),
+                unallocated=decoder.unallocated,
+                name=self._model.name,
+            )
+            engine = Engine(
+                backend,
                 tokenizer,
                 decoder.config,
-                replace(wanted, threads=threads_for(opened.plan, wanted.threads)),
+                self._settings.engine,
                 max_context=self._model.max_context,
-                hold=self._text_verified,
-                hold_images=self._verified,
-                sees=sight,
-                device=decoder.device,
-                unallocated=decoder.unallocated,
+                verified=Verified.NOTHING,
                 name=self._model.name,
             )
             tokenizer.bound(engine.max_context)
@@ -280,7 +285,7 @@ class LoadSteps:
 def _vision(
     decoder: Decoder | FallbackDecoder, tokenizer: Tokenizer, files: Files
 ) -> tuple[Sight, ImagePrompt] | tuple[None, None]:
-    """What the engine looks at images with, and how they stand in prompts; None for a model that takes none."""
+    """What the backend looks at images with, and how they stand in prompts; None for a model that takes none."""
     if decoder.vision is None:
         return None, None
     from coldstream.backends.torch.vision import Sight

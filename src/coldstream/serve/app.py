@@ -1,7 +1,7 @@
 """The application: routes and what reads their bodies. Importing it imports FastAPI; the surface answers until then.
 
 POST /generate              a task
-POST /v1/chat/completions   OpenAI; POST /v1/completions, GET /v1/models
+POST /v1/chat/completions   OpenAI; POST /v1/completions, POST /v1/responses, GET /v1/models
 GET  /v1/tasks              the tasks, with a JSON Schema of their inputs
 GET  /metrics               Prometheus
 
@@ -29,10 +29,13 @@ from coldstream.serve.images.multipart import Form
 from coldstream.serve.middleware import errors as failures
 from coldstream.serve.middleware.body import WholeBody
 from coldstream.serve.middleware.errors import RenderErrors
+from coldstream.serve.middleware.heads import Heads
 from coldstream.serve.middleware.record import SCOPE_KEY
 from coldstream.serve.observe import metrics
 from coldstream.serve.openai import chat as openai_chat
 from coldstream.serve.openai import completions as openai_completions
+from coldstream.serve.openai import responses as openai_responses
+from coldstream.serve.openai.responses_schema import ResponsesRequest
 from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
 from coldstream.serve.requests.inference import Inference
 from coldstream.serve.state import ServedModel, ServerState
@@ -41,6 +44,7 @@ _BODIES: Mapping[str, tuple[str, ...]] = {
     "/generate": tuple(GenerateRequest.model_fields),
     openai_chat.PATH: tuple(ChatRequest.model_fields),
     openai_completions.PATH: tuple(CompletionRequest.model_fields),
+    openai_responses.PATH: tuple(ResponsesRequest.model_fields),
 }
 
 
@@ -60,6 +64,7 @@ def create_app(state: ServerState, measured: metrics.Metrics) -> FastAPI:
     _add_reads(app, state, measured)
     _raise_our_errors(app)
     _describe_probes(app)
+    app.add_middleware(Heads)
     app.add_middleware(Form)
     app.add_middleware(WholeBody, state=state)
     app.add_middleware(RenderErrors)  # before starlette's own, which answers the unexpected in its own way
@@ -83,6 +88,26 @@ def _add_openai(app: FastAPI, state: ServerState, inference: Inference) -> None:
     async def completions_route(body: CompletionRequest, request: Request) -> Response:
         """OpenAI's text completions; with echo and logprobs they score a text."""
         return await openai_completions.complete(state, inference, body, request.scope[SCOPE_KEY])
+
+    @app.post(openai_responses.PATH, response_model=None, responses=documented.RESPONSES)
+    async def responses_route(body: ResponsesRequest, request: Request) -> Response:
+        """OpenAI's responses, without what needs a server that remembers; `model` names a model or a task."""
+        return await openai_responses.respond(state, inference, body, request.scope[SCOPE_KEY])
+
+    for stored in (openai_chat.PATH, openai_responses.PATH):
+        app.add_route(f"{stored}/{{rest:path}}", _not_stored, list(_ANY_METHOD), include_in_schema=False)
+    app.add_route(openai_chat.PATH, _not_stored, ["GET"], include_in_schema=False)
+
+
+_ANY_METHOD = ("GET", "POST", "DELETE")
+
+
+async def _not_stored(request: Request) -> Response:
+    message = (
+        f"{request.method} {request.url.path}: this server keeps no answers, so that none can be listed, read, "
+        "cancelled or deleted later; send the whole conversation with each request"
+    )
+    raise failures.HttpError(message, status=404)
 
 
 def _add_reads(app: FastAPI, state: ServerState, measured: metrics.Metrics) -> None:
@@ -139,8 +164,8 @@ def _raise_our_errors(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        known = _BODIES.get(request.url.path, ())
-        raise failures.from_validation(error.errors(), known, request.headers.get("content-type", ""))
+        known, kind = _BODIES.get(request.url.path, ()), request.headers.get("content-type", "")
+        raise failures.from_validation(error.errors(), known, kind, error.body)
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -117,7 +117,7 @@ class StartingModel:
         """What the checkpoint's generation_config asks for. Only after `ready()`."""
         from coldstream.serve.requests.sampling import from_generation_config
 
-        return from_generation_config(self.tokenizer.generation_defaults, self.tokenizer.stop_ids)
+        return from_generation_config(self.tokenizer.generation_defaults)
 
     def _accept(self, loaded: LoadedModel) -> None:
         self._watched = WatchedEngine(loaded.engine, self._timeline)

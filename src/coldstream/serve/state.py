@@ -7,12 +7,13 @@ be imported, and tests put a scripted engine in their place.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from coldstream.engine.request import PromptImage, Request, SamplingParams, TokenEvent
+from coldstream.engine.request import PromptImage, SamplingParams
+from coldstream.engines.protocol import Answers
 from coldstream.serve.middleware.auth import ApiKeys
 from coldstream.serve.requests.event_bridge import Stream
 from coldstream.settings import Settings
@@ -21,21 +22,6 @@ from coldstream.timeline import Timeline
 if TYPE_CHECKING:
     from coldstream.model.image_processor import ImageProcessor
     from coldstream.serve.images.decode import Picture
-
-Deliver = Callable[[TokenEvent], None]
-
-
-class Generates(Protocol):
-    """The part of `coldstream.engine.engine.Engine` that a request needs."""
-
-    def submit(self, request: Request, deliver: Deliver) -> None:
-        """Queue a request; `deliver` is called on the engine's thread, the last time with a `finish_reason`."""
-
-    def cancel(self, request_id: str) -> None:
-        """End a request within one step; unknown and finished ids are ignored."""
-
-    def stats(self) -> Any:
-        """A frozen dataclass of counters and gauges."""
 
 
 class Tokenizes(Protocol):
@@ -46,6 +32,9 @@ class Tokenizes(Protocol):
 
     @property
     def template_uses_tools(self) -> bool: ...
+
+    @property
+    def chat_template(self) -> str | None: ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -69,6 +58,7 @@ class Tokenizes(Protocol):
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str: ...
 
 
@@ -90,7 +80,7 @@ class ServedModel(Protocol):
     """One model of the server, which may still be loading.
 
     Only `name`, `uri`, `created`, `is_ready`, `retry_after` and `ready` may be used before `ready()` has returned.
-    `defaults` are the sampling parameters of its generation_config, with its stop ids.
+    `defaults` are the sampling parameters of its generation_config.
     """
 
     @property
@@ -108,7 +98,7 @@ class ServedModel(Protocol):
     @property
     def tokenizer(self) -> Tokenizes: ...
     @property
-    def engine(self) -> Generates: ...
+    def engine(self) -> Answers: ...
     @property
     def max_context(self) -> int: ...
     @property

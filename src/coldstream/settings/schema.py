@@ -12,6 +12,7 @@ from coldstream.settings.template import template_variables
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
+Verify = Literal["published", "required"]
 WeightsFrom = Literal["index", "file"]
 InputKind = Literal["text", "choice", "image"]
 CardName = Literal["l4", "rtx-pro-6000"]
@@ -159,6 +160,10 @@ class LoadSettings:
     max_bytes_in_flight: int | None = key("bytes asked for and not yet taken", None, at_least=1, example="268435456")
     concurrency: int | None = key("reads at a time", None, at_least=1, example="16")
     deadline: float = key("seconds until a load gives up", 1800.0, above=0)
+    verify: Verify = key(
+        "published checks every file whose store publishes a checksum, and names the others; required refuses those",
+        "published",
+    )
 
 
 @dataclass(frozen=True, slots=True)

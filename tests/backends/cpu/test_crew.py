@@ -1,50 +1,44 @@
-"""A worker that had to wait for the processor leaves it to others, while it is asked to."""
+"""Pieces of work beside the thread that receives them."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
 
 from coldstream.backends.cpu.crew import Crew
 
-WAITED = 0.1
 
-
-def begins(*, is_patient: Callable[[], bool]) -> list[float]:
-    """When each of two pieces began that spend their time without the processor."""
-    began: list[float] = []
-
-    def piece() -> None:
-        began.append(time.perf_counter())
-        time.sleep(WAITED)
-
-    crew = Crew(1, is_patient=is_patient)
-    for subject in ("first", "second"):
-        crew.run(subject, [piece], done=lambda: None, failed=pytest.fail)
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_done_is_called_once_behind_the_last_piece(workers: int) -> None:
+    seen: list[str] = []
+    crew = Crew(workers)
+    pieces = [lambda number=number: seen.append(str(number)) for number in range(5)]
+    crew.run("one", pieces, done=lambda: seen.append("done"), failed=pytest.fail)
     crew.end()
-    return began
+    assert sorted(seen[:-1]) == ["0", "1", "2", "3", "4"]
+    assert seen[-1] == "done"
 
 
-def test_a_patient_worker_waits_as_long_as_it_had_to() -> None:
-    first, second = begins(is_patient=lambda: True)
-    assert second - first >= 2 * WAITED * 0.9
+def test_pieces_of_one_subject_wait_for_its_earlier_ones() -> None:
+    seen: list[str] = []
+    first = threading.Event()
+    crew = Crew(2)
+
+    def slow() -> None:
+        first.wait(0.05)
+        seen.append("first")
+
+    for name, piece in (("first", slow), ("second", lambda: seen.append("second"))):
+        crew.run("one", [piece], done=lambda name=name: seen.append(f"{name} done"), failed=pytest.fail)
+    crew.end()
+    assert seen == ["first", "first done", "second", "second done"]
 
 
-def test_it_is_asked_after_each_piece() -> None:
-    answers = iter((True, False))
-    asked: list[bool] = []
-    begins(is_patient=lambda: asked.append(next(answers)) or asked[-1])
-    assert asked == [True, False]
-
-
-def test_done_is_called_before_the_rest_and_stop_ends_it() -> None:
-    done, crew = threading.Event(), Crew(1, is_patient=lambda: True)
-    crew.run("one", [lambda: time.sleep(5 * WAITED)], done=done.set, failed=pytest.fail)
-    assert done.wait(10)
-    began = time.perf_counter()
+def test_after_stop_nothing_more_is_taken() -> None:
+    seen: list[str] = []
+    crew = Crew(1)
     crew.stop()
+    crew.run("one", [lambda: seen.append("piece")], done=lambda: seen.append("done"), failed=pytest.fail)
     crew.end()
-    assert time.perf_counter() - began < 4 * WAITED
+    assert seen == []

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import platform
+import subprocess
+import sys
+from ctypes import Structure, c_int64
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +18,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from coldstream.backends.cpu import compile as compiling
-from coldstream.backends.cpu.library import Kernels, LayerWeights, TowerWeights, Visible, load
-from coldstream.backends.cpu.packed import PackedMatrix, is_built, levels, rotation_order, runnable
+from coldstream.backends.cpu import library
+from coldstream.backends.cpu import packed as packed_module
+from coldstream.backends.cpu.library import STRUCTS, Kernels, LayerWeights, TowerWeights, Visible, load
+from coldstream.backends.cpu.packed import (
+    Matrix,
+    PackedMatrix,
+    is_built,
+    levels,
+    open_library,
+    openmp,
+    rotation_order,
+    runnable,
+)
 from coldstream.errors import UnsupportedConfig
 from coldstream.host.cpu import CpuFeatures
 
@@ -51,6 +65,54 @@ def test_the_best_variant_for_this_cpu_is_what_loads() -> None:
 def test_without_a_compiled_variant_the_error_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedConfig, match="--precision float32"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_a_library_compiled_from_other_structs_is_an_error_that_names_them(name: str) -> None:
+    class Larger(Structure):
+        _fields_ = (("all_of_it", STRUCTS[name]), ("one_more", c_int64))
+
+    with pytest.raises(UnsupportedConfig, match=rf"its {name} has \d+ bytes.*reinstall coldstream"):
+        open_library(compiling.SOURCE.with_name(RUNNABLE[0]), STRUCTS | {name: Larger})
+
+
+def test_a_library_that_does_not_say_its_structs_is_refused() -> None:
+    with pytest.raises(UnsupportedConfig, match="its Unheard has an unknown number of bytes"):
+        open_library(compiling.SOURCE.with_name(RUNNABLE[0]), {"Unheard": Matrix})
+
+
+def test_every_struct_that_ctypes_declares_is_compared() -> None:
+    declared = {thing for room in (library, packed_module) for thing in vars(room).values() if isinstance(thing, type)}
+    assert {thing for thing in declared if issubclass(thing, Structure)} - {Structure} == set(STRUCTS.values())
+
+
+def test_what_is_no_library_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / compiling.ANY).write_bytes(b"\x7fELF, but no more")
+    with pytest.raises(UnsupportedConfig, match=r"cannot be loaded.*--precision float32"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("brought", ["torch/lib/libgomp.so.1", "torch.libs/libgomp-24e2ab19.so.1.0.0"])
+def test_the_openmp_that_torchs_wheel_brings_is_found_by_its_path(brought: str, tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    assert openmp(None) == openmp(tmp_path / "torch") == "libgomp.so.1"
+    (tmp_path / brought).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / brought).touch()
+    assert openmp(tmp_path / "torch") == str(tmp_path / brought)
+
+
+@pytest.mark.parametrize("first", ["import torch", "pass"])
+def test_there_is_one_openmp_in_a_process_whatever_comes_first(first: str) -> None:
+    code = f"""
+{first}
+from coldstream.backends.cpu.packed import best_library, open_library
+open_library(best_library(), {{}})
+import torch
+torch.ones(300, 300) @ torch.ones(300, 300)
+print(*{{line.split()[-1] for line in open("/proc/self/maps") if "gomp" in line}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [Path(path).parent for path in done.stdout.split()] == [Path(torch.__file__).with_name("lib")]
 
 
 def test_variants_are_those_of_the_machine() -> None:

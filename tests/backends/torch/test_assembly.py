@@ -14,10 +14,10 @@ from torch import Tensor
 from coldstream.backends.torch.assembly import Assembly
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.backends.torch.layers import DenseAttention, DenseSequence
-from coldstream.bench.parity import greedy
 from coldstream.errors import ParameterMismatch, StoreUnavailable
 from coldstream.model.config import ModelConfig
 from tests.support import tiny
+from tools.parity import greedy
 
 PROMPT = [4, 8, 15, 16, 23, 42]
 

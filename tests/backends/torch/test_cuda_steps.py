@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from coldstream.backends.protocol import Copy, Group
 from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.backends.torch.fallback import FallbackAssembly, FallbackDecoder
-from coldstream.engine.generation import Finish, Generation
+from coldstream.backends.torch.kv_cache import KvCache, SequenceSpan, windows
+from coldstream.engine.generation import Generation
 from coldstream.engine.grammar import Grammars
-from coldstream.engine.kv_cache import KvCache, Span, windows
-from coldstream.engine.kvcache.blocks import Blocks, Copy, Group
+from coldstream.engine.kvcache.blocks import Blocks
 from coldstream.engine.kvcache.budget import BLOCK_SIZE, affordable
 from coldstream.engine.kvcache.pool import Table
 from coldstream.engine.request import Grammar, PromptImage, Request, SamplingParams, TokenEvent
-from coldstream.engine.runner import Runner
 from coldstream.engine.scheduler import Scheduler
 from coldstream.engine.stats import Meter
 from coldstream.engine.steps import Steps
@@ -78,19 +79,24 @@ class Stepping:
 
     def __init__(self, decoder: Any, *, step_tokens: int = 32, kv_bytes: int = 1 << 20) -> None:
         settings = EngineSettings(max_sequences=16, step_tokens=step_tokens, kv_bytes=kv_bytes)
-        config, dtype = decoder.config, decoder.attention_dtype
-        groups = affordable(config, settings, dtype, kv_bytes, context=512, step=step_tokens)
-        cache = KvCache(config, groups, size=BLOCK_SIZE, dtype=dtype, device=CUDA)
-        self.blocks = Blocks(groups, BLOCK_SIZE, step=step_tokens, together=not cache.reads_anywhere)
-        self.scheduler = Scheduler(self.blocks, settings.max_sequences, settings.step_tokens)
-        self.runner = Runner(decoder, cache, self.blocks)
-        self.steps = Steps(
-            self.runner, self.scheduler, Meter(), send=self._send, end=self._end, as_error=self._as_error
+        config = decoder.config
+        self.backend = TorchBackend(decoder, config, device=CUDA)
+        groups = affordable(
+            kv_bytes,
+            windows=self.backend.windows,
+            block_bytes=self.backend.block_bytes(BLOCK_SIZE),
+            sequences=settings.max_sequences,
+            context=512,
+            step=step_tokens,
         )
+        self.backend.allocate(groups, BLOCK_SIZE)
+        self.blocks = Blocks(groups, BLOCK_SIZE, step=step_tokens, together=not self.backend.reads_anywhere)
+        self.scheduler = Scheduler(self.blocks, settings.max_sequences, settings.step_tokens)
+        self.steps = Steps(self.backend, self.blocks, self.scheduler, Meter(), as_error=self._as_error)
         self.tokenizer = make_tokenizer()
         self.grammars = Grammars(self.tokenizer, vocab_size=config.vocab_size, stop_ids=frozenset())
         self.active: dict[str, Generation] = {}
-        self.finished: dict[str, Finish] = {}
+        self.finished: dict[str, TokenEvent] = {}
 
     def add(self, key: str, ids: Sequence[int], images: Mapping[int, Tensor] | None = None, **sampling: Any) -> None:
         """A request; `images` are vectors by where they begin."""
@@ -117,7 +123,12 @@ class Stepping:
     def step(self) -> None:
         step = self.scheduler.schedule()
         with torch.inference_mode(), Waits() as waits:
-            self.steps.compute(step, self.active)
+            launched = self.steps.launch(step, self.active)
+            assert not waits.readbacks
+            emitted = self.steps.emit(launched, self.steps.collect(launched))
+        for generation, event in emitted:
+            if event.finish_reason is not None:
+                self._end(generation, event)
         needs_one = any(piece.draws or piece.sequence.max_chunk is not None for piece in step.pieces)
         assert waits.readbacks == needs_one
 
@@ -126,11 +137,8 @@ class Stepping:
         while self.scheduler.has_work:
             self.step()
 
-    def _send(self, generation: Generation, event: TokenEvent) -> None:
-        pass
-
-    def _end(self, generation: Generation, finish: Finish) -> None:
-        self.finished[generation.request.id] = finish
+    def _end(self, generation: Generation, event: TokenEvent) -> None:
+        self.finished[generation.request.id] = event
         self.scheduler.remove(generation.sequence)
         del self.active[generation.request.id]
 
@@ -164,7 +172,7 @@ def test_prompts_in_chunks_beside_sequences_that_decode(
     stepping.step()
     stepping.add("long", range(4, 104), max_tokens=2)
     stepping.run()
-    assert {finish.reason for finish in stepping.finished.values()} == {"length"}
+    assert {event.finish_reason for event in stepping.finished.values()} == {"length"}
 
 
 def test_blocks_that_are_copied_and_blocks_that_lie_scattered() -> None:
@@ -173,7 +181,7 @@ def test_blocks_that_are_copied_and_blocks_that_lie_scattered() -> None:
     cache = KvCache(config, groups, size=BLOCK_SIZE, device=CUDA)
     scattered = tuple(Table(1, 0, [3, 1, 6], together=False) for _ in groups)
     together = tuple(Table(2, 0, [4, 5]) for _ in groups)
-    spans = [Span(0, 70, 75, scattered), Span(5, 30, 50, together), Span(25, 90, 91, scattered)]
+    spans = [SequenceSpan(0, 70, 75, scattered), SequenceSpan(5, 30, 50, together), SequenceSpan(25, 90, 91, scattered)]
     q, k, v = (torch.zeros(26, heads, 8, device=CUDA) for heads in (4, 1, 1))
     with torch.inference_mode(), Waits():
         cache.copy([Copy(group, 0, 1) for group in range(len(groups))])
@@ -188,7 +196,7 @@ def test_every_way_to_sample_in_one_step_with_one_wait() -> None:
         stepping.add(name, range(4, 7 + number), max_tokens=2, **sampling)
     stepping.run()
     assert stepping.finished.keys() == SAMPLING.keys()
-    assert {finish.reason for finish in stepping.finished.values()} == {"length"}
+    assert {event.finish_reason for event in stepping.finished.values()} == {"length"}
 
 
 def test_the_token_that_proves_a_device() -> None:
@@ -224,7 +232,7 @@ def test_images_and_the_tower_that_sees_them(tiny: Tiny, precision: Literal["flo
     stepping.add("seen", ids, {2: vectors, 4 + TOKENS: vectors}, max_tokens=3)
     stepping.add("text", range(4, 40), max_tokens=3)
     stepping.run()
-    assert {finish.reason for finish in stepping.finished.values()} == {"length"}
+    assert {event.finish_reason for event in stepping.finished.values()} == {"length"}
 
 
 def test_transformers_own_layers(fallback: FallbackDecoder) -> None:
@@ -236,7 +244,7 @@ def test_transformers_own_layers(fallback: FallbackDecoder) -> None:
     stepping.add("one", range(4, 50), max_tokens=3)
     stepping.add("two", range(4, 9), max_tokens=3, logprobs=1)
     stepping.run()
-    assert {finish.reason for finish in stepping.finished.values()} == {"length"}
+    assert {event.finish_reason for event in stepping.finished.values()} == {"length"}
 
 
 def test_the_guard_sees_a_wait() -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from coldstream.backends.torch.fallback import FallbackAssembly, FallbackDecoder
 from coldstream.backends.torch.layers import DenseAttention, DenseSequence
-from coldstream.bench.parity import greedy
 from coldstream.errors import ParameterMismatch, StoreUnavailable, UnknownArchitecture, UnsupportedConfig
 from tests.support import tiny
+from tools.parity import greedy
 
 PROMPT = [5, 9, 2, 77, 31, 8, 8, 120, 64, 3, 17]
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}

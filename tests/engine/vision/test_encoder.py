@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.backends.torch.vision import Sight
 from coldstream.engine.engine import Engine
+from coldstream.engine.outbox import Verified
 from coldstream.engine.request import PromptImage, Request, SamplingParams, TokenEvent
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from coldstream.engine.vision.encoder import ImageEncoder, PlacedImage
@@ -94,14 +97,17 @@ def picture(image: Image.Image) -> Picture:
 class Asked:
     """An engine, and what came out of it."""
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, **settings: object) -> None:
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, *, verified: Verified = Verified.ALL, **settings: object
+    ) -> None:
         assert decoder.vision is not None
         self.tokenizer = tokenizer
         vision = decoder.vision.config
         self.prompt = ImagePrompt(vision, tokenizer, PROCESSOR)
         chosen = EngineSettings(kv_bytes=4_000_000, **settings)  # type: ignore[arg-type]
         sight = Sight(decoder.vision, PROCESSOR)
-        self.engine = Engine(decoder, tokenizer, decoder.config, chosen, stop_ids=frozenset(), sees=sight)
+        backend = TorchBackend(decoder, decoder.config, vision=sight)
+        self.engine = Engine(backend, tokenizer, decoder.config, chosen, stop_ids=frozenset(), verified=verified)
         self.events: dict[str, list[TokenEvent]] = {}
         self._ended = threading.Condition()
 
@@ -318,26 +324,15 @@ def test_a_waiting_image_request_can_be_cancelled(tiny: Tiny, ask: Callable[...,
     assert asked.ended("next").finish_reason == "length"
 
 
-def held(decoder: Decoder, tokenizer: Tokenizer, **holds: threading.Event) -> Asked:
-    """An engine that lets nothing go before its holds are set."""
-    asked = Asked(decoder, tokenizer)
-    asked.engine.stop()
-    assert decoder.vision is not None
-    asked.engine = Engine(
-        decoder,
-        tokenizer,
-        decoder.config,
-        EngineSettings(kv_bytes=4_000_000),
-        stop_ids=frozenset(),
-        sees=Sight(decoder.vision, PROCESSOR),
-        **holds,
-    )
+def held(decoder: Decoder, tokenizer: Tokenizer) -> Asked:
+    """An engine that lets nothing go before it is told that the weights are verified."""
+    asked = Asked(decoder, tokenizer, verified=Verified.NOTHING)
     asked.engine.start()
     return asked
 
 
 def test_text_leaves_when_its_weights_are_verified_and_an_image_when_all_are(tiny: Tiny, tokenizer: Tokenizer) -> None:
-    asked = held(made(tiny)[0], tokenizer, hold=threading.Event(), hold_images=threading.Event())
+    asked = held(made(tiny)[0], tokenizer)
     try:
         asked.submit(asked.request("image", f"<bos>{B}what?", photos([1])))
         asked.submit(asked.request("text", "<bos>hello"))
@@ -358,7 +353,7 @@ def test_text_leaves_when_its_weights_are_verified_and_an_image_when_all_are(tin
 def test_after_new_weights_images_are_looked_at_again(tiny: Tiny, tokenizer: Tokenizer) -> None:
     """What was answered with the first delivery and not seen by anybody is answered again."""
     decoder, assembly = made(tiny)
-    asked = held(decoder, tokenizer, hold=threading.Event())
+    asked = held(decoder, tokenizer)
     try:
         name = "model.multi_modal_projector.mm_input_projection_weight"
         assembly.assign(name, tiny.tensors[name] * 0)
@@ -385,13 +380,12 @@ class Counted:
 
     tokens_per_image, image_id = TOKENS, IMAGE
 
-    def __init__(self, result: float = 1.0) -> None:
+    def __init__(self) -> None:
         self.looked = 0
-        self._result = result
 
     def encode(self, pixels: np.ndarray) -> Tensor:
         self.looked += 1
-        return torch.full((TOKENS, 8), self._result)
+        return torch.ones(TOKENS, 8)
 
 
 def looked_at(encoder: ImageEncoder, *numbers: int) -> tuple[list[PlacedImage], Exception | None]:
@@ -407,7 +401,7 @@ def looked_at(encoder: ImageEncoder, *numbers: int) -> tuple[list[PlacedImage], 
 
 def test_the_same_picture_is_looked_at_once() -> None:
     tower = Counted()
-    encoder = ImageEncoder(tower, threads=1, name="test")
+    encoder = ImageEncoder(tower, thread=nullcontext, name="test")
     placed, _ = looked_at(encoder, 1, 2, 1)
     looked_at(encoder, 2)
     assert tower.looked == 2
@@ -418,11 +412,15 @@ def test_the_same_picture_is_looked_at_once() -> None:
     encoder.close()
 
 
-def test_vectors_that_are_not_finite_are_an_error() -> None:
-    encoder = ImageEncoder(Counted(float("nan")), threads=1, name="test")
-    _, error = looked_at(encoder, 1)
+def test_vectors_that_are_not_finite_are_an_error(tiny: Tiny, ask: Callable[..., Asked]) -> None:
+    decoder, assembly = made(tiny)
+    name = "model.multi_modal_projector.mm_input_projection_weight"
+    assembly.assign(name, torch.full_like(tiny.tensors[name], float("nan")))
+    asked = ask(decoder)
+    asked.submit(asked.request("image", f"{B}what?", photos([1])))
+    error = asked.ended("image").error
     assert isinstance(error, EngineError)
-    encoder.close()
+    assert "not finite" in str(error)
 
 
 def test_image_tokens_without_an_image_are_refused(ask: Callable[..., Asked]) -> None:
@@ -441,7 +439,8 @@ def test_an_image_in_the_wrong_place_is_refused(ask: Callable[..., Asked]) -> No
 
 def test_an_image_for_a_text_model_is_refused(tiny: Tiny, tokenizer: Tokenizer) -> None:
     decoder, _ = made(tiny)
-    engine = Engine(decoder, tokenizer, decoder.config, EngineSettings(kv_bytes=4_000_000))
+    settings = EngineSettings(kv_bytes=4_000_000)
+    engine = Engine(TorchBackend(decoder, decoder.config), tokenizer, decoder.config, settings)
     with pytest.raises(InvalidRequest, match="takes text only"):
         engine.submit(Request("a", (2, 3), images=(PromptImage(0, 1, np.zeros((1, 1, 3), np.uint8), b""),)), print)
 

@@ -199,13 +199,28 @@ async def test_chat_parts_keep_their_order(serve, engine) -> None:
     assert text_of(used.submitted[0]) == f"user\nthis {WHOLE} or {WHOLE}?\nmodel\n"
 
 
-@pytest.mark.parametrize("detail", ["low", "high"])
-async def test_another_detail_is_refused_by_name(serve, engine, detail) -> None:
+@pytest.mark.parametrize("detail", ["auto", "low", "high", "original", None])
+async def test_every_detail_is_taken_since_all_images_are_seen_at_one_size(serve, engine, detail) -> None:
     served = await serve(seeing(engine()), settings())
-    answer = await chat(served, part(RED, detail=detail))
-    assert answer.status_code == 400
-    assert "detail" in answer.json()["error"]["param"]
-    assert "'auto'" in answer.json()["error"]["message"]
+    assert (await chat(served, part(RED, detail=detail))).status_code == 200
+    assert (await chat(served, part(RED, detail="best"))).status_code == 400
+
+
+async def test_an_image_is_seen_through_responses_too(serve, engine) -> None:
+    used = engine()
+    served = await serve(seeing(used), settings())
+    content = [
+        {"type": "input_text", "text": "this "},
+        {"type": "input_image", "image_url": data_url(RED), "detail": "auto"},
+    ]
+    body = {"model": "default", "input": [{"role": "user", "content": "a"}, {"role": "user", "content": content}]}
+    answer = await served.client.post("/v1/responses", json=body)
+    assert answer.status_code == 200, answer.text
+    assert seen(used.submitted[0]) == [(250, 0, 0)]
+    assert text_of(used.submitted[0]) == f"user\na\nuser\nthis {WHOLE}\nmodel\n"
+    broken = body["input"][1] | {"content": [{"type": "input_image", "image_url": "data:image/png;base64,!"}]}
+    refused = await served.client.post("/v1/responses", json={"model": "default", "input": [broken]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input.0.content.0.image_url")
 
 
 async def test_a_task_is_asked_through_chat_with_an_image(serve, engine) -> None:

@@ -12,23 +12,9 @@ import pytest
 from coldstream.engine.request import Grammar, SamplingParams
 from coldstream.serve.middleware.auth import ApiKeys
 from coldstream.settings import InputSettings, ModelSettings, SamplingSettings, Settings, TaskSettings
-from tests.serve.conftest import Served
 from tests.support.scripted import LetterTokenizer, ScriptedModel
 
 HI = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture
-async def client():
-    clients: list[openai.AsyncOpenAI] = []
-
-    def make(served: Served, key: str = "none") -> openai.AsyncOpenAI:
-        clients.append(openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=0))
-        return clients[-1]
-
-    yield make
-    for item in clients:
-        await item.close()
 
 
 def asked(engine, place: int = 0) -> str:
@@ -283,11 +269,22 @@ async def test_a_tools_result_goes_back_to_the_model(serve, engine, client) -> N
     assert asked(model.engine, 1).endswith("tool\nsunny\nmodel\n")
 
 
-async def test_tools_on_a_template_that_knows_none_are_refused_unless_forced(serve, engine, client) -> None:
-    served = await serve(ScriptedModel(engine()))
-    with pytest.raises(openai.BadRequestError, match="knows no tools") as caught:
-        await client(served).chat.completions.create(model="default", messages=HI, tools=TOOLS)
-    assert caught.value.param == "tools"
+async def test_a_template_that_knows_no_tools_gets_them_and_all_that_came_of_them_as_text(
+    serve, engine, client
+) -> None:
+    model = ScriptedModel(engine(CALL))
+    served = await serve(model)
+    first = await client(served).chat.completions.create(model="default", messages=HI, tools=TOOLS)
+    message = first.choices[0].message
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"}
+    await client(served).chat.completions.create(model="default", messages=[*HI, message, result], tools=TOOLS)
+    told, said = asked(model.engine, 1).split("\nuser\nhi\n")
+    assert told.startswith("system\n")
+    assert '"name": "weather"' in told
+    assert said == (
+        'assistant\n<tool_call>\n{"name": "weather", "arguments": {"city": "서울"}}\n</tool_call>\n'
+        'user\n<tool_response>\n{"name": "weather", "content": "sunny"}\n</tool_response>\nmodel\n'
+    )
 
 
 @pytest.mark.parametrize(
@@ -296,15 +293,17 @@ async def test_tools_on_a_template_that_knows_none_are_refused_unless_forced(ser
         ("audio", {"voice": "alloy", "format": "wav"}),
         ("functions", [{"name": "f"}]),
         ("function_call", "auto"),
-        ("metadata", {"a": "b"}),
         ("modalities", ["audio"]),
         ("moderation", {"model": "m"}),
         ("prediction", {"type": "content", "content": "x"}),
         ("prompt_cache_options", {"mode": "explicit"}),
         ("prompt_cache_retention", "24h"),
-        ("reasoning_effort", "high"),
+        ("reasoning_effort", "very"),
         ("service_tier", "flex"),
-        ("store", True),
+        ("min_tokens", 3),
+        ("chat_template_kwargs", {"messages": []}),
+        ("continue_final_message", "yes"),
+        ("stop_token_ids", [-1]),
         ("verbosity", "low"),
         ("web_search_options", {}),
         ("temperature", 3),
@@ -317,7 +316,8 @@ async def test_tools_on_a_template_that_knows_none_are_refused_unless_forced(ser
         ("logit_bias", {"5": 101}),
         ("stream_options", {"include_usage": True}),
         ("tool_choice", "auto"),
-        ("guided_json", {}),
+        ("guided_whitespace_pattern", " "),
+        ("guided_regex", 5),
         ("inputs", {"a": "b"}),
         ("messages", []),
         ("messages", [{"role": "robot", "content": "x"}]),
@@ -357,6 +357,7 @@ async def test_neutral_values_of_fields_that_are_not_honoured_are_accepted(serve
         model="default",
         messages=HI,
         store=False,
+        metadata={"run": "7"},
         service_tier="auto",
         modalities=["text"],
         verbosity="medium",
@@ -416,6 +417,11 @@ async def test_the_synchronous_client_streams_too(serve, engine) -> None:
         ({"structured_outputs": {"regex": "a+"}}, ("regex", "a+", "structured_outputs")),
         ({"structured_outputs": {"choice": ["x", "y"]}}, ("choice", ("x", "y"), "structured_outputs")),
         ({"structured_outputs": {"grammar": 'start: "a"'}}, ("lark", 'start: "a"', "structured_outputs")),
+        ({"guided_json": {"const": 1}}, ("json_schema", '{"const": 1}', "guided_json")),
+        ({"guided_json": '{"const": 1}'}, ("json_schema", '{"const": 1}', "guided_json")),
+        ({"guided_regex": "a+"}, ("regex", "a+", "guided_regex")),
+        ({"guided_choice": ["x", "y"]}, ("choice", ("x", "y"), "guided_choice")),
+        ({"guided_grammar": 'start: "a"'}, ("lark", 'start: "a"', "guided_grammar")),
     ],
 )
 async def test_what_the_output_must_obey_reaches_the_engine(serve, engine, client, asked_for, grammar) -> None:
@@ -452,8 +458,31 @@ async def test_a_named_function_is_forced_and_its_arguments_stream(serve, engine
     assert len(calls) > 5
     assert "".join(call.function.arguments or "" for call in calls) == '{"city": "Oslo"}'
     grammar = used.submitted[0].sampling.grammar
-    assert (json.loads(grammar.value), grammar.field) == (TOOLS[0]["function"]["parameters"], "tool_choice")
+    assert (grammar.field, '"required": ["city"]' in grammar.value) == ("tool_choice", True)
     assert '"name": "weather"' in asked(used)  # its template knows no tools, so the system text describes them
+
+
+class Weather(pydantic.BaseModel):
+    """The weather of a city, as users of the package declare a tool."""
+
+    city: str
+
+
+async def test_parsed_calls_go_round_with_all_that_the_client_adds_to_them(serve, engine, client) -> None:
+    used = engine(CALL.replace("weather", "Weather"))
+    served = await serve(ScriptedModel(used))
+    tool = openai.pydantic_function_tool(Weather)
+    assert tool["function"]["strict"] is True
+    parse = client(served).chat.completions.parse
+    first = await parse(model="default", messages=HI, tools=[tool])
+    message = first.choices[0].message
+    assert message.tool_calls[0].function.parsed_arguments == Weather(city="서울")
+    assert used.submitted[0].sampling.grammar.field == "tools"
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "name": "Weather", "content": "sunny"}
+    history = [*HI, message.model_dump(), result]
+    second = await parse(model="default", messages=history, tools=[tool], response_format=Weather)
+    assert second.choices[0].finish_reason == "tool_calls"
+    assert asked(used, 1).endswith('{"name": "Weather", "content": "sunny"}\n</tool_response>\nmodel\n')
 
 
 async def test_a_required_call_is_forced_by_grammar_and_found(serve, engine, client) -> None:
@@ -467,15 +496,19 @@ async def test_a_required_call_is_forced_by_grammar_and_found(serve, engine, cli
         (call,) = answer.choices[0].message.tool_calls
         assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Oslo"})
         assert answer.choices[0].finish_reason == "tool_calls"
-    assert used.submitted[0].sampling.grammar.kind == "json_schema"
+    assert used.submitted[0].sampling.grammar.field == "tool_choice"
 
 
-async def test_a_format_and_a_forced_call_exclude_each_other(serve, engine, client) -> None:
-    served = await serve(ScriptedModel(engine()))
+async def test_a_forced_call_leaves_nothing_to_a_format_and_excludes_every_other_constraint(
+    serve, engine, client
+) -> None:
+    used = engine('{"name": "weather", "arguments": {"city": "Oslo"}}')
+    served = await serve(ScriptedModel(used))
+    forced = {"model": "default", "messages": HI, "tools": TOOLS, "tool_choice": "required"}
+    answer = await client(served).chat.completions.create(**forced, response_format={"type": "json_object"})
+    assert answer.choices[0].message.tool_calls[0].function.name == "weather"
     with pytest.raises(openai.BadRequestError, match="exclude each other"):
-        await client(served).chat.completions.create(
-            model="default", messages=HI, tools=TOOLS, tool_choice="required", response_format={"type": "json_object"}
-        )
+        await client(served).chat.completions.create(**forced, extra_body={"guided_regex": "a"})
 
 
 async def test_tags_of_calls_that_are_control_tokens_are_shown_where_there_are_tools(serve, engine) -> None:
@@ -490,3 +523,31 @@ async def test_tags_of_calls_that_are_control_tokens_are_shown_where_there_are_t
     assert (answer["message"]["content"], answer["finish_reason"]) == ("Well. ", "tool_calls")
     await served.client.post("/v1/chat/completions", json=body)
     assert [request.sampling.shown_tokens for request in used.submitted] == [{7, 8}, frozenset()]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_parameters_in_xml_have_the_types_of_their_function(serve, engine, client, stream) -> None:
+    said = "<tool_call><function=f><parameter=a>1</parameter><parameter=b>1</parameter></function></tool_call>"
+    served = await serve(ScriptedModel(engine(said), tokenizer=LetterTokenizer(tools=True)))
+    kinds = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}}
+    asked_for = {"messages": HI, "tools": [{"type": "function", "function": {"name": "f", "parameters": kinds}}]}
+    answer = await client(served).chat.completions.create(model="default", stream=stream, **asked_for)
+    if stream:
+        (call,) = [
+            item for chunk in [part async for part in answer] for item in chunk.choices[0].delta.tool_calls or ()
+        ]
+    else:
+        (call,) = answer.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"a": "1", "b": 1}
+
+
+async def test_the_characters_that_are_counted_are_no_more_than_the_prompt_has(serve, engine) -> None:
+    served = await serve(ScriptedModel(engine(), max_context=2000, tokenizer=LetterTokenizer()))
+    body = {"model": "default", "messages": HI * 170, "max_tokens": 1}  # a long one, of short turns
+    reply = await served.client.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 200
+    tools = [{"type": "function", "function": {"name": "f", "description": "x" * 20000}}]
+    named = LetterTokenizer(tools=True)  # writes the names only
+    served = await serve(ScriptedModel(engine(), max_context=2000, tokenizer=named))
+    reply = await served.client.post("/v1/chat/completions", json={**body, "tools": tools, "messages": HI})
+    assert reply.status_code == 200

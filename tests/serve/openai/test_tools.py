@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.serve.openai.calls import Call, CallReader
-from coldstream.serve.openai.tools import forced_call, forced_schema
+from coldstream.serve.openai.tools import forced_call
 
 F = '{"name": "f", "arguments": {"a": 1}}'
 G = '{"name": "g", "parameters": {}}'
@@ -139,12 +138,3 @@ def test_a_forced_call_that_was_cut_off_keeps_what_there_is() -> None:
     assert forced_call('{"name": "f", "arguments": {"a": "unfini') == Call("f", '{"a": "unfini')
     assert forced_call('{"name": "f"') == Call("f", "")
     assert forced_call('{"na') is None
-
-
-def test_the_forced_schema_admits_each_function_with_its_own_arguments() -> None:
-    one = {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}
-    schema = forced_schema([one, {"name": "g"}])
-    first, second = schema["anyOf"]
-    assert first["properties"]["arguments"] == {"type": "object", "properties": {"a": {"type": "integer"}}}
-    assert second["properties"]["name"] == {"const": "g"}
-    assert json.dumps(forced_schema([one])) == json.dumps(first)

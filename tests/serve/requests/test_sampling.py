@@ -10,8 +10,6 @@ from coldstream.engine.request import SamplingParams
 from coldstream.serve.requests.sampling import from_generation_config, resolve
 from coldstream.settings import SamplingSettings
 
-STOP = frozenset({1, 106})
-
 
 @pytest.mark.parametrize(
     ("config", "expected"),
@@ -29,13 +27,7 @@ STOP = frozenset({1, 106})
     ],
 )
 def test_generation_config_is_read_as_transformers_reads_it(config, expected) -> None:
-    made = from_generation_config(config, STOP)
-    assert made.stop_token_ids == STOP
-    assert made == SamplingParams(**{**_fields(expected), "stop_token_ids": STOP})
-
-
-def _fields(params: SamplingParams) -> dict[str, object]:
-    return {name: getattr(params, name) for name in SamplingParams.__slots__}
+    assert from_generation_config({**config, "eos_token_id": [1, 106]}) == expected
 
 
 @given(
@@ -55,3 +47,10 @@ def test_the_nearest_to_the_caller_wins_and_the_context_bounds_all(defaults, tas
 def test_stop_strings_of_model_task_and_request_add_up_in_order_and_once() -> None:
     made = resolve(SamplingParams(stop=("a",)), SamplingSettings(stop=("b", "a")), {"stop": ("c", "b")}, room=9)
     assert made.stop == ("a", "b", "c")
+
+
+def test_stop_ids_of_model_and_request_add_up() -> None:
+    made = resolve(
+        SamplingParams(stop_token_ids=frozenset({1})), SamplingSettings(), {"stop_token_ids": [7, 1]}, room=9
+    )
+    assert made.stop_token_ids == {1, 7}

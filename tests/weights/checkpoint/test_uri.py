@@ -41,6 +41,18 @@ def test_a_child_lies_in_the_folder() -> None:
     assert str(Location.parse("/a").child("b c")) == "file:///a/b c"
 
 
+@pytest.mark.parametrize("text", ["gs:/b/m", "gs:b/m", "https:/host/m", "file:/models"])
+def test_a_slash_too_few_is_named(text: str) -> None:
+    with pytest.raises(LocationError, match="two slashes"):
+        Location.parse(text)
+
+
+@pytest.mark.parametrize("text", ["gs://b//m", "s3://b/m//", "az://c/a//b", "gs://b//"])
+def test_a_slash_too_many_is_named(text: str) -> None:
+    with pytest.raises(LocationError, match="a slash too many; write"):
+        Location.parse(text)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "  ", "ftp://host/a", "gs://", "gs:///a", "https:///a", "file://host/a", "https://h/a?token=1", "https://h/#x",

@@ -64,6 +64,13 @@ async def test_status_headers_and_body() -> None:
     assert (response.status, response.body, response.headers["x-odd"]) == (206, b"abc", "a: b")
 
 
+async def test_what_comes_before_an_answer_is_none() -> None:
+    response = await answered(
+        b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"
+    )
+    assert (response.status, "link" in response.headers) == (204, False)
+
+
 async def test_a_status_without_a_reason() -> None:
     assert (await answered(b"HTTP/1.1 204\r\nContent-Length: 0\r\n\r\n")).status == 204
 
@@ -98,6 +105,8 @@ async def test_what_is_sent() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Le",
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabcde\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0_5\r\nabcde\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
         b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
@@ -110,6 +119,22 @@ async def test_what_is_sent() -> None:
 async def test_an_answer_that_is_none(answer: bytes) -> None:
     with pytest.raises(HttpFailure, match=r"GET http://127\.0\.0\.1.*: ."):
         await answered(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n" + bytes(1001),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + (b"300\r\n" + bytes(768) + b"\r\n") * 2
+        + b"0\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\n\r\n" + bytes(5000),
+    ],
+)
+async def test_a_body_that_is_too_long_is_not_kept(answer: bytes) -> None:
+    async with serving(answer) as server:
+        with pytest.raises(HttpFailure, match="longer than 1000 bytes"):
+            await http.request(server.url, limit=1000)
 
 
 async def test_silence_ends_in_time() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from coldstream.errors import BadResponse, ObjectChanged
 from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.network import Network
 from coldstream.weights.stores.store import Interrupted, Pin
 from coldstream.weights.transfer.answers import range_of
 from coldstream.weights.transfer.wire import PATIENCE, Accept, Wire
@@ -107,7 +108,7 @@ def scripted() -> Iterator[Callable[..., Scripted]]:
 
 
 def accepted(start: int, end: int) -> Accept:
-    return range_of(PIN, start, end, HERE, version=("etag", PIN.etag))
+    return range_of(PIN, start, end, HERE)
 
 
 async def get(wire: Wire, server: Scripted, start: int = 0, end: int = len(DATA)) -> bytes:
@@ -170,7 +171,7 @@ async def test_a_chunked_answer(scripted: Callable[..., Scripted], wire: Wire) -
     def chunked(connection: socket.socket, start: int, end: int) -> bool:
         connection.sendall(
             f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{len(DATA)}\r\n"
-            "Transfer-Encoding: chunked\r\n\r\n".encode()
+            "ETag: one\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
         )
         for at in range(start, end, 700_001):
             piece = DATA[at : min(at + 700_001, end)]
@@ -184,9 +185,23 @@ async def test_a_chunked_answer(scripted: Callable[..., Scripted], wire: Wire) -
     assert server.connections == 1
 
 
+@pytest.mark.parametrize("endless", ["trailers", "interim"])
+async def test_what_never_ends_is_cut(scripted: Callable[..., Scripted], wire: Wire, endless: str) -> None:
+    def answers(connection: socket.socket, start: int, end: int) -> bool:
+        head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{len(DATA)}\r\nETag: one\r\n"
+        if endless == "trailers":
+            body = f"{end - start:x}\r\n".encode() + DATA[start:end] + b"\r\n0\r\n"
+            connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + body)
+        while True:  # until the client has seen enough
+            connection.sendall(b"Trailer: 1\r\n" if endless == "trailers" else b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    with pytest.raises(BadResponse, match="more than"):
+        await get(wire, scripted(answers), 0, 10)
+
+
 async def test_what_has_landed_of_a_broken_body_is_told(scripted: Callable[..., Scripted], wire: Wire) -> None:
     def broken(connection: socket.socket, start: int, end: int) -> bool:
-        head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{len(DATA)}\r\n"
+        head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{len(DATA)}\r\nETag: one\r\n"
         connection.sendall(f"{head}Content-Length: {end - start}\r\n\r\n".encode() + DATA[:1_234_567])
         return False
 
@@ -202,7 +217,7 @@ async def test_a_server_that_falls_silent_is_left(scripted: Callable[..., Script
     ended = threading.Event()
 
     def silent(connection: socket.socket, start: int, end: int) -> bool:
-        head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{len(DATA)}\r\n"
+        head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{len(DATA)}\r\nETag: one\r\n"
         connection.sendall(f"{head}Content-Length: {end - start}\r\n\r\n".encode() + DATA[:1000])
         ended.wait(20.0)
         return False
@@ -309,7 +324,7 @@ async def test_nobody_writes_to_the_target_after_a_read_was_cancelled(
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(connection: socket.socket, start: int, end: int) -> bool:
-        head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{len(DATA)}\r\n"
+        head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{len(DATA)}\r\nETag: one\r\n"
         connection.sendall(f"{head}Content-Length: {end - start}\r\n\r\n".encode() + DATA[:1000])
         begun.set()
         go_on.wait(20.0)
@@ -335,7 +350,7 @@ async def test_authorities_that_are_none_are_named(scripted: Callable[..., Scrip
     (tmp_path / "empty.pem").write_text("nothing")
     url = scripted(served).url.replace("http://", "https://")
     with pytest.raises(BadResponse, match=r"empty\.pem.*SSL_CERT_FILE"):
-        await Wire(stall=5.0, authorities=str(tmp_path / "empty.pem")).get(
+        await Wire(stall=5.0, network=Network({"SSL_CERT_FILE": str(tmp_path / "empty.pem")})).get(
             url, {}, memoryview(b""), accepted(0, 1), nobody
         )
 

@@ -15,11 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.c")
+NEEDED = "apt-get install gcc libc6-dev"
+"""What puts a compiler there, on Debian."""
 VNNI, AVX2, ANY = "kernels-vnni.so", "kernels-avx2.so", "kernels-any.so"
 _V4 = ("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=256")
-# -fopenmp links libgomp.so.1, of which torch brings its own: that one is loaded already, and its threads are shared.
-_FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden", "-Wno-psabi")
-_LINKED = ("-lm",)
+_FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wno-psabi")
+# Without -fopenmp, so that no libgomp is named: packed.py gives the kernels the one that torch brings, whose threads
+# they share. Two in a process would each keep a team that spins while the other computes.
+_LINKED = ("-shared", "-lm")
 
 
 def variants(machine: str) -> Mapping[str, tuple[str, ...]]:
@@ -33,16 +36,19 @@ def compile_kernels(folder: Path, *, extra: tuple[str, ...] = ()) -> tuple[Path,
 
     Raises FileNotFoundError without a compiler and CalledProcessError, with its words on stderr, when it fails.
     """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        raise FileNotFoundError("coldstream's kernels need a C compiler to be built: apt-get install gcc libc6-dev")
-    made = []
-    for name, own in variants(platform.machine()).items():
-        target = folder / name
-        command = [*compiler.split(), *_FLAGS, *own, *extra, str(SOURCE), "-o", str(target), *_LINKED]
-        subprocess.run(command, check=True)
-        made.append(target)
-    return tuple(made)
+        raise FileNotFoundError(f"coldstream's kernels need a C compiler to be built: {NEEDED}")
+    own = variants(platform.machine())
+    return tuple(_compile(compiler.split(), folder / name, (*flags, *extra)) for name, flags in own.items())
+
+
+def _compile(compiler: list[str], target: Path, flags: tuple[str, ...]) -> Path:
+    with tempfile.TemporaryDirectory() as scratch:
+        made = str(Path(scratch) / "kernels.o")
+        subprocess.run([*compiler, *_FLAGS, *flags, "-c", str(SOURCE), "-o", made], check=True)
+        subprocess.run([*compiler, made, "-o", str(target), *_LINKED], check=True)
+    return target
 
 
 if __name__ == "__main__":

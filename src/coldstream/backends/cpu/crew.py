@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-
-_LONGEST_REST = 0.5
-"""Seconds."""
 
 
 class Crew:
     """Runs pieces of work; with no workers, at once and here. Pieces of one subject never overtake an earlier delivery.
 
-    While `is_patient`, a worker that had to wait for the processor waits as long again before its next piece: somebody
-    else wants it. Niceness alone took a quarter of the time of an answering model (docs/architecture.md).
-
     `run`, `settle`, `end` and `stop` are for one thread, the loader's; `stop` may also be called by a worker.
     """
 
-    def __init__(self, workers: int, *, is_patient: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, workers: int) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pack") if workers else None
         self._room = threading.BoundedSemaphore(2 * workers) if workers else None
         self._stopped = threading.Event()
-        self._is_patient = is_patient
         self._pending: dict[str, list[Future[None]]] = {}
 
     def run(
@@ -77,13 +69,9 @@ class Crew:
         room = self._room
 
         def work() -> None:
-            began, spent = time.perf_counter(), time.thread_time()
             try:
                 piece()
                 whole.count()
-                if self._is_patient():
-                    waited = (time.perf_counter() - began) - (time.thread_time() - spent)
-                    self._stopped.wait(min(waited, _LONGEST_REST))
             except BaseException as exc:
                 failed(exc)
                 raise

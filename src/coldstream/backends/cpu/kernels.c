@@ -3,7 +3,7 @@
  *
  * One source for every CPU, compiled for AVX512-VNNI, for AVX2 and for anything (compile.py); where a line is written
  * twice it says so with #ifdef. Called through ctypes (library.py), so without the interpreter's lock. Threads are OpenMP's,
- * the same libgomp and the same team as torch's own.
+ * the same libgomp and the same team as torch's own; clang would ask for another runtime, so it is GCC that compiles this.
  *
  * Integers. A row of weights is int8 times a scale; a row of activations is int16 times a scale, with as many levels as
  * cannot overflow a sum of int32 over the row (`levels` in int8.py). So a product is exact, whatever the order, and the
@@ -13,6 +13,9 @@
  * Floats. Whatever is summed in floating point is summed in an order that depends on nothing but the row itself and the
  * absolute positions of its keys, so attention too gives a row the same bits in any batch and any chunk of a prompt.
  */
+#ifdef __clang__
+#error "coldstream's kernels share the OpenMP of torch, libgomp, for which only GCC compiles: CC=gcc"
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -785,3 +788,14 @@ EXPORT void coldstream_tower_after(const TowerLayer *l, int64_t tokens, const fl
         for (int64_t r = 0; r < rows; r++) add(block + r * hidden, w->products + r * hidden, hidden);
     }
 }
+
+/* ------------------------------------------------------------------------------------- what ctypes has to agree with */
+
+/* packed.py and library.py declare these structs again, and compare the sizes while they open the library. */
+#define SIZE_OF(name) EXPORT const int64_t coldstream_sizeof_##name = sizeof(name)
+SIZE_OF(Matrix);
+SIZE_OF(Layer);
+SIZE_OF(TowerLayer);
+SIZE_OF(Workspace);
+SIZE_OF(Step);
+SIZE_OF(Shape);

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, byref, c_double, c_int64, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, cast
 
 import torch
@@ -65,6 +66,19 @@ class _Shape(Structure):
         *((name, c_int64) for name in ("heads", "kv_heads", "d", "q_stride", "k_stride", "v_stride", "slots")),
         ("scale", c_double),
     )
+
+
+STRUCTS: Mapping[str, type[Structure]] = MappingProxyType(
+    {
+        "Matrix": Matrix,
+        "Layer": _Layer,
+        "TowerLayer": _TowerLayer,
+        "Workspace": _Workspace,
+        "Step": _Step,
+        "Shape": _Shape,
+    }
+)
+"""What is passed to the kernels, by its name in kernels.c."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +180,7 @@ class Kernels:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        library = open_library(path)
+        library = open_library(path, STRUCTS)
         self._packer = Packer(path)
         self._rows = _function(library, "rows", POINTER(Matrix), c_void_p, c_int64, c_void_p)
         self._multiply = _function(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import mmap
-import sys
 from collections.abc import Mapping
 from ctypes import Structure, byref, c_float, c_int64, c_void_p
 from pathlib import Path
@@ -74,7 +73,7 @@ class Packer:
     """The packing kernel of one compiled variant."""
 
     def __init__(self, path: Path) -> None:
-        self._pack = open_library(path).coldstream_pack
+        self._pack = open_library(path, {"Matrix": Matrix}).coldstream_pack
         self._pack.argtypes = (ctypes.POINTER(Matrix), c_void_p, c_int64, c_int64, c_int64, c_void_p)
         self._pack.restype = None
 
@@ -119,11 +118,33 @@ def best_library(folder: Path = SOURCE.parent) -> Path:
     return path
 
 
-def open_library(path: Path) -> ctypes.CDLL:
-    """A variant, with the OpenMP of torch: there must be one in a process, or each would have its threads."""
-    if "torch" not in sys.modules:
-        _open_openmp_of_torch()
-    return ctypes.CDLL(str(path))
+def open_library(path: Path, structs: Mapping[str, type[Structure]]) -> ctypes.CDLL:
+    """A variant, on the one OpenMP of this process. `structs` are those that will be passed, by their names in C.
+
+    Raises UnsupportedConfig when it cannot be loaded, or was compiled from other structs than these.
+    """
+    try:
+        ctypes.CDLL(openmp(_torch()), mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UnsupportedConfig(
+            f"coldstream's kernels cannot be loaded: {error}; they need glibc and GCC's OpenMP, which torch brings "
+            "(without torch: apt-get install libgomp1), or use --precision float32"
+        ) from error
+    for name, struct in structs.items():
+        _check_size(path, library, name, struct)
+    return library
+
+
+def openmp(torch: Path | None) -> str:
+    """The libgomp that torch's wheel brings, by its path: by the name the loader would find the system's, a second one.
+
+    `torch` is its package's folder. Where that brings none, it uses the one that has the name, and so do the kernels.
+    """
+    # Beside torch's own libraries, or where auditwheel puts what a wheel brings along.
+    places = () if torch is None else (torch / "lib", torch.with_name("torch.libs"))
+    brought = [str(path) for place in places for path in place.glob("libgomp*.so*")]
+    return brought[0] if brought else "libgomp.so.1"
 
 
 def runnable(cpu: CpuFeatures) -> tuple[str, ...]:
@@ -131,13 +152,20 @@ def runnable(cpu: CpuFeatures) -> tuple[str, ...]:
     return (VNNI,) * cpu.avx512_vnni + (AVX2,) * cpu.avx2 + (ANY,)
 
 
-def _open_openmp_of_torch() -> None:
-    """By its path; by its name the loader would find the system's, and torch would then be given that as well."""
+def _check_size(path: Path, library: ctypes.CDLL, name: str, struct: type[Structure]) -> None:
+    symbol = f"coldstream_sizeof_{name}"
+    size = c_int64.in_dll(library, symbol).value if hasattr(library, symbol) else "an unknown number of"
+    if size != ctypes.sizeof(struct):
+        raise UnsupportedConfig(
+            f"{path}: compiled of another version of coldstream: its {name} has {size} bytes, here it has "
+            f"{ctypes.sizeof(struct)}; reinstall coldstream, or run compile.py beside it again"
+        )
+
+
+def _torch() -> Path | None:
+    """Its package's folder, without importing it."""
     spec = importlib.util.find_spec("torch")
-    if spec is not None and spec.origin is not None:
-        path = Path(spec.origin).parent / "lib" / "libgomp.so.1"
-        if path.exists():
-            ctypes.CDLL(str(path))
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 def _choose(folder: Path) -> Path | None:

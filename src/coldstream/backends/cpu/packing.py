@@ -43,7 +43,7 @@ class Packing:
     """The packed matrices of a text decoder, `matrices` by the names of their joints, and what fills them.
 
     `tensors` are the checkpoint's own; one of another shape or dtype than the config asks for is left alone, for
-    whoever builds the model to complain about. `failed` hears of an error on a worker. `is_patient`: see `Crew`.
+    whoever builds the model to complain about. `failed` hears of an error on a worker.
 
     Raises UnsupportedConfig when the kernels were not built.
     """
@@ -55,11 +55,10 @@ class Packing:
         *,
         workers: int,
         failed: Callable[[BaseException], None],
-        is_patient: Callable[[], bool] = lambda: False,
     ) -> None:
         self.matrices: dict[str, PackedMatrix] = {}
         self._packer = Packer(best_library())
-        self._crew = Crew(workers, is_patient=is_patient)
+        self._crew = Crew(workers)
         self._failed = failed
         self._places = self._find_places(config, tensors)
         self._lock = threading.Lock()

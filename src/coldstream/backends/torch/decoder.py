@@ -66,7 +66,7 @@ class _Making:
 
 def _making(precision: DecoderPrecision, dtype: torch.dtype, device: torch.device) -> _Making:
     if precision != "int8":
-        staging = Staging() if device.type != "cpu" else None
+        staging = Staging() if device.type == "cuda" else None
         return _Making(
             partial(DenseLinear, dtype=dtype, device=device, staging=staging),
             partial(DenseTable, dtype=dtype, device=device, staging=staging),

@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coldstream.backends.cpu.library import Kernels, TowerWeights
+from coldstream.backends.device import naming_out_of_memory
 from coldstream.backends.torch.gate import Gate
 from coldstream.backends.torch.int8 import Int8Linear
 from coldstream.backends.torch.layers import Norm, activation
 from coldstream.backends.torch.linear import Linear
 from coldstream.backends.torch.parameter import Parameter
+from coldstream.errors import EngineError
 from coldstream.model.image_processor import ImageProcessor, Pixels
 from coldstream.model.vision_config import VisionConfig
 
@@ -200,8 +202,17 @@ class Sight:
         self.image_id = tower.config.image_id
 
     def encode(self, pixels: Pixels) -> Tensor:
-        """uint8 `[height, width, 3]`, as the processor resized it -> float32 `[tokens_per_image, text hidden]`."""
-        return self._tower.encode(torch.from_numpy(self._processor.normalise(pixels)))
+        """uint8 `[height, width, 3]`, as the processor resized it -> float32 `[tokens_per_image, text hidden]`.
+
+        Raises:
+            EngineError: the result is not finite.
+            OutOfMemory: the device has not enough.
+        """
+        with naming_out_of_memory("looking at an image"):
+            vectors = self._tower.encode(torch.from_numpy(self._processor.normalise(pixels)))
+            if not bool(torch.isfinite(vectors).all()):
+                raise EngineError("the vision tower's result is not finite; load the model in bfloat16 or float32")
+        return vectors
 
 
 def _attended(qkv: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which block of the key/value cache belongs to whom: pure bookkeeping, no torch.
+"""Which block of the key/value cache belongs to whom: pure bookkeeping, no arrays.
 
 A block holds `size` tokens of one sequence in all layers of a group: layers with the same window share a group, and a
 sequence has blocks in each. In a sliding group the blocks behind the window are given back as the sequence goes on.
@@ -16,26 +16,10 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from coldstream.backends.protocol import Copy, Group
 from coldstream.engine.kvcache.pool import Pool, Table
 
 _ENDLESS = 1 << 62
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """`count` blocks for the layers of one window; None: full attention."""
-
-    window: int | None
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Copy block `source` to `target` in a group before anything is computed."""
-
-    group: int
-    source: int
-    target: int
 
 
 @dataclass(frozen=True, slots=True)

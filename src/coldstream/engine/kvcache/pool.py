@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 _NOBODY = 0
+# What is so of a block, in its byte of `Pool._state`; all blocks are searched at once, by `translate` and `find`.
+_HELD, _KNOWN, _RESERVED = 1, 2, 4
+_UNHELD = bytes(not value & _HELD for value in range(256))
+_OPEN = bytes(not value & (_HELD | _RESERVED) for value in range(256))
+_EMPTY = bytes(not value for value in range(256))
 
 Copies = tuple[tuple[int, int], ...]
 
@@ -52,19 +54,18 @@ class Pool:
         self._together = together
         self.available = count
         self.tables: dict[str, Table] = {}
-        self._references: NDArray[np.int32] = np.zeros(count, np.int32)
-        self._known: NDArray[np.bool_] = np.zeros(count, np.bool_)
-        self._used_at: NDArray[np.int64] = np.zeros(count, np.int64)
-        self._reserved: NDArray[np.int64] = np.zeros(count, np.int64)
+        self._references = [0] * count
+        self._state = bytearray(count)
+        self._cached: dict[int, None] = {}  # the longest unused first
+        self._reserved: dict[int, int] = {}  # by block, the owner of the table behind which it lies
         self._digests: dict[int, bytes] = {}
         self._by_digest: dict[bytes, int] = {}
-        self._clock = 0
         self._owners = 0
 
     @property
     def cached(self) -> int:
         """Blocks that nobody holds and whose content is known."""
-        return int(np.count_nonzero(self._known & (self._references == 0)))
+        return len(self._cached)
 
     def knows(self, digest: bytes) -> bool:
         """Whether some block has this content."""
@@ -133,38 +134,43 @@ class Pool:
         if place < table.first or digest in self._by_digest:
             return
         block = table.blocks[place - table.first]
-        if not self._known[block]:
+        if block not in self._digests:
             self._by_digest[digest] = block
             self._digests[block] = digest
-            self._known[block] = True
+            self._state[block] |= _KNOWN
 
     def close(self, key: str) -> None:
         """The sequence is gone; the content of its full blocks stays known until they are needed."""
         table = self.tables.pop(key)
         self._unreserve(table)
-        # The end of a prefix is worth less than its beginning: it gets the older time.
+        # The end of a prefix is worth less than its beginning: it counts as unused for longer.
         for block in reversed(table.blocks):
             self._drop(block)
 
     def forget(self) -> None:
         """No content is known any more."""
-        self._known[:] = False
+        for block in self._digests:
+            self._state[block] &= ~_KNOWN
+        self._cached.clear()
         self._digests.clear()
         self._by_digest.clear()
 
     def check(self) -> None:
         """Assert the invariants; for tests."""
-        references = np.zeros(self.count, np.int32)
+        references = [0] * self.count
         for table in self.tables.values():
             assert len(set(table.blocks)) == len(table.blocks), "a sequence holds a block twice"
             for block in table.blocks:
                 references[block] += 1
-        assert (references == self._references).all()
-        assert self.available == int(np.count_nonzero(references == 0))
+        assert references == self._references
+        assert self.available == references.count(0)
         assert {digest: block for block, digest in self._digests.items()} == self._by_digest
-        assert set(np.flatnonzero(self._known).tolist()) == set(self._digests)
-        assert set(self._reserved.tolist()) <= {table.owner for table in self.tables.values()} | {_NOBODY}
-        assert not (self._reserved[self._references > 0]).any(), "a held block is reserved"
+        assert self._cached.keys() == {block for block in self._digests if not references[block]}
+        assert set(self._reserved.values()) <= {table.owner for table in self.tables.values()}
+        assert not any(references[block] for block in self._reserved), "a held block is reserved"
+        for block, state in enumerate(self._state):
+            known, reserved = block in self._digests, block in self._reserved
+            assert state == bool(references[block]) * _HELD + known * _KNOWN + reserved * _RESERVED
 
     def _copies(self, blocks: int) -> bool:
         return self._together and self.available - blocks >= self.count // 4
@@ -177,40 +183,37 @@ class Pool:
         return all(self._is_open(block, _NOBODY) for block in range(last + 1, last + 1 + fresh))
 
     def _is_open(self, block: int, owner: int) -> bool:
-        return not self._references[block] and self._reserved[block] in (_NOBODY, owner)
+        return not self._references[block] and self._reserved.get(block, owner) == owner
 
     def _anywhere(self) -> int:
-        """The start of the longest unreserved run, of empty blocks if there are any; else the first block to be had."""
-        open_blocks = (self._references == 0) & (self._reserved == _NOBODY)
-        for blocks in (open_blocks & ~self._known, open_blocks):
-            starts, sizes = _runs(blocks)
-            if len(starts):
-                return self._oldest(int(starts[np.argmax(sizes)]), blocks)
-        return int(np.flatnonzero(self._references == 0)[0])
-
-    def _oldest(self, start: int, blocks: NDArray[np.bool_]) -> int:
-        """`start`, unless it would cost a known content: then the block that was unused the longest."""
-        if not self._known[start]:
-            return start
-        candidates = np.flatnonzero(blocks)
-        return int(candidates[np.argmin(self._used_at[candidates])])
+        """The start of the longest unreserved run of empty blocks; else what was unused the longest; else any."""
+        empty = self._state.translate(_EMPTY)
+        longest = max(empty.split(b"\0"), key=len)
+        if longest:
+            return empty.find(longest)
+        unreserved = next((block for block in self._cached if block not in self._reserved), None)
+        return self._state.translate(_UNHELD).find(1) if unreserved is None else unreserved
 
     def _find_run(self, size: int) -> int | None:
         """The start of a run of unreserved blocks: empty ones, else those whose contents were unused the longest."""
-        open_blocks = (self._references == 0) & (self._reserved == _NOBODY)
-        start = _first_run(open_blocks & ~self._known, size)
-        if start is not None or _first_run(open_blocks, size) is None:
-            return start
-        ages = np.where(self._known, self._used_at, -1)
-        bounds = np.unique(ages[open_blocks])
-        low, high = 0, len(bounds) - 1
-        while low < high:  # the oldest contents whose loss makes room
+        run, free = b"\1" * size, self._state.translate(_EMPTY)
+        if run in free:
+            return free.find(run)
+        if run not in self._state.translate(_OPEN):
+            return None
+        cached = [block for block in self._cached if block not in self._reserved]
+        low, high, given = 1, len(cached), 0
+        while low <= high:  # the fewest contents, the oldest, whose loss makes room
             middle = (low + high) // 2
-            if _first_run(open_blocks & (ages <= bounds[middle]), size) is None:
-                low = middle + 1
-            else:
-                high = middle
-        return _first_run(open_blocks & (ages <= bounds[low]), size)
+            for place in range(given, middle):
+                free[cached[place]] = 1
+            for place in range(middle, given):
+                free[cached[place]] = 0
+            given = middle
+            low, high = (low, middle - 1) if run in free else (middle + 1, high)
+        for place in range(given, low):
+            free[cached[place]] = 1
+        return free.find(run)
 
     def _occupy(self, start: int, size: int) -> list[int]:
         taken = list(range(start, start + size))
@@ -218,8 +221,7 @@ class Pool:
             digest = self._digests.pop(block, None)
             if digest is not None:
                 del self._by_digest[digest]
-                self._known[block] = False
-            self._reserved[block] = _NOBODY
+                self._state[block] &= ~_KNOWN
             self._hold(block)
         return taken
 
@@ -228,34 +230,30 @@ class Pool:
         block = table.blocks[-1] + 1 if table.blocks else self.count
         while size > 0 and block < self.count and self._is_open(block, _NOBODY):
             self._reserved[block] = table.owner
+            self._state[block] |= _RESERVED
             block, size = block + 1, size - 1
 
     def _unreserve(self, table: Table) -> None:
-        self._reserved[self._reserved == table.owner] = _NOBODY
+        for block in [block for block, owner in self._reserved.items() if owner == table.owner]:
+            self._open_again(block)
+
+    def _open_again(self, block: int) -> None:
+        if self._reserved.pop(block, None) is not None:
+            self._state[block] &= ~_RESERVED
 
     def _hold(self, block: int) -> None:
         if not self._references[block]:
             self.available -= 1
-            # Somebody revived a cached block that lay in another's reservation.
-            self._reserved[block] = _NOBODY
+            self._state[block] |= _HELD
+            self._cached.pop(block, None)
+            # A cached block that is used again may lie in another table's reservation.
+            self._open_again(block)
         self._references[block] += 1
 
     def _drop(self, block: int) -> None:
         self._references[block] -= 1
         if not self._references[block]:
             self.available += 1
-            self._clock += 1
-            self._used_at[block] = self._clock
-
-
-def _runs(blocks: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Starts and sizes of the runs of True."""
-    edges = np.diff(np.concatenate(([False], blocks, [False])).astype(np.int8))
-    starts = np.flatnonzero(edges == 1)
-    return starts, np.flatnonzero(edges == -1) - starts
-
-
-def _first_run(blocks: NDArray[np.bool_], size: int) -> int | None:
-    starts, sizes = _runs(blocks)
-    fitting = np.flatnonzero(sizes >= size)
-    return int(starts[fitting[0]]) if len(fitting) else None
+            self._state[block] &= ~_HELD
+            if block in self._digests:
+                self._cached[block] = None

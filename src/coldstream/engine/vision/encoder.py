@@ -11,37 +11,16 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
-
+from coldstream.backends.protocol import Vectors, VisionEncoder
 from coldstream.engine.request import PromptImage, Request
-from coldstream.errors import EngineError, InvalidRequest
-
-if TYPE_CHECKING:
-    from coldstream.engine.request import Pixels
+from coldstream.errors import InvalidRequest
 
 Seen = Callable[[Exception | None], None]
 
 _KEPT_BYTES = 64 * 1024 * 1024
-
-
-class Sees(Protocol):
-    """The vision tower, as the engine sees it; `model.vision.Sight` is one."""
-
-    @property
-    def tokens_per_image(self) -> int: ...
-
-    @property
-    def image_id(self) -> int:
-        """The token that stands for a piece of an image in a prompt."""
-        ...
-
-    def encode(self, pixels: Pixels) -> Tensor:
-        """uint8 `[height, width, 3]` -> float `[tokens_per_image, hidden]`; waits for the tower's weights."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +28,7 @@ class PlacedImage:
     """Tokens `start ... end - 1` of a sequence are an image, which all see one another; `vectors` once it was seen."""
 
     image: PromptImage
-    vectors: Tensor | None = None
+    vectors: Vectors | None = None
 
     @property
     def start(self) -> int:
@@ -60,13 +39,13 @@ class PlacedImage:
         return self.image.end
 
 
-def check_images(request: Request, sees: Sees | None) -> None:
+def check_images(request: Request, vision: VisionEncoder | None) -> None:
     """Refuse images that this model cannot take, or that are not where the prompt says.
 
     Raises:
         InvalidRequest: it names the prompt or the images.
     """
-    if sees is None:
+    if vision is None:
         if request.images:
             raise InvalidRequest("this model takes text only; leave the image out", field="images")
         return
@@ -74,25 +53,30 @@ def check_images(request: Request, sees: Sees | None) -> None:
     for image in request.images:
         fits = before <= image.start and image.end <= len(request.prompt_ids)
         tokens = set(request.prompt_ids[image.start : image.end])
-        if not fits or image.end - image.start != sees.tokens_per_image or tokens != {sees.image_id}:
+        if not fits or image.end - image.start != vision.tokens_per_image or tokens != {vision.image_id}:
             raise InvalidRequest(
-                f"an image at tokens {image.start} to {image.end} is not {sees.tokens_per_image} image tokens there",
+                f"an image at tokens {image.start} to {image.end} is not {vision.tokens_per_image} image tokens there",
                 field="images",
             )
         before = image.end
-    if request.prompt_ids.count(sees.image_id) != len(request.images) * sees.tokens_per_image:
+    if request.prompt_ids.count(vision.image_id) != len(request.images) * vision.tokens_per_image:
         raise InvalidRequest("the prompt holds image tokens, but there is no image for them", field="prompt")
 
 
 class ImageEncoder:
-    """Looks at images, in order of arrival, on one thread. Safe to call from any thread."""
+    """Looks at images, in order of arrival, on one thread. Safe to call from any thread.
 
-    def __init__(self, sees: Sees, *, threads: int, name: str) -> None:
-        self._sees = sees
-        self._threads = threads
+    `thread` is the backend's: what that thread runs within.
+    """
+
+    def __init__(
+        self, vision: VisionEncoder, *, thread: Callable[[], AbstractContextManager[object]], name: str
+    ) -> None:
+        self._vision = vision
+        self._within = thread
         self._name = name
         self._work: queue.SimpleQueue[tuple[int, Sequence[PlacedImage], Seen] | None] = queue.SimpleQueue()
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._kept: OrderedDict[bytes, Vectors] = OrderedDict()
         self._lock = threading.Lock()
         self._round = 0
         self._closed = False
@@ -119,17 +103,19 @@ class ImageEncoder:
             self._work.put(None)
 
     def _loop(self) -> None:
-        torch.set_num_threads(self._threads)
-        while (work := self._work.get()) is not None and not self._closed:
-            started, images, seen = work
-            try:
-                for placed in images:
-                    self._look(placed, started)
-                error: Exception | None = None
-            except Exception as exc:  # the request must hear of it, whatever it is
-                error = exc
-            if started == self._round:
-                seen(error)
+        with self._within():
+            while (work := self._work.get()) is not None and not self._closed:
+                self._look_at_all(*work)
+
+    def _look_at_all(self, started: int, images: Sequence[PlacedImage], seen: Seen) -> None:
+        error: Exception | None = None
+        try:
+            for placed in images:
+                self._look(placed, started)
+        except Exception as exc:  # the request must hear of it, whatever it is
+            error = exc
+        if started == self._round:
+            seen(error)
 
     def _look(self, placed: PlacedImage, started: int) -> None:
         digest = placed.image.digest
@@ -138,13 +124,11 @@ class ImageEncoder:
             if vectors is not None:
                 self._kept.move_to_end(digest)
         if vectors is None:
-            vectors = self._sees.encode(placed.image.pixels)
-            if not bool(torch.isfinite(vectors).all()):
-                raise EngineError("the vision tower's result is not finite; load the model in bfloat16 or float32")
+            vectors = self._vision.encode(placed.image.pixels)
             self._keep(digest, vectors, started)
         placed.vectors = vectors
 
-    def _keep(self, digest: bytes, vectors: Tensor, started: int) -> None:
+    def _keep(self, digest: bytes, vectors: Vectors, started: int) -> None:
         with self._lock:
             if started != self._round:
                 return

@@ -13,10 +13,9 @@ from coldstream.engine.request import PromptImage
 from coldstream.engine.tokenizer.control_tokens import bare, replaced
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from coldstream.errors import InvalidRequest, TokenizerError
-from coldstream.model.image_processor import ImageProcessor
 
 if TYPE_CHECKING:
-    from coldstream.engine.request import Pixels
+    from coldstream.model.image_processor import ImageProcessor, Pixels
 
 
 class ImageTokens(Protocol):

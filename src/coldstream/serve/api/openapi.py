@@ -189,10 +189,23 @@ def _errors(schema: Schema, *statuses: int) -> Responses:
     return {status: {"description": description, "content": content} for status in statuses}
 
 
-_REFUSALS = (400, 401, 404, 413, 422, 429, 500, 503, 504)
+_REFUSALS = (400, 401, 404, 413, 415, 422, 429, 500, 503, 504)
 
 GENERATE = _ok(_GENERATED, streams=True) | _errors(_OUR_ERROR, *_REFUSALS)
 CHAT = _ok(_CHAT, streams=True) | _errors(_OPENAI_ERROR, *_REFUSALS)
+_RESPONSE: Schema = {
+    "type": "object",
+    "properties": {
+        "id": _TEXT,
+        "object": {"const": "response"},
+        "status": {"enum": ["completed", "incomplete"]},
+        "output": _list({"type": "object", "properties": {"type": {"enum": ["message", "function_call"]}}}),
+        "store": {"const": False},
+        "usage": {"type": "object"},
+    },
+    "required": ["id", "object", "status", "output", "store", "usage"],
+}
+RESPONSES = _ok(_RESPONSE, streams=True) | _errors(_OPENAI_ERROR, *_REFUSALS)
 COMPLETIONS = _ok(_COMPLETION, streams=True) | _errors(_OPENAI_ERROR, *_REFUSALS)
 MODELS = _ok(_object({"object": {"const": "list"}, "data": _list(_CARD)})) | _errors(_OPENAI_ERROR, 401)
 MODEL = _ok(_CARD) | _errors(_OPENAI_ERROR, 401, 404, 422)

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number (RFC 8259, section 6): 16.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def shallow(value: Any) -> Any:
+    """The value, if it is nested no deeper than our own and others' recursive code can follow.
+
+    Raises:
+        ValueError: it is.
+    """
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise ValueError(f"JSON of at most {_DEEPEST} levels")
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, dict | list)
+        ]
+    return value
+
+
+_DEEPEST = 100
+Json = Annotated[dict[str, Any], AfterValidator(shallow)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
+Positive = Annotated[Whole, Field(ge=1, le=2**31 - 1)]
+Int64 = Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Field(gt=0, le=100)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Stops = StopString | Annotated[list[StopString], Field(max_length=16)]
 
@@ -29,14 +64,14 @@ class GenerateRequest(Body):
         None, description="An image: base64, a data URL, or an https:// or gs:// URL that this server fetches."
     )
     images: list[str] | None = Field(None, description="Several images, in order; instead of `image`.")
-    max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="0 switches it off.")
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    max_tokens: Positive | None = None
+    temperature: Temperature | None = None
+    top_p: Fraction | None = Field(None, description="0 leaves the likeliest token only.")
+    top_k: Count | None = Field(None, description="0 switches it off.")
+    min_p: Fraction | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     seed: Int64 | None = None
     stop: Stops | None = None
     stream: bool = Field(False, description="Answer with server-sent events that end in `data: [DONE]`.")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from coldstream.errors import InvalidRequest, TooManyRequests
 from coldstream.serve.http.asgi import ASGIApp, Receive, Scope, Send, disconnected, headers
+from coldstream.serve.middleware.content import decoded
 from coldstream.serve.middleware.errors import HttpError
 from coldstream.serve.middleware.record import SCOPE_KEY
 from coldstream.serve.requests.inference import closing
@@ -70,7 +71,13 @@ class WholeBody:
             share.add(len(piece))
             pieces.append(piece)
             if not message.get("more_body", False):
-                return _well_formed(b"".join(pieces))
+                body = self._decoded(b"".join(pieces), headers(scope))
+                share.add(max(0, len(body) - size))
+                return _well_formed(body)
+
+    def _decoded(self, body: bytes, sent: Mapping[str, str]) -> bytes:
+        kind, encoding = sent.get("content-type", ""), sent.get("content-encoding", "")
+        return decoded(body, encoding=encoding, kind=kind, limit=self._limit)
 
     async def _next(self, receive: Receive) -> MutableMapping[str, Any]:
         try:

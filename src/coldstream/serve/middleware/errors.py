@@ -140,8 +140,10 @@ def internal() -> EngineError:
     return EngineError("a fault of the server; the log has the details under this request's id")
 
 
-def from_validation(errors: Sequence[Mapping[str, Any]], known: Sequence[str], content_type: str) -> InvalidRequest:
-    """The first of pydantic's errors about a body, in our words. `known` are the body's own fields.
+def from_validation(
+    errors: Sequence[Mapping[str, Any]], known: Sequence[str], content_type: str, sent: Any = None
+) -> InvalidRequest:
+    """The first of pydantic's errors about the body that was `sent`, in our words. `known` are the body's own fields.
 
     Values are shown shortened: a prompt is not repeated to whoever reads the reply.
     """
@@ -152,16 +154,17 @@ def from_validation(errors: Sequence[Mapping[str, Any]], known: Sequence[str], c
         return InvalidRequest(_whole_body(first, content_type))
     # Each member of a union complains; the one that got furthest is the one that was meant.
     deepest = max(
-        (error for error in errors if _path(error)[0] == _path(first)[0]), key=lambda error: len(_field(error))
+        (error for error in errors if _path(error)[0] == _path(first)[0]), key=lambda error: len(_field(error, sent))
     )
-    field = ".".join(_field(deepest))
+    place = _field(deepest, sent)
+    field = ".".join(place)
     if deepest["type"] == "missing":
         return InvalidRequest(f"{field} is missing", field=field)
     if deepest["type"] == "extra_forbidden":
         allowed = tuple(known) if len(_path(deepest)) == 1 else ()
         hint = f"; known here: {', '.join(allowed)}" if allowed else ""
         return InvalidRequest(f"{field} is unknown{hint}", field=field, allowed=allowed)
-    wanted = " or ".join(dict.fromkeys(_message(error) for error in errors if _field(error) == _field(deepest)))
+    wanted = " or ".join(dict.fromkeys(_message(error) for error in errors if _field(error, sent) == place))
     message = f"{field}: {wanted}, not {_shown(deepest.get('input'))}"
     return InvalidRequest(message, field=field, allowed=_choices(deepest))
 
@@ -170,13 +173,19 @@ def _path(error: Mapping[str, Any]) -> list[str | int]:
     return [part for part in error["loc"] if part != "body"]
 
 
-def _field(error: Mapping[str, Any]) -> list[str]:
-    """`messages`, `0`, `content`; what pydantic adds for the members of a union is not part of anybody's request."""
-    names = [part for part in _path(error) if isinstance(part, int) or re.fullmatch(r"[A-Za-z_]\w*", part)]
-    return [str(part) for index, part in enumerate(names) if index == 0 or part not in _UNION_MEMBERS]
-
-
-_UNION_MEMBERS = frozenset({"str", "int", "float", "bool", "none", "list", "dict"})
+def _field(error: Mapping[str, Any], sent: Any) -> list[str]:
+    """`messages`, `0`, `content`: the way through what was sent. What pydantic adds for the members of a union is no
+    part of it. A field that is missing, or whose name is wrong, is the last on the way.
+    """
+    path, found, value = _path(error), [], sent
+    for index, part in enumerate(path):
+        is_there = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
+        if is_there and part != "[key]":
+            found.append(str(part))
+            value = value[part]
+        elif index == 0 or (error["type"] == "missing" and index == len(path) - 1):
+            found.append(str(part))
+    return found
 
 
 def _whole_body(error: Mapping[str, Any], content_type: str) -> str:
@@ -200,5 +209,8 @@ def _choices(error: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "that"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -11,8 +11,8 @@ from typing import Any
 from coldstream.errors import InvalidRequest
 from coldstream.serve.api.schema import stops
 from coldstream.serve.api.tasks import unknown_model
-from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
-from coldstream.serve.requests.inference import Job, Result
+from coldstream.serve.openai.schema import ChatRequest, CompletionRequest, StreamOptions
+from coldstream.serve.requests.inference import Job, Result, Running
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.settings import SamplingSettings, TaskSettings
 
@@ -25,6 +25,7 @@ _SAMPLING = (
     "frequency_penalty",
     "seed",
     "ignore_eos",
+    "stop_token_ids",
 )
 
 
@@ -118,9 +119,31 @@ def usage(job: Job, results: Sequence[Result], *, completion_tokens: int | None 
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What a stream says of its usage: at its end, and, as vLLM has it, with every chunk."""
+
+    options: StreamOptions | None
+    running: Running
+    results: Sequence[Result]
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a last chunk has the usage."""
+        return bool(self.options and self.options.include_usage)
+
+    def beside(self) -> dict[str, Any]:
+        """What a chunk carries beside its choices."""
+        if self.options is None or not self.options.continuous_usage_stats:
+            return {"usage": None} if self.is_wanted else {}
+        prompt = sum(map(len, self.running.prompt_ids))
+        drawn = sum(max(len(item.token_ids), item.usage.completion_tokens) for item in self.results)
+        return {"usage": {"prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn}}
+
+
 def text_of(content: str | Iterable[Any] | None) -> str:
     """The text of a message's content, its parts one behind the other; images are left out."""
     if content is None or isinstance(content, str):
         return content or ""
     parts: list[Any] = list(content)
-    return "".join(part.text for part in parts if part.type == "text")
+    return "".join(part.text for part in parts if part.type != "image_url")

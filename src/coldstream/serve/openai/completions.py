@@ -19,7 +19,7 @@ from coldstream.serve.api.tasks import render
 from coldstream.serve.middleware import errors as failures
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai import logprobs
-from coldstream.serve.openai.common import Envelope, Target, envelope, sampling, target, usage
+from coldstream.serve.openai.common import Envelope, Streamed, Target, envelope, sampling, target, usage
 from coldstream.serve.openai.constraint import constraint
 from coldstream.serve.openai.schema import CompletionRequest
 from coldstream.serve.requests.inference import Inference, Job, Result, Running
@@ -71,7 +71,6 @@ class Asked:
             "max_tokens": self.max_tokens if self.max_tokens is None else max(self.max_tokens, 1),
             "logprobs": body.logprobs,
             "prompt_logprobs": body.logprobs if body.echo else None,
-            "grammar": self.grammar,
         }
         if self.scores:
             given["ignore_eos"] = True
@@ -79,6 +78,7 @@ class Asked:
             model=self.target.model,
             encode=lambda model: [encode(model, self.target.task, prompt, body) for prompt in self.prompts],
             given=given,
+            grammar=(lambda model: self.grammar) if self.grammar is not None else None,
             characters=sum(map(len, self.prompts)),
             samples=body.n or 1,
             prompts=len(self.prompts),
@@ -231,23 +231,20 @@ async def _writers(asked: Asked, running: Running) -> list[_Writer]:
 
 async def _frames(asked: Asked, inference: Inference, record: RequestRecord) -> AsyncGenerator[bytes, None]:
     begun = False
-    options = asked.body.stream_options
-    shows_usage = bool(options and options.include_usage)
-    no_usage = {"usage": None} if shows_usage else {}
     try:
         async with AsyncExitStack() as stack:
             running = await stack.enter_async_context(inference.start(asked.job(), record))
             frame: Envelope = envelope("cmpl", "text_completion", asked.body.model, asked.target.model)
             writers = await _writers(asked, running)
+            counted = Streamed(asked.body.stream_options, running, [writer.result for writer in writers])
             async for batch in running.events:
                 made = [writers[index].chunk(event) for index, event in batch]
-                pieces = [sse.frame(frame.wrap([choice], **no_usage)) for choice in made if choice is not None]
+                pieces = [sse.frame(frame.wrap([choice], **counted.beside())) for choice in made if choice is not None]
                 if pieces:
                     yield b"".join(pieces)
                     begun = True
-            if shows_usage:
-                counted = _usage(asked, running, [writer.result for writer in writers])
-                yield sse.frame(frame.wrap([], usage=counted))
+            if counted.is_wanted:
+                yield sse.frame(frame.wrap([], usage=_usage(asked, running, counted.results)))
     except ColdstreamError as error:
         if not begun:
             raise

@@ -7,6 +7,7 @@ from typing import Any
 
 from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
+from coldstream.serve.api.schema import shallow
 from coldstream.serve.openai.schema import (
     ChatRequest,
     CompletionRequest,
@@ -24,9 +25,11 @@ def constraint(body: ChatRequest | CompletionRequest) -> Grammar | None:
     Raises:
         InvalidRequest: more than one, or a schema that is no JSON.
     """
-    asked = [item for item in (_from_format(body), _from_structured(body.structured_outputs)) if item is not None]
+    found = [_from_format(body), _from_structured(body.structured_outputs), *_from_guided(body)]
+    asked = [item for item in found if item is not None]
     if len(asked) > 1:
-        raise InvalidRequest("response_format and structured_outputs exclude each other", field="structured_outputs")
+        first, second = (item.field for item in asked[:2])
+        raise InvalidRequest(f"{first} and {second} exclude each other", field=second)
     return asked[0] if asked else None
 
 
@@ -49,7 +52,7 @@ def _from_structured(asked: StructuredOutputs | None) -> Grammar | None:
         return None
     field = "structured_outputs"
     found = [
-        from_schema(_schema(asked.json_), field) if asked.json_ is not None else None,
+        from_schema(_schema(asked.json_, "structured_outputs.json"), field) if asked.json_ is not None else None,
         from_schema(_ANY_OBJECT, field) if asked.json_object else None,
         Grammar("regex", asked.regex, field) if asked.regex is not None else None,
         Grammar("choice", tuple(asked.choice), field) if asked.choice is not None else None,
@@ -62,12 +65,21 @@ def _from_structured(asked: StructuredOutputs | None) -> Grammar | None:
     return given[0]
 
 
-def _schema(value: dict[str, Any] | str) -> Any:
+def _from_guided(body: ChatRequest | CompletionRequest) -> list[Grammar | None]:
+    """The same in vLLM's older fields."""
+    schema, choice = body.guided_json, body.guided_choice
+    return [
+        from_schema(_schema(schema, "guided_json"), "guided_json") if schema is not None else None,
+        Grammar("regex", body.guided_regex, "guided_regex") if body.guided_regex is not None else None,
+        Grammar("choice", tuple(choice), "guided_choice") if choice is not None else None,
+        Grammar("lark", body.guided_grammar, "guided_grammar") if body.guided_grammar is not None else None,
+    ]
+
+
+def _schema(value: dict[str, Any] | str, field: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return shallow(json.loads(value))
     except (ValueError, RecursionError) as exc:
-        raise InvalidRequest(
-            f"structured_outputs.json is not valid JSON: {exc}", field="structured_outputs.json"
-        ) from exc
+        raise InvalidRequest(f"{field} is not JSON that can be read: {exc}", field=field) from exc

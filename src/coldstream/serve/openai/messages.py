@@ -1,4 +1,11 @@
-"""OpenAI's messages as a chat template wants them: plain dicts, text contents, arguments as objects. Pure."""
+"""OpenAI's messages as a chat template wants them: plain dicts, text contents, arguments as objects. Pure.
+
+A template that knows no tools gets them as text, in the form that Hermes models are trained on and others can read:
+
+    system:     ... <tools> a JSON object a line </tools> ...
+    assistant:  <tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>
+    user:       <tool_response>{"name": "f", "content": "what f answered"}</tool_response>
+"""
 
 from __future__ import annotations
 
@@ -9,22 +16,30 @@ from typing import Any
 from coldstream.errors import InvalidRequest
 from coldstream.serve.api.tasks import GivenImage, Rendered, render
 from coldstream.serve.openai.common import text_of
-from coldstream.serve.openai.schema import AssistantMessage, ImagePart, Message, Part, ToolMessage, UserMessage
+from coldstream.serve.openai.schema import (
+    AssistantMessage,
+    CalledFunction,
+    FunctionMessage,
+    ImagePart,
+    Message,
+    Part,
+    ToolMessage,
+    UserMessage,
+)
 from coldstream.settings import TaskSettings
 
 Turn = dict[str, Any]
 
 
 def turns(messages: Sequence[Message], *, knows_tools: bool) -> list[Turn]:
-    """The messages as dicts. A template that does not know tools gets calls and results as text of the two speakers.
-
-    Raises:
-        InvalidRequest: the arguments of an earlier call are no JSON object.
-    """
-    return [_turn(message, f"messages.{place}", knows_tools) for place, message in enumerate(messages)]
+    """The messages as dicts; calls and results as text, where the template does not know tools."""
+    names = _called(messages)
+    return [_turn(message, place, names, knows_tools) for place, message in enumerate(messages)]
 
 
-def task_turns(task: TaskSettings, messages: Sequence[Message], inputs: Mapping[str, str]) -> list[Turn]:
+def task_turns(
+    task: TaskSettings, messages: Sequence[Message], inputs: Mapping[str, str], *, knows_tools: bool
+) -> list[Turn]:
     """For `model` = a task: the last user's text goes through the task's template, and its system text comes first,
     unless the request brings its own.
 
@@ -32,7 +47,7 @@ def task_turns(task: TaskSettings, messages: Sequence[Message], inputs: Mapping[
         InvalidRequest: the last message is not a user's, or an input is missing.
     """
     rendered = _rendered(task, messages, inputs)
-    earlier = turns(messages[:-1], knows_tools=False)
+    earlier = turns(messages[:-1], knows_tools=knows_tools)
     if earlier and earlier[0]["role"] == "system":
         return [*earlier, {"role": "user", "content": rendered.content}]
     first, *rest = rendered.messages
@@ -59,6 +74,13 @@ def images(task: TaskSettings | None, messages: Sequence[Message], inputs: Mappi
     return found if task is None else [*found, *_rendered(task, messages, inputs).images]
 
 
+def with_instruction(messages: list[Turn], text: str) -> list[Turn]:
+    """The messages with a text added to the system's."""
+    if messages and messages[0]["role"] == "system":
+        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
+
+
 def _images_of(message: Message, place: int) -> list[GivenImage]:
     if isinstance(message.content, str) or not isinstance(message, UserMessage):
         return []
@@ -77,49 +99,67 @@ def _user_content(message: UserMessage) -> str | list[Turn]:
     ]
 
 
-def with_instruction(messages: list[Turn], text: str) -> list[Turn]:
-    """The messages with a text added to the system's."""
-    if messages and messages[0]["role"] == "system":
-        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
-    return [{"role": "system", "content": text}, *messages]
+def _called(messages: Sequence[Message]) -> dict[str, str]:
+    """The name of the function by the id of its call."""
+    assistants = [message for message in messages if isinstance(message, AssistantMessage)]
+    return {call.id: call.function.name for message in assistants for call in message.tool_calls or ()}
 
 
-def folded(messages: list[Turn]) -> list[Turn]:
-    """For a template without a system role: its text opens the first user's turn."""
-    system, *rest = messages
-    place = next((index for index, turn in enumerate(rest) if turn["role"] == "user"), None)
-    if place is None:
-        return [{"role": "user", "content": system["content"]}, *rest]
-    content, opening = rest[place]["content"], f"{system['content']}\n\n"
-    joined = f"{opening}{content}" if isinstance(content, str) else [{"type": "text", "text": opening}, *content]
-    rest[place] = {**rest[place], "content": joined}
-    return rest
-
-
-def _turn(message: Message, field: str, knows_tools: bool) -> Turn:
-    text = text_of(message.content)
-    if isinstance(message, ToolMessage):
-        if not knows_tools:
-            return {"role": "user", "content": f"Result of {message.tool_call_id}: {text}"}
-        return {"role": "tool", "content": text, "tool_call_id": message.tool_call_id}
+def _turn(message: Message, place: int, names: Mapping[str, str], knows_tools: bool) -> Turn:
+    if isinstance(message, ToolMessage | FunctionMessage):
+        return _result(message, names, knows_tools)
+    if isinstance(message, AssistantMessage):
+        return _answer(message, place, knows_tools)
     role = "system" if message.role == "developer" else message.role
-    turn: Turn = {"role": role, "content": _user_content(message) if isinstance(message, UserMessage) else text}
-    if message.name is not None:
-        turn["name"] = message.name
-    if isinstance(message, AssistantMessage) and message.tool_calls:
-        calls = [_call(call, f"{field}.tool_calls.{place}") for place, call in enumerate(message.tool_calls)]
-        if knows_tools:
-            return turn | {"tool_calls": calls}
-        written = "\n".join(json.dumps(call["function"], ensure_ascii=False) for call in calls)
-        turn["content"] = f"{text}\n{written}" if text else written
-    return turn
+    content = _user_content(message) if isinstance(message, UserMessage) else text_of(message.content)
+    return _named({"role": role, "content": content}, message.name)
 
 
-def _call(call: Any, field: str) -> Turn:
+def _named(turn: Turn, name: str | None) -> Turn:
+    return turn if name is None else turn | {"name": name}
+
+
+def _result(message: ToolMessage | FunctionMessage, names: Mapping[str, str], knows_tools: bool) -> Turn:
+    text = text_of(message.content)
+    number = message.tool_call_id if isinstance(message, ToolMessage) else _OLD_ID
+    name = message.name or names.get(number)
+    if knows_tools:
+        return _named({"role": "tool", "content": text, "tool_call_id": number}, name)
+    written = json.dumps({"name": name or number, "content": text}, ensure_ascii=False)
+    return {"role": "user", "content": f"<tool_response>\n{written}\n</tool_response>"}
+
+
+def _answer(message: AssistantMessage, place: int, knows_tools: bool) -> Turn:
+    text = text_of(message.content) or message.refusal or ""
+    turn = _named({"role": "assistant", "content": text}, message.name)
+    if message.reasoning_content:
+        turn["reasoning_content"] = message.reasoning_content
+    calls = [_call(call.id, call.function) for call in message.tool_calls or ()]
+    if message.function_call is not None:
+        calls.append(_call(_OLD_ID, message.function_call))
+    if not calls:
+        return turn
+    if knows_tools:
+        return turn | {"tool_calls": calls}
+    written = [f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>" for call in calls]
+    return turn | {"content": "\n".join([*([text] if text else []), *written])}
+
+
+_OLD_ID = "call_000000000"
+"""Calls in the older form have no id, and there is one at a time."""
+
+
+def _call(number: str, function: CalledFunction) -> Turn:
+    called = {"name": function.name, "arguments": _arguments(function.arguments)}
+    return {"id": number, "type": "function", "function": called}
+
+
+def _arguments(given: str | dict[str, Any] | None) -> Any:
+    """An object, as templates want it; what is none is what the model wrote, and passed on as it stands."""
+    if not given or isinstance(given, dict):
+        return given or {}
     try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except (ValueError, RecursionError) as exc:
-        raise InvalidRequest(f"{field}.function.arguments is not valid JSON: {exc}", field=field) from exc
-    if not isinstance(arguments, dict):
-        raise InvalidRequest(f"{field}.function.arguments must be a JSON object", field=field)
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+        value = json.loads(given)
+    except (ValueError, RecursionError):
+        return given
+    return value if isinstance(value, dict) else given

@@ -1,39 +1,80 @@
 """The request bodies of OpenAI's API, as types: a field that we cannot honour admits only the value that asks nothing.
 
-`store: Literal[False]` says both what is accepted and, in its error, what is refused. Fields that are not OpenAI's have
-the names that vLLM gave them (`top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `structured_outputs`); `inputs`
-fills the variables of a task.
+`suffix: None` says both what is accepted and, in its error, what is refused. Fields that are not OpenAI's
+have the names that vLLM gave them (`top_k`, `ignore_eos`, `structured_outputs`, and `guided_*`, their older names);
+`inputs` fills the variables of a task.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from coldstream.serve.api.schema import Body, Int64, Stops
+from coldstream.serve.api.schema import (
+    Body,
+    Count,
+    Fraction,
+    Int64,
+    Json,
+    Penalty,
+    Positive,
+    RepetitionPenalty,
+    Stops,
+    Temperature,
+    Whole,
+)
 
-_Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
-_Penalty = Annotated[float, Field(ge=-2, le=2)]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Labels = Json
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Detail = Literal["auto", "low", "high", "original"]
 _Bias = Annotated[float, Field(ge=-100, le=100)]
-Json = dict[str, Any]
+_TokenId = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 
 
-class Part(Body):
+class SentBack(Body):
+    """What a server once answered and a client returns, with the notes that clients and servers make on it (`parsed`,
+    `index`, `id`, `annotations`, `provider_specific_fields`, ...): they are no part of the conversation, and not read.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class HintedPart(Body):
+    """`cache_control` and `prompt_cache_breakpoint` are hints to caches; ours keeps every prompt's beginning anyway."""
+
+    cache_control: Json | None = None
+    prompt_cache_breakpoint: Json | None = None
+
+
+class Part(HintedPart):
     """A text in a message's content."""
 
     type: Literal["text"]
     text: str
 
 
+class RefusalPart(SentBack):
+    """A model's refusal, in the content of its turn."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        """What it said."""
+        return self.refusal
+
+
 class ImageUrl(Body):
-    """An image; `detail` can only be "auto", because the vision tower sees every image at one size."""
+    """An image. `detail` asks nothing: the vision tower sees every image at one size, which is its best."""
 
     url: str = Field(description="A data URL, or an https:// or gs:// URL that this server fetches")
-    detail: Literal["auto"] | None = None
+    detail: Detail | None = None
 
 
-class ImagePart(Body):
+class ImagePart(HintedPart):
     """An image in a user's turn."""
 
     type: Literal["image_url"]
@@ -42,6 +83,7 @@ class ImagePart(Body):
 
 Content = str | list[Part]
 UserContent = str | list[Annotated[Part | ImagePart, Field(discriminator="type")]]
+AssistantContent = str | list[Annotated[Part | RefusalPart, Field(discriminator="type")]]
 
 
 class SystemMessage(Body):
@@ -50,6 +92,7 @@ class SystemMessage(Body):
     role: Literal["system", "developer"]
     content: Content
     name: str | None = None
+    cache_control: Json | None = None
 
 
 class UserMessage(Body):
@@ -58,54 +101,67 @@ class UserMessage(Body):
     role: Literal["user"]
     content: UserContent
     name: str | None = None
+    cache_control: Json | None = None
 
 
-class CalledFunction(Body):
-    """A function's name and its arguments, as JSON in a string."""
+class CalledFunction(SentBack):
+    """A function's name and its arguments, as JSON in a string; a model may have written what is no JSON."""
 
     name: str
-    arguments: str
+    arguments: str | Json | None = None
 
 
-class ToolCall(Body):
+class ToolCall(SentBack):
     """A call that the model made in an earlier turn."""
 
     id: str
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: CalledFunction
 
 
-class AssistantMessage(Body):
-    """An earlier answer. Clients send back what they got, so what we answer with null is accepted as null."""
+class AssistantMessage(SentBack):
+    """An earlier answer. `function_call` is the older form of a call; `audio` would have to be kept by the server."""
 
     role: Literal["assistant"]
-    content: Content | None = None
+    content: AssistantContent | None = None
     tool_calls: list[ToolCall] | None = None
     name: str | None = None
-    refusal: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = Field(default=None, description="Goes to chat templates that show it")
+    function_call: CalledFunction | None = None
     audio: None = None
-    function_call: None = None
 
 
-class ToolMessage(Body):
+class ToolMessage(SentBack):
     """What a called function answered."""
 
     role: Literal["tool"]
-    content: Content
+    content: Content | None
     tool_call_id: str
+    name: str | None = None
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+class FunctionMessage(SentBack):
+    """The older form of a tool's message."""
+
+    role: Literal["function"]
+    content: Content | None
+    name: str
+
+
+Message = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage, Field(discriminator="role")
+]
 
 
 class Function(Body):
-    """A function that the model may call; `parameters` is a JSON Schema."""
+    """A function that the model may call; `parameters` is a JSON Schema, and without one there are no arguments."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Name
     description: str | None = None
-    parameters: Json = Field(default_factory=dict)
-    strict: bool | None = None
+    parameters: Json | None = None
+    strict: bool | None = Field(default=None, description="Arguments are held to the schema by grammar")
+    cache_control: Json | None = None
 
 
 class Tool(Body):
@@ -113,6 +169,7 @@ class Tool(Body):
 
     type: Literal["function"]
     function: Function
+    cache_control: Json | None = None
 
 
 class ChosenFunction(Body):
@@ -128,10 +185,24 @@ class ToolChoice(Body):
     function: ChosenFunction
 
 
+class AllowedTools(Body):
+    """A part of the tools, and whether one must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolChoice], Field(min_length=1, max_length=128)]
+
+
+class AllowedChoice(Body):
+    """Admits a part of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class JsonSchema(Body):
     """`json_schema` of a response format."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Name
     description: str | None = None
     schema_: Json = Field(default_factory=dict, alias="schema")
     strict: bool | None = None
@@ -157,6 +228,7 @@ class JsonSchemaFormat(Body):
 
 
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+Choices = Annotated[list[str], Field(min_length=1)]
 
 
 class StructuredOutputs(Body):
@@ -164,10 +236,10 @@ class StructuredOutputs(Body):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    json_: Json | str | None = Field(None, alias="json", description="A JSON Schema")
+    json_: Json | str | None = Field(default=None, alias="json", description="A JSON Schema")
     regex: str | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
-    grammar: str | None = Field(None, description="A grammar in Lark's syntax")
+    choice: Choices | None = None
+    grammar: str | None = Field(default=None, description="A grammar in Lark's syntax")
     json_object: Literal[True] | None = None
 
 
@@ -175,6 +247,7 @@ class StreamOptions(Body):
     """What a stream carries besides the text."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool | None = Field(default=None, description="The usage so far, in every chunk")
     include_obfuscation: Literal[False] | None = None
 
 
@@ -182,26 +255,50 @@ class _Shared(Body):
     """What the two endpoints have in common."""
 
     model: str = Field(description="A model or a task")
-    frequency_penalty: _Penalty | None = None
+    frequency_penalty: Penalty | None = None
     logit_bias: dict[str, _Bias] | None = Field(
-        None, description="Token ids (as text) to what is added to their logits"
+        default=None, description="Token ids (as text) to what is added to their logits"
     )
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    presence_penalty: _Penalty | None = None
+    n: Annotated[Whole, Field(ge=1, le=128)] | None = None
+    presence_penalty: Penalty | None = None
     seed: Int64 | None = None
     stop: Stops | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    user: str | None = Field(None, description="Whose request it is; asks nothing of the answer")
-    # Not OpenAI's
+    temperature: Temperature | None = None
+    top_p: Fraction | None = Field(default=None, description="0 leaves the likeliest token only")
+    # Labels and hints that ask nothing of the answer
+    metadata: Labels | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    user: str | None = None
+    # vLLM's
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
+    guided_json: Json | str | None = None
+    guided_regex: str | None = None
     ignore_eos: bool | None = None
-    inputs: dict[str, str] | None = Field(None, description="Where `model` is a task: the variables of its template")
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    min_p: Fraction | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    stop_token_ids: Annotated[list[_TokenId], Field(max_length=256)] | None = None
     structured_outputs: StructuredOutputs | None = None
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = Field(None, description="0 and -1 switch it off")
+    top_k: Annotated[Whole, Field(ge=-1, le=2**31 - 1)] | None = Field(
+        default=None, description="0 and -1 switch it off"
+    )
+    # vLLM's, of which only the value that asks for nothing is taken
+    guided_decoding_backend: Literal["auto", "guidance"] | None = None
+    guided_whitespace_pattern: None = None
+    include_stop_str_in_output: Literal[False] | None = None
+    length_penalty: Annotated[float, Field(ge=1, le=1)] | None = None
+    min_tokens: Annotated[Whole, Field(ge=0, le=0)] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    spaces_between_special_tokens: Literal[True] | None = None
+    use_beam_search: Literal[False] | None = None
+    # Ours
+    inputs: dict[str, str] | None = Field(
+        default=None, description="Where `model` is a task: the variables of its template"
+    )
 
 
 class ChatRequest(_Shared):
@@ -209,42 +306,51 @@ class ChatRequest(_Shared):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     logprobs: bool | None = None
-    max_completion_tokens: _Positive | None = None
-    max_tokens: _Positive | None = None
+    max_completion_tokens: Positive | None = None
+    max_tokens: Positive | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = Field(
+        default=None, description="A variable of the chat template; `none` also switches `enable_thinking` off there"
+    )
     response_format: ResponseFormat | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    # Hints and labels that ask nothing of the answer
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
+    store: bool | None = Field(
+        default=None, description="Nothing is kept, whatever it says; see the paths that would read it"
+    )
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | AllowedChoice | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
+    # vLLM's
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: Json | None = Field(
+        default=None, description="Variables of the model's chat template; those that it does not read change nothing"
+    )
+    continue_final_message: bool | None = Field(
+        default=None, description="Go on with the last message's text; the default where that is the assistant's"
+    )
     # Only the value that asks for nothing
+    add_special_tokens: Literal[False] | None = None
     audio: None = None
+    echo: Literal[False] | None = None
     function_call: None = None
     functions: None = None
-    metadata: None = None
     modalities: list[Literal["text"]] | None = None
     moderation: None = None
     prediction: None = None
     prompt_cache_options: None = None
     prompt_cache_retention: Literal["in_memory"] | None = None
-    reasoning_effort: Literal["none"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
     verbosity: Literal["medium"] | None = None
     web_search_options: None = None
 
 
-_Ids = list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
+_Ids = list[_TokenId]
 
 
 class CompletionRequest(_Shared):
     """POST /v1/completions."""
 
     prompt: str | list[str] | _Ids | list[_Ids]
-    best_of: Literal[1] | None = None
+    best_of: Annotated[Whole, Field(ge=1, le=1)] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=100)] | None = None
-    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    logprobs: Annotated[Whole, Field(ge=0, le=100)] | None = None
+    max_tokens: Count | None = None
     suffix: None = None

@@ -1,36 +1,19 @@
-"""Tools: which functions a model is told about, and calls that a grammar forces. Pure."""
+"""Tools: what a model is told of functions, and the call that a grammar forced. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coldstream.serve.openai.calls import Call as Call
 from coldstream.serve.openai.calls import CallReader as CallReader
 
-
-def forced_schema(functions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A JSON Schema of one call to one of the functions, for `tool_choice` "required"."""
-    options = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": function["name"]}, "arguments": parameters(function)},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for function in functions
-    ]
-    return options[0] if len(options) == 1 else {"anyOf": options}
-
-
-def parameters(function: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a function's arguments, which are always an object."""
-    return {"type": "object", **(function.get("parameters") or {})}
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 def forced_call(text: str) -> Call | None:
-    """The call in the output of `forced_schema`; one that was cut off keeps what there is of its arguments."""
+    """The call in an output of `tool_grammar.one_call`; one that was cut off keeps what there is of its arguments."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -47,7 +30,9 @@ def _cut_off(text: str) -> Call | None:
     return Call(name, rest.lstrip().removeprefix(":").lstrip() if found else "")
 
 
-def instruction(functions: Sequence[dict[str, Any]]) -> str:
-    """What a model is told whose chat template does not know tools."""
-    described = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
-    return f'Answer with one function call as JSON, {{"name": ..., "arguments": {{...}}}}. The functions:\n{described}'
+def instruction(told: Sequence[Mapping[str, Any]], *, forced: bool) -> str:
+    """What a model is told whose chat template does not know tools; Hermes' tags, around them words of ours."""
+    described = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in told)
+    form = '{"name": ..., "arguments": {...}}'
+    how = f"Answer with one call as JSON: {form}" if forced else f"To call one, write {OPEN}{form}{CLOSE}"
+    return f"These functions can be called, each described as JSON:\n<tools>\n{described}\n</tools>\n{how}"

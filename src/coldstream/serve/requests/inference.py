@@ -15,6 +15,7 @@ from functools import partial
 
 from coldstream.engine.request import (
     FinishReason,
+    Grammar,
     PromptImage,
     Request,
     SamplingParams,
@@ -33,6 +34,7 @@ from coldstream.serve.state import Lifecycle, ServedModel, ServerState
 from coldstream.settings import SamplingSettings
 
 Encode = Callable[[ServedModel], list[list[int]]]
+Constrain = Callable[[ServedModel], Grammar | None]
 
 _LONG = 16384
 """Characters from which on a prompt waits for the other long ones, and short ones do not wait for it."""
@@ -40,7 +42,8 @@ _LONG = 16384
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is asked of a model. `encode` makes the prompts' ids, once the model's tokenizer is there.
+    """What is asked of a model. Once its tokenizer is there, `encode` makes the prompts' ids, and `grammar` what the
+    output must obey.
 
     `characters` is the size of what it will encode, `longest` of its longest prompt (None: all of it is one), `samples`
     how often each prompt is answered. With `fill_context` a request that sets no max_tokens may use the whole context;
@@ -52,6 +55,7 @@ class Job:
     encode: Encode
     given: Given
     characters: int
+    grammar: Constrain | None = None
     samples: int = 1
     prompts: int = 1
     fill_context: bool = False
@@ -146,7 +150,7 @@ class Inference:
             pictures = await self._pictures(job, deadline)
             prompt_ids = await self._encoders.encode(job)
             images = model.images.place(prompt_ids[0], pictures) if model.images is not None and pictures else ()
-            sampling = _sampling(job, prompt_ids)
+            sampling = _sampling(job, prompt_ids, await _constrain(job))
             ticket.claim(sum(map(len, prompt_ids)) * job.samples)
             requests = _requests(job, prompt_ids, sampling, record.request_id, deadline, images)
             stream = self._bridge.open(len(requests), partial(_cancel, model, requests))
@@ -274,7 +278,11 @@ def _check_length(job: Job) -> None:
         )
 
 
-def _sampling(job: Job, prompt_ids: list[list[int]]) -> SamplingParams:
+async def _constrain(job: Job) -> Grammar | None:
+    return None if job.grammar is None else await asyncio.to_thread(job.grammar, job.model)
+
+
+def _sampling(job: Job, prompt_ids: list[list[int]], grammar: Grammar | None) -> SamplingParams:
     limit = job.model.max_context
     longest = max(map(len, prompt_ids))
     if not min(map(len, prompt_ids)):
@@ -284,7 +292,7 @@ def _sampling(job: Job, prompt_ids: list[list[int]]) -> SamplingParams:
     if room < (0 if wanted == 0 else 1):
         message = f"the prompt has {longest} tokens, but the context of model {job.model.name!r} holds {limit}"
         raise PromptTooLong(f"{message}, of which one must be left for the answer", field="prompt")
-    given = dict(job.given)
+    given = {**job.given, "grammar": grammar}
     if wanted is None and job.task.max_tokens is None and job.fill_context:
         given["max_tokens"] = room
     sampling = resolve(job.model.defaults, job.task, given, room=room)

@@ -13,11 +13,12 @@ Given = Mapping[str, Any]
 """Fields of SamplingParams that somebody set; None counts as not set."""
 
 
-def from_generation_config(config: Mapping[str, Any], stop_ids: frozenset[int]) -> SamplingParams:
+def from_generation_config(config: Mapping[str, Any]) -> SamplingParams:
     """A model's own defaults, as transformers reads generation_config.json: without `do_sample`, greedy.
 
     Values that could not be meant (a negative temperature, text for a number) are left out, not refused: the file came
-    with the checkpoint, and its user cannot mend it.
+    with the checkpoint, and its user cannot mend it. Its eos ids are the engine's, and no request's stop ids: those
+    hold even where eos is ignored.
     """
     numbers = {key: value for key, value in config.items() if _is_number(value)}
     known: dict[str, Any] = {}
@@ -30,23 +31,24 @@ def from_generation_config(config: Mapping[str, Any], stop_ids: frozenset[int]) 
         known["repetition_penalty"] = float(numbers["repetition_penalty"])
     if numbers.get("max_new_tokens", 0) >= 1:
         known["max_tokens"] = int(numbers["max_new_tokens"])
-    return SamplingParams(stop_token_ids=stop_ids, **known)
+    return SamplingParams(**known)
 
 
 def resolve(defaults: SamplingParams, task: SamplingSettings, given: Given, *, room: int) -> SamplingParams:
     """The parameters to run with. `room` is how many tokens still fit in the context: `max_tokens` is at most that.
 
-    Stop strings add up: a task's are part of its format, whatever else a request stops at.
+    Stop strings and stop ids add up: a task's are part of its format, whatever else a request stops at.
     """
     set_by_task = {item.name: getattr(task, item.name) for item in fields(SamplingSettings)}
     stop = tuple(dict.fromkeys([*defaults.stop, *task.stop, *(given.get("stop") or ())]))
+    stop_ids = defaults.stop_token_ids | frozenset(given.get("stop_token_ids") or ())
     chosen = {
         key: value
         for layer in (set_by_task, given)
         for key, value in layer.items()
-        if value is not None and key != "stop"
+        if value is not None and key not in ("stop", "stop_token_ids")
     }
-    merged = replace(defaults, **chosen, stop=stop)
+    merged = replace(defaults, **chosen, stop=stop, stop_token_ids=stop_ids)
     return replace(merged, max_tokens=min(merged.max_tokens, room))
 
 

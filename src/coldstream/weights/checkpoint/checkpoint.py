@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from coldstream.errors import (
     BadResponse,
+    ChecksumMismatch,
     HeaderError,
     IndexMismatch,
     NoConfig,
@@ -27,9 +28,10 @@ from coldstream.errors import (
 )
 from coldstream.timeline import Timeline
 from coldstream.weights.checkpoint.header import Header, TensorInfo, header_end, marks, parse_header, quoted
-from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.checkpoint.uri import Location, how_to_get, hub_id
 from coldstream.weights.stores.open_store import open_store
 from coldstream.weights.stores.store import Pin, Store, read
+from coldstream.weights.transfer.checksum import crc32c
 from coldstream.weights.transfer.progress import Progress
 from coldstream.weights.transfer.retry import RetryPolicy, with_retries
 
@@ -55,6 +57,8 @@ MAX_ALL_HEADERS = 256 * 1024 * 1024
 WAVE = 256
 # Cloud Storage's limit for a name, in bytes of UTF-8; S3's and Azure's are the same.
 MAX_NAME = 1024
+# Configuration, tokenizer, template: what serving reads besides the weights.
+READ_WHOLE = (".json", ".jinja")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CHOOSE = 'choose the file (weights = "file" for the model in coldstream.toml, or --weights file)'
 _ADAPTER = "adapter_model.safetensors"
@@ -114,7 +118,7 @@ class Checkpoint:
         return next(shard for shard in self.shards if shard.name == file)
 
     async def read_file(self, name: str) -> bytes:
-        """A small file of the folder (tokenizer.json, chat_template.jinja, ...), whole.
+        """A small file of the folder (tokenizer.json, chat_template.jinja, ...), whole, verified like the weights.
 
         Raises:
             ObjectNotFound: there is none of that name; look in `files` first.
@@ -209,7 +213,9 @@ class _Opener:
         with self.timeline.span("listing"):
             files = dict(await with_retries(self.store.list, self.retry, where=str(self.location)))
         if not files:
-            raise ObjectNotFound(f"{self.location}: the folder is empty or does not exist; check the URI")
+            model = hub_id(self.location)
+            hint = f"if you mean the model on the Hugging Face Hub, {how_to_get(model)}" if model else "check the URI"
+            raise ObjectNotFound(f"{self.location}: the folder is empty or does not exist; {hint}")
         if CONFIG not in files:
             raise NoConfig(f"{self.location}: no {CONFIG} in it (it has {_some(files)}); is this the model's folder?")
         self.progress.enter("headers")
@@ -415,7 +421,15 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 async def _read_whole(store: Store, pin: Pin, retry: RetryPolicy) -> bytes:
     if pin.size > MAX_SMALL_FILE:
         raise BadResponse(f"{store.location.child(pin.name)}: {pin.size} bytes is too large for a file of its kind")
-    return await _read_bytes(store, pin, 0, pin.size, retry)
+    for _ in range(2):
+        data = await _read_bytes(store, pin, 0, pin.size, retry)
+        crc = crc32c(memoryview(data))
+        if pin.crc32c in (None, crc):
+            return data
+    raise ChecksumMismatch(
+        f"{store.location.child(pin.name)}: what arrived, twice, has CRC32C {crc:08x}, the object's is"
+        f" {pin.crc32c:08x}; something between here and the store changes bytes"
+    )
 
 
 async def _read_bytes(store: Store, pin: Pin, start: int, end: int, retry: RetryPolicy) -> bytes:

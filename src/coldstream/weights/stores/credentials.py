@@ -1,26 +1,29 @@
-"""A Google access token: from a file of application default credentials, or the metadata server of the machine.
-
-google-auth is imported only for a file; on Cloud Run the metadata server is asked directly.
-"""
+"""A Google access token that is kept and renewed in time, and where one comes from on Google's own machines."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from coldstream.errors import AccessDenied
 from coldstream.weights.stores import http
+from coldstream.weights.stores.network import Network
 from coldstream.weights.stores.store import Interrupted
 
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 # Renewed this long before it expires.
 MARGIN = timedelta(minutes=5)
+# Seconds for which a metadata server that should be there is waited for: a new pod of GKE gets its own after it began.
+PATIENCE = 20.0
+_BETWEEN = 0.5
+_LIMIT = 1024 * 1024
+
+
+class NoCredentials(AccessDenied):
+    """There are none on this machine: an object may still be public."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,48 +37,55 @@ class Token:
 class TokenSource(Protocol):
     """Where a fresh token comes from."""
 
-    async def fetch(self) -> Token:
-        """A new token.
+    @property
+    def quota_project(self) -> str | None:
+        """The project that pays for what is read, when the credentials name one."""
+        ...
+
+    async def fetch(self, patience: float) -> Token:
+        """A new token; one that may come later is waited for, for `patience` seconds.
 
         Raises:
-            AccessDenied, Interrupted.
+            NoCredentials, AccessDenied, Interrupted.
         """
         ...
 
 
 class GoogleToken:
-    """A token that is fetched once and renewed in time."""
+    """A token that is fetched once and renewed in time. May be used by several event loops in turn."""
 
     def __init__(self, source: TokenSource) -> None:
         self._source = source
         self._token: Token | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._fetching = asyncio.Lock()
 
-    async def value(self) -> str:
-        """The bearer token."""
-        return (await self._current()).value
+    @property
+    def quota_project(self) -> str | None:
+        """See `TokenSource.quota_project`."""
+        return self._source.quota_project
 
-    async def _current(self) -> Token:
-        if self._token is None or self._token.expires_at - MARGIN < datetime.now(UTC):
-            self._token = await self._source.fetch()
-        return self._token
+    async def value(self, *, patience: float = 0.0) -> str:
+        """The bearer token. Many may ask at once: one fetches.
 
+        Raises:
+            NoCredentials, AccessDenied, Interrupted.
+        """
+        async with self._turn():
+            if self._token is None or self._token.expires_at - MARGIN < datetime.now(UTC):
+                self._token = await self._source.fetch(patience)
+            return self._token.value
 
-def google_token(environ: Mapping[str, str] = os.environ) -> GoogleToken:
-    """Application default credentials: GOOGLE_APPLICATION_CREDENTIALS, gcloud's file, else the metadata server.
+    def forget(self, value: str) -> None:
+        """The store refused this token: the next one is fetched."""
+        if self._token is not None and self._token.value == value:
+            self._token = None
 
-    Raises:
-        AccessDenied: GOOGLE_APPLICATION_CREDENTIALS names a file that is not there.
-    """
-    named = environ.get("GOOGLE_APPLICATION_CREDENTIALS")
-    if named:
-        if not Path(named).is_file():
-            raise AccessDenied(f"GOOGLE_APPLICATION_CREDENTIALS={named}: no such file; unset it or correct the path")
-        return GoogleToken(CredentialsFile(Path(named)))
-    config = Path(environ.get("CLOUDSDK_CONFIG") or Path(environ.get("HOME", "/")) / ".config" / "gcloud")
-    well_known = config / "application_default_credentials.json"
-    if well_known.is_file():
-        return GoogleToken(CredentialsFile(well_known))
-    return GoogleToken(MetadataServer(environ.get("GCE_METADATA_HOST") or "metadata.google.internal"))
+    def _turn(self) -> asyncio.Lock:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # a lock belongs to the loop that first waited for it
+            self._loop, self._fetching = loop, asyncio.Lock()
+        return self._fetching
 
 
 class MetadataServer:
@@ -84,23 +94,39 @@ class MetadataServer:
     https://cloud.google.com/compute/docs/access/authenticate-workloads#applications
     """
 
-    def __init__(self, host: str) -> None:
-        self._host = host
+    quota_project: str | None = None
 
-    async def fetch(self) -> Token:
-        """See `TokenSource.fetch`."""
+    def __init__(self, host: str, *, is_expected: bool) -> None:
+        self._host = host
+        self._is_expected = is_expected
+
+    async def fetch(self, patience: float = 0.0) -> Token:
+        """See `TokenSource.fetch`; where none is expected, there is nothing to wait for."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + (patience if self._is_expected else 0.0)
+        while True:
+            try:
+                return await self._ask()
+            except NoCredentials:
+                if clock() >= deadline:
+                    raise
+            await asyncio.sleep(min(_BETWEEN, max(0.0, deadline - clock())))
+
+    async def _ask(self) -> Token:
         url = f"http://{self._host}/computeMetadata/v1/instance/service-accounts/default/token"
+        direct = Network({})
+        headers = {"Metadata-Flavor": "Google"}
         try:
-            response = await http.request(url, headers={"Metadata-Flavor": "Google"}, seconds=5.0)
+            response = await http.request(url, headers=headers, seconds=5.0, network=direct, limit=_LIMIT)
         except http.HttpFailure as exc:
-            raise AccessDenied(
+            raise NoCredentials(
                 "no Google credentials: no GOOGLE_APPLICATION_CREDENTIALS, no gcloud login, no metadata server;"
                 " run: gcloud auth application-default login"
             ) from exc
         if response.status in (429, 500, 502, 503):
             raise Interrupted(f"the metadata server answered HTTP {response.status}", throttled=True)
         if response.status != 200:
-            raise AccessDenied(
+            raise NoCredentials(
                 f"the metadata server answered HTTP {response.status}; give the machine a service account"
             )
         try:
@@ -109,53 +135,3 @@ class MetadataServer:
         except (ValueError, KeyError, TypeError) as exc:
             raise AccessDenied(f"the metadata server at {self._host} did not answer a token; is it Google's?") from exc
         return Token(token, datetime.now(UTC) + timedelta(seconds=seconds))
-
-
-class CredentialsFile:
-    """A service account's key, a user's login or a workload identity file, through google-auth."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def fetch(self) -> Token:
-        """See `TokenSource.fetch`."""
-        return await asyncio.to_thread(self._fetch)
-
-    def _fetch(self) -> Token:
-        import urllib3
-        from google.auth.exceptions import GoogleAuthError, TransportError
-        from google.auth.transport.urllib3 import Request
-
-        try:
-            credentials = _load(json.loads(self._path.read_text(encoding="utf-8")))
-            credentials.refresh(Request(urllib3.PoolManager(retries=False)))  # type: ignore[no-untyped-call]
-        except TransportError as exc:
-            raise Interrupted(f"{self._path}: no token: {exc}") from exc
-        except (GoogleAuthError, OSError, ValueError, TypeError, KeyError) as exc:
-            raise AccessDenied(f"{self._path}: these credentials give no token ({exc}); renew them") from exc
-        return Token(credentials.token, credentials.expiry.replace(tzinfo=UTC))
-
-
-def _load(info: Any) -> Any:
-    """Credentials of one of the kinds that gcloud and the console write; nothing else in the file is obeyed."""
-    kind = info.get("type") if isinstance(info, dict) else None
-    if kind == "service_account":
-        from google.oauth2 import service_account
-
-        return service_account.Credentials.from_service_account_info(info, scopes=[SCOPE])  # type: ignore[no-untyped-call]
-    if kind == "authorized_user":
-        from google.oauth2 import credentials
-
-        # No scopes: a login's token has those that it was granted.
-        return credentials.Credentials(  # type: ignore[no-untyped-call]
-            None,
-            refresh_token=info["refresh_token"],
-            client_id=info["client_id"],
-            client_secret=info["client_secret"],
-            token_uri=info.get("token_uri", "https://oauth2.googleapis.com/token"),
-        )
-    if kind == "external_account":
-        from google.auth import identity_pool
-
-        return identity_pool.Credentials.from_info(info, scopes=[SCOPE])  # type: ignore[no-untyped-call]
-    raise ValueError(f"its type is {kind!r}, known are service_account, authorized_user and external_account")

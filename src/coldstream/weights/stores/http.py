@@ -1,4 +1,4 @@
-"""One HTTP/1.1 request over asyncio streams: for listings, tokens and pins.
+"""One HTTP/1.1 request over asyncio streams: for listings, tokens and pins. Everything that comes is bounded.
 
 http.client would cost 20 ms to import on the way to the first byte, and a thread for each call.
 """
@@ -6,14 +6,22 @@ http.client would cost 20 ms to import on the way to the first byte, and a threa
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
+from functools import lru_cache
+from urllib.parse import SplitResult, urlsplit
 
+from coldstream.weights.stores.network import Network, Proxy
+
+# The largest listing known, 10,000 objects a page, has some 3 MB.
 MAX_BODY = 64 * 1024 * 1024
+MAX_HEAD = 64 * 1024
 TIMEOUT = 30.0
+_HEX = re.compile(rb"[0-9a-fA-F]{1,16}")
 
 
 class HttpFailure(Exception):
@@ -40,15 +48,26 @@ async def request(
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
     seconds: float = TIMEOUT,
+    network: Network | None = None,
+    limit: int = MAX_BODY,
 ) -> Response:
     """Send one request on a connection of its own.
 
+    Args:
+        network: how to get there; by default as this process's environment says.
+        limit: bytes that the body may have.
+
     Raises:
-        HttpFailure: there is no answer, or it is not HTTP.
+        HttpFailure: there is no answer, it is not HTTP, or it is too long.
+        SettingsError: a variable that names a proxy does not.
     """
+    parts = urlsplit(url)
+    network = network or Network(os.environ)
+    proxy = network.proxy_to(url)
     try:
         async with asyncio.timeout(seconds):
-            return await _exchange(url, method, dict(headers or {}), body)
+            context = _trusting(network.authorities) if parts.scheme == "https" else None
+            return await _exchange(_Request(method, parts, dict(headers or {}), body, limit), proxy, context)
     except TimeoutError as exc:
         raise HttpFailure(f"{method} {url}: no answer in {seconds:g} s") from exc
     except ConnectionRefusedError as exc:
@@ -57,36 +76,86 @@ async def request(
         raise HttpFailure(f"{method} {url}: {exc or type(exc).__name__}") from exc
 
 
-async def _exchange(url: str, method: str, headers: dict[str, str], body: bytes) -> Response:
-    parts = urlsplit(url)
-    secure = parts.scheme == "https"
-    reader, writer = await asyncio.open_connection(
-        parts.hostname,
-        parts.port or (443 if secure else 80),
-        ssl=ssl.create_default_context() if secure else None,
-        limit=MAX_BODY,
-    )
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    parts: SplitResult
+    headers: dict[str, str]
+    body: bytes
+    limit: int
+
+    @property
+    def host(self) -> str:
+        return self.parts.hostname or ""
+
+    @property
+    def secure(self) -> bool:
+        return self.parts.scheme == "https"
+
+    @property
+    def port(self) -> int:
+        return self.parts.port or (443 if self.secure else 80)
+
+    def encoded(self, proxy: Proxy | None) -> bytes:
+        """As it goes over the wire; a proxy that is asked itself wants the whole URL."""
+        target = (self.parts.path or "/") + (f"?{self.parts.query}" if self.parts.query else "")
+        headers = {"Host": self.parts.netloc, "Connection": "close", "Accept-Encoding": "identity", **self.headers}
+        if proxy is not None and not self.secure:
+            target, headers = f"http://{self.parts.netloc}{target}", {**headers, **proxy.headers}
+        if self.body:
+            headers["Content-Length"] = str(len(self.body))
+        lines = [f"{self.method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + self.body
+
+
+async def _exchange(request: _Request, proxy: Proxy | None, context: ssl.SSLContext | None) -> Response:
+    reader, writer = await _connect(request, proxy, context)
     try:
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        lines = [
-            f"{method} {target} HTTP/1.1",
-            f"Host: {parts.netloc}",
-            "Connection: close",
-            "Accept-Encoding: identity",
-        ]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        if body:
-            lines.append(f"Content-Length: {len(body)}")
-        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+        writer.write(request.encoded(proxy))
         await writer.drain()
-        return await _response(reader, method)
+        head = parse_head(await reader.readuntil(b"\r\n\r\n"))
+        while head.status < 200:  # RFC 9110, section 15.2; as many as come in time
+            head = parse_head(await reader.readuntil(b"\r\n\r\n"))
+        return replace(head, body=b"" if request.method == "HEAD" else await _body(reader, head, request.limit))
     finally:
         writer.close()
 
 
-async def _response(reader: asyncio.StreamReader, method: str) -> Response:
-    head = parse_head(await reader.readuntil(b"\r\n\r\n"))
-    return replace(head, body=b"" if method == "HEAD" else await _body(reader, head.headers))
+async def _connect(
+    request: _Request, proxy: Proxy | None, context: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if proxy is None:
+        return await asyncio.open_connection(request.host, request.port, ssl=context, limit=MAX_HEAD)
+    reader, writer = await asyncio.open_connection(proxy.host, proxy.port, limit=MAX_HEAD)
+    if context is not None:
+        try:
+            writer.write(proxy.connect(request.host, request.port))
+            check_tunnel(await reader.readuntil(b"\r\n\r\n"), proxy)
+            await writer.start_tls(context, server_hostname=request.host)
+        except BaseException:
+            writer.close()
+            raise
+    return reader, writer
+
+
+def check_tunnel(answer: bytes, proxy: Proxy) -> None:
+    """What a proxy said to CONNECT.
+
+    Raises:
+        ValueError: it refused.
+    """
+    status = parse_head(answer).status
+    if status != 200:
+        raise ValueError(f"{proxy} answered HTTP {status}; is the host allowed there? NO_PROXY excepts hosts")
+
+
+@lru_cache(maxsize=4)
+def _trusting(authorities: str | None) -> ssl.SSLContext:
+    """Kept, because reading the system's authorities takes longer than a request."""
+    context = ssl.create_default_context()
+    if authorities:
+        context.load_verify_locations(authorities)
+    return context
 
 
 def parse_head(data: bytes) -> Response:
@@ -106,16 +175,51 @@ def parse_head(data: bytes) -> Response:
     return Response(int(rest[:3]), headers, b"")
 
 
-async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> bytes:
-    if headers.get("transfer-encoding", "").lower() == "chunked":
-        chunks = []
-        while size := int((await reader.readline()).split(b";")[0], 16):
-            chunks.append(await reader.readexactly(size))
-            await reader.readexactly(2)
-        return b"".join(chunks)
-    if "content-length" in headers:
-        return await reader.readexactly(int(headers["content-length"]))
-    return await reader.read()
+async def _body(reader: asyncio.StreamReader, head: Response, limit: int) -> bytes:
+    if head.headers.get("transfer-encoding", "").lower() == "chunked":
+        return await _chunks(reader, limit)
+    length = head.headers.get("content-length")
+    if length is None:
+        return await _until_the_end(reader, limit)
+    if not length.isdecimal():
+        raise ValueError(f"a length that is none: {length[:80]!r}")
+    _check_length(int(length), limit)
+    return await reader.readexactly(int(length))
+
+
+async def _chunks(reader: asyncio.StreamReader, limit: int) -> bytes:
+    """RFC 9112, section 7.1."""
+    body = bytearray()
+    while size := chunk_size(await reader.readline()):
+        _check_length(len(body) + size, limit)
+        body += await reader.readexactly(size)
+        await reader.readexactly(2)
+    return bytes(body)
+
+
+def chunk_size(line: bytes) -> int:
+    """From the line before a chunk.
+
+    Raises:
+        ValueError: it has none.
+    """
+    digits = line.partition(b";")[0].strip()
+    if not _HEX.fullmatch(digits):
+        raise ValueError(f"a chunk without a size: {line[:80]!r}")
+    return int(digits, 16)
+
+
+async def _until_the_end(reader: asyncio.StreamReader, limit: int) -> bytes:
+    body = bytearray()
+    while piece := await reader.read(MAX_HEAD):
+        _check_length(len(body) + len(piece), limit)
+        body += piece
+    return bytes(body)
+
+
+def _check_length(length: int, limit: int) -> None:
+    if length > limit:
+        raise ValueError(f"the answer is longer than {limit} bytes")
 
 
 def retry_after(response: Response) -> float | None:
@@ -123,8 +227,13 @@ def retry_after(response: Response) -> float | None:
     text = response.headers.get("retry-after", "")
     if text.isdecimal():
         return float(text)
+    when = date(text)
+    return None if when is None else max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def date(text: str) -> datetime | None:
+    """A date as HTTP writes it (RFC 9110, section 5.6.7; UTC); None when it is none."""
     try:
-        when = datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
+        return datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
     except ValueError:
         return None
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())

@@ -7,20 +7,24 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from coldstream.errors import ObjectNotFound
+from coldstream.errors import AccessDenied, ObjectNotFound
 from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.stores.store import Interrupted, OnLanded, Pin
 from coldstream.weights.transfer.answers import changed, denied
 from coldstream.weights.transfer.memory import steps
 from coldstream.weights.transfer.readers import Readers
 
+# What the kernel adds to the name of an open file that has none any more (proc_pid_fd(5)).
+_DELETED = " (deleted)"
+
 
 class LocalStore:
-    """Regular files; links are followed, as the Hugging Face cache needs it."""
+    """Regular files. Links are followed within the folder; from a snapshot of the Hugging Face cache into `blobs/`."""
 
     def __init__(self, location: Location) -> None:
         self.location = location
         self._readers = Readers()
+        self._roots = _roots(location)
 
     async def list(self) -> Mapping[str, Pin]:
         """See `Store.list`."""
@@ -44,7 +48,7 @@ class LocalStore:
 
     async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         """See `Store.read_into`."""
-        reading = _Reading(self.location.child(pin.name), pin, start, target, landed)
+        reading = _Reading(self.location.child(pin.name), self._roots, pin, start, target, landed)
         await self._readers.run(reading.run, reading.abort)
 
     def close_idle(self) -> None:
@@ -56,8 +60,17 @@ class LocalStore:
 
 
 class _Reading:
-    def __init__(self, where: Location, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
-        self._where, self._pin, self._start, self._target, self._landed = where, pin, start, target, landed
+    def __init__(
+        self,
+        where: Location,
+        roots: tuple[Path, ...],
+        pin: Pin,
+        start: int,
+        target: memoryview,
+        landed: OnLanded,
+    ) -> None:
+        self._where, self._roots, self._pin = where, roots, pin
+        self._start, self._target, self._landed = start, target, landed
         self._aborted = False
 
     def abort(self) -> None:
@@ -74,11 +87,22 @@ class _Reading:
         except OSError as exc:
             raise Interrupted(f"{exc.strerror}") from exc
         try:
+            self._check_place(file)
             self._check_version(file)
             self._read(file)
             self._check_version(file)
         finally:
             os.close(file)
+
+    def _check_place(self, file: int) -> None:
+        """Of the file that is open, so that a link cannot be exchanged meanwhile."""
+        place = Path(os.readlink(f"/proc/self/fd/{file}"))
+        if place.name.endswith(_DELETED):
+            raise changed(self._where)
+        if not any(place.is_relative_to(root) for root in self._roots):
+            raise AccessDenied(
+                f"{self._where}: is a link to {place}, outside of the folder, which is not served; copy the file there"
+            )
 
     def _check_version(self, file: int) -> None:
         if self._pin.etag not in (None, _etag(os.fstat(file))):
@@ -100,6 +124,16 @@ class _Reading:
                 self._landed(step[filled : filled + count])
                 filled += count
                 position += count
+
+
+def _roots(location: Location) -> tuple[Path, ...]:
+    """Where a file of the folder may really lie.
+
+    https://huggingface.co/docs/huggingface_hub/guides/manage-cache: `snapshots/REVISION` links to `blobs`.
+    """
+    folder = Path(location.path).resolve()
+    cache = folder.parents[1] if len(folder.parents) > 1 and folder.parent.name == "snapshots" else None
+    return (folder, cache / "blobs") if cache else (folder,)
 
 
 def _pinned(name: str, status: os.stat_result) -> Pin:

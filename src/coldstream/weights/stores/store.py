@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from coldstream.weights.checkpoint.uri import Location
@@ -15,18 +16,22 @@ from coldstream.weights.checkpoint.uri import Location
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Exactly one version of one object: `generation` (gs) or `etag` (others) says which. `crc32c` of all its bytes."""
+    """Exactly one version of one object: `generation` (gs) or `etag` (others) says which. `crc32c` of all its bytes.
+
+    `modified` (UTC) says it where the etag is weak or missing; None when it is too young to.
+    """
 
     name: str
     size: int
     generation: str | None = None
     etag: str | None = None
     crc32c: int | None = None
+    modified: datetime | None = None
 
     @property
     def version(self) -> str:
         """What tells this version from another one, best first."""
-        return self.generation or self.etag or str(self.size)
+        return self.generation or self.etag or (self.modified.isoformat() if self.modified else str(self.size))
 
 
 class Interrupted(Exception):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import resource
 import threading
 import time
 import weakref
@@ -23,8 +24,6 @@ _POPULATE_WRITE = 23
 _NO_HUGE_PAGE = 15
 # Making ready less than this is not worth a system call.
 _WORTH = 64 * 1024
-# A STEP whose pages took less (CPU seconds) had them already: zeroing takes several times as long.
-_PRESENT = 0.00008
 # Steps after which the other kind of page is tried again, at first; twice as many each time that it is still dearer.
 _TRIED_AFTER = 16
 _REMEMBERED = 3
@@ -143,9 +142,7 @@ class PageChoice:
         return not self._prefers_huge
 
     def measured(self, *, huge: bool, seconds: float) -> None:
-        """What a step cost. Pages that were there tell nothing."""
-        if seconds < _PRESENT:
-            return
+        """What a step cost whose pages had to be found."""
         before = self._prefers_huge
         (self._huge if huge else self._small).append(seconds)
         if self._prefers_huge != before:
@@ -174,7 +171,9 @@ def steps(target: memoryview, *, choice: PageChoice = _CHOICE) -> Iterator[memor
             if huge != kind:  # for all that is left, because this waits for those who are finding pages
                 kind = huge
                 advise(*_whole_pages(target[begin:]), mmap.MADV_HUGEPAGE if huge else _NO_HUGE_PAGE)
-            choice.measured(huge=huge, seconds=populate(step))
+            seconds = populate(step)
+            if seconds is not None:
+                choice.measured(huge=huge, seconds=seconds)
         yield step
         begin = end
 
@@ -184,16 +183,21 @@ def address(target: memoryview) -> int:
     return ctypes.addressof(ctypes.c_ubyte.from_buffer(target))
 
 
-def populate(target: memoryview) -> float:
+def populate(target: memoryview) -> float | None:
     """Have the kernel find the pages in one call, instead of one page fault for each. Only a matter of speed.
 
-    Returns: CPU seconds.
+    Returns: CPU seconds; None when all were there, which says nothing about what a page costs.
     """
     if target.nbytes < _WORTH:
-        return 0.0
-    began = time.thread_time()
+        return None
+    faults, began = _faults(), time.thread_time()
     advise(*_whole_pages(target), _POPULATE_WRITE)
-    return time.thread_time() - began
+    return time.thread_time() - began if _faults() > faults else None
+
+
+def _faults() -> int:
+    """Pages that the kernel has found for this thread."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
 
 
 def _whole_pages(target: memoryview) -> tuple[int, int]:

@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Literal
 
-from coldstream.errors import ChecksumMismatch
+from coldstream.errors import BadResponse, ChecksumMismatch
 from coldstream.timeline import Span, Timeline
-from coldstream.weights.checkpoint.checkpoint import Checkpoint, Shard
+from coldstream.weights.checkpoint.checkpoint import READ_WHOLE, Checkpoint, Shard
 from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.checkpoint.plan import Read, ReadPlan, part_size_for, plan
 from coldstream.weights.transfer.budget import ByteBudget
@@ -36,13 +37,14 @@ class StreamOptions:
 
     `max_bytes_in_flight` bounds what was asked for and not yet taken from the iterator; where a tensor is larger, its
     parts are put into the tensor's own memory as they land. `hedge_fraction` of the bytes may be read a second time to
-    cut off the slowest tail. `concurrency` adapts between its bounds; a number keeps it there.
+    cut off the slowest tail. `concurrency` adapts between its bounds; a number keeps it there. `verify`: True checks
+    what can be checked, "required" refuses what cannot before the first byte.
     """
 
     max_bytes_in_flight: int | None = None
     concurrency: Bounds | int | None = None
     part_size: int | None = None
-    verify: bool = True
+    verify: bool | Literal["required"] = True
     hedge_fraction: float = 0.06
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
@@ -231,6 +233,8 @@ class _Run:
         # At least two reads fit into the budget, so that one lands while another is being taken.
         self.plan: ReadPlan = plan(tensors, part_size=self._part_size(tensors), max_read=max(1, self.budget.limit // 2))
         self._files = {file.shard.name: file for file in self._begin_files(tensors)}
+        if self.options.verify == "required":
+            self._refuse_unverifiable()
         self._concurrency = Concurrency(self.options.bounds, now=now())
         self._fetcher = self._new_fetcher()
         self._pending = deque(self.plan.reads)
@@ -279,6 +283,16 @@ class _Run:
                 file = _File(shard, reads, complete, Fold(0))
                 file.begin()
                 yield file
+
+    def _refuse_unverifiable(self) -> None:
+        files = self.checkpoint.files
+        names = [file.shard.name for file in self._files.values() if not file.verifiable]
+        names += [name for name in files if name.endswith(READ_WHOLE) and files[name].crc32c is None]
+        if names:
+            raise BadResponse(
+                f"{self.checkpoint.location.child(min(names))}: cannot be verified: its store publishes no CRC32C for"
+                ' it, or only a part of it is read. verify = "required" refuses that; "published" allows it'
+            )
 
     def _new_fetcher(self) -> Fetcher:
         share = self.options.hedge_fraction

@@ -12,12 +12,13 @@ import socket
 import struct
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from coldstream.errors import BadResponse
-from coldstream.weights.stores.http import Response, parse_head
+from coldstream.weights.stores.http import Response, check_tunnel, chunk_size, parse_head
+from coldstream.weights.stores.network import Network, Proxy
 from coldstream.weights.stores.store import Interrupted, OnLanded
 from coldstream.weights.transfer.memory import steps
 from coldstream.weights.transfer.readers import Readers
@@ -28,8 +29,14 @@ MAX_HEAD = 64 * 1024
 # readers of a fast network switched twice as often, and took a fifth more CPU seconds.
 PATIENCE = 2 * 1024 * 1024
 MAX_REDIRECTS = 5
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_TRAILERS = 100
+# Answers of 100 to 199 before the one that counts.
+MAX_INTERIM = 10
+# Of a refusal's body, which says why.
+MAX_REASON = 16 * 1024
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
+DIRECT = Network({})
 # A family, and what sock_connect wants.
 _Address = tuple[int, tuple[Any, ...]]
 # Looks at an answer's head before its body is read; raises what is wrong with it.
@@ -38,11 +45,17 @@ Accept = Callable[[Response], None]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a connection leads to."""
+    """Where a connection leads to, and the proxy it leads through."""
 
     host: str
     port: int
     secure: bool
+    proxy: Proxy | None = None
+
+    @property
+    def first(self) -> tuple[str, int]:
+        """The host and port to connect to."""
+        return (self.proxy.host, self.proxy.port) if self.proxy else (self.host, self.port)
 
 
 class Wire:
@@ -50,17 +63,17 @@ class Wire:
 
     Args:
         stall: seconds without a byte after which a read is cut.
-        authorities: a file of certificates that are trusted as well as the system's.
+        network: proxies, and certificates that are trusted as well as the system's.
         follow: whether a redirect is obeyed; credentials must not be sent along.
     """
 
-    def __init__(self, *, stall: float, authorities: str | None = None, follow: bool = False) -> None:
+    def __init__(self, *, stall: float, network: Network = DIRECT, follow: bool = False) -> None:
         self._stall = stall
-        self._authorities = authorities
+        self._network = network
         self._follow = follow
         self._readers = Readers()
         self._idle: list[_Connection] = []
-        self._resolved: dict[Origin, list[_Address]] = {}
+        self._resolved: dict[tuple[str, int], list[_Address]] = {}
         self._secure: Callable[[socket.socket, str], _SecureSocket] | None = None
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
 
@@ -77,7 +90,7 @@ class Wire:
             where = await self._one(url, headers, _Sink(target, accept, landed))
             if where is None:
                 return
-            url = _redirected(url, where)
+            url = redirected(url, where)
         raise BadResponse(f"{url}: more than {MAX_REDIRECTS} redirects; use the address where they end")
 
     def close_idle(self) -> None:
@@ -87,7 +100,7 @@ class Wire:
 
     async def _one(self, url: str, headers: Mapping[str, str], sink: _Sink) -> str | None:
         """One exchange; where it is redirected to."""
-        origin, request = _request(url, headers)
+        origin, request = _request(url, headers, self._network.proxy_to(url))
         call = _Call(request, sink, self._follow)
         kept = self._take(origin)
         if kept is not None:
@@ -114,14 +127,17 @@ class Wire:
         return None
 
     async def _connect(self, origin: Origin) -> _Connection:
+        where = "{}:{}".format(*origin.first)
         try:
             raw = await self._open(origin)
         except ConnectionRefusedError as exc:
-            raise Interrupted(f"{origin.host}:{origin.port}: connection refused", refused=True) from exc
+            raise Interrupted(f"{where}: connection refused", refused=True) from exc
         except OSError as exc:
-            self._resolved.pop(origin, None)
-            raise Interrupted(f"{origin.host}:{origin.port}: {exc.strerror or exc or 'no connection'}") from exc
+            self._resolved.pop(origin.first, None)
+            raise Interrupted(f"{where}: {exc.strerror or exc or 'no connection'}") from exc
         try:
+            if origin.proxy is not None and origin.secure:
+                await _tunnel(raw, origin, origin.proxy)
             return _Connection(origin, raw, self._stall, self._over(raw, origin))
         except OSError as exc:
             raw.close()
@@ -132,8 +148,8 @@ class Wire:
 
     async def _open(self, origin: Origin) -> socket.socket:
         """A connected socket, to any of the host's addresses; the next one begins with the next."""
-        addresses = self._resolved.get(origin) or await self._resolve(origin)
-        self._resolved[origin] = [*addresses[1:], addresses[0]]
+        addresses = self._resolved.get(origin.first) or await self._resolve(*origin.first)
+        self._resolved[origin.first] = [*addresses[1:], addresses[0]]
         failure: OSError | None = None
         for family, address in addresses:
             raw = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -150,10 +166,8 @@ class Wire:
                 return raw
         raise failure or OSError("no address")
 
-    async def _resolve(self, origin: Origin) -> list[_Address]:
-        found = await self._readers.run(
-            lambda: socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM), lambda: None
-        )
+    async def _resolve(self, host: str, port: int) -> list[_Address]:
+        found = await self._readers.run(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), lambda: None)
         return [(family, address) for family, _, _, _, address in found]
 
     def _over(self, raw: socket.socket, origin: Origin) -> _SecureSocket | None:
@@ -161,7 +175,7 @@ class Wire:
         if not origin.secure:
             return None
         if self._secure is None:
-            self._secure = _trusting(self._authorities)
+            self._secure = _trusting(self._network.authorities)
         return self._secure(raw, origin.host)
 
 
@@ -235,9 +249,9 @@ class _Connection:
             if self._used and not isinstance(exc, TimeoutError | BlockingIOError):
                 raise _Stale from exc
             raise self._interrupted(exc) from exc
-        if call.follow and head.status in _REDIRECTS and "location" in head.headers:
+        if call.follow and head.status in REDIRECTS and "location" in head.headers:
             return head.headers["location"]
-        call.sink.accept(head)
+        call.sink.accept(self._with_reason(head, rest))
         self._body(head, rest, call.sink)
         self._used = True
         self.reusable = head.headers.get("connection", "").lower() != "close"
@@ -246,7 +260,7 @@ class _Connection:
     def _ask(self, request: bytes) -> tuple[Response, bytes]:
         self._socket.sendall(request)
         data = b""
-        while True:
+        for _ in range(MAX_INTERIM + 1):
             while (end := data.find(b"\r\n\r\n")) < 0:
                 if len(data) > MAX_HEAD:
                     raise BadResponse(f"{self.origin.host}: an answer's head is longer than {MAX_HEAD} bytes")
@@ -261,6 +275,18 @@ class _Connection:
             data = data[end + 4 :]
             if head.status >= 200:
                 return head, data
+        raise BadResponse(f"{self.origin.host}: more than {MAX_INTERIM} answers before the answer")
+
+    def _with_reason(self, head: Response, rest: bytes) -> Response:
+        """A refusal with the start of its body; the connection is not used again."""
+        length = head.headers.get("content-length", "")
+        if head.status < 400 or not length.isdecimal():
+            return head
+        wanted = min(int(length), MAX_REASON)
+        with contextlib.suppress(OSError, EOFError):
+            while len(rest) < wanted and (more := self._socket.recv(wanted - len(rest))):
+                rest += more
+        return replace(head, body=rest[:wanted])
 
     def _body(self, head: Response, rest: bytes, sink: _Sink) -> None:
         source = _Source(self._socket, self._wake_after, sink.landed, rest)
@@ -334,16 +360,18 @@ class _Source:
 def _unchunk(source: _Source, target: memoryview) -> None:
     """RFC 9112, section 7.1."""
     position = 0
-    while size := int(source.read_line().partition(b";")[0], 16):
-        if size < 0 or position + size > target.nbytes:
+    while size := chunk_size(source.read_line()):
+        if position + size > target.nbytes:
             raise ValueError(f"sent more than the {target.nbytes} bytes that were asked for")
         source.fill(target[position : position + size])
         position += size
         source.read_line()
     if position < target.nbytes:
         raise EOFError(f"only {position} bytes came")
-    while source.read_line():  # trailers
-        pass
+    for _ in range(MAX_TRAILERS):
+        if not source.read_line():
+            return
+    raise ValueError(f"more than {MAX_TRAILERS} trailers")
 
 
 def _check_length(head: Response, wanted: int) -> None:
@@ -355,17 +383,42 @@ def _check_length(head: Response, wanted: int) -> None:
         raise EOFError(f"only {length} bytes of {wanted} are sent")
 
 
-def _request(url: str, headers: Mapping[str, str]) -> tuple[Origin, bytes]:
+async def _tunnel(raw: socket.socket, origin: Origin, proxy: Proxy) -> None:
+    """Ask the proxy for a way to the origin (CONNECT)."""
+    loop = asyncio.get_running_loop()
+    answer = b""
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await loop.sock_sendall(raw, proxy.connect(origin.host, origin.port))
+            while not answer.endswith(b"\r\n\r\n"):  # nothing follows it: TLS begins with us
+                more = await loop.sock_recv(raw, 1) if len(answer) < MAX_HEAD else b""
+                if not more:
+                    raise Interrupted(f"{proxy}: no answer to CONNECT")
+                answer += more
+        check_tunnel(answer, proxy)
+    except (OSError, ValueError) as exc:
+        raise Interrupted(f"{origin.host}:{origin.port}: {exc or type(exc).__name__}") from exc
+
+
+def _request(url: str, headers: Mapping[str, str], proxy: Proxy | None) -> tuple[Origin, bytes]:
     parts = urlsplit(url)
     secure = parts.scheme == "https"
-    origin = Origin(parts.hostname or "", parts.port or (443 if secure else 80), secure)
+    origin = Origin(parts.hostname or "", parts.port or (443 if secure else 80), secure, proxy)
+    host = parts.netloc.rpartition("@")[2]
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    lines = [f"GET {target} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}", "Accept-Encoding: identity"]
+    if proxy is not None and not secure:
+        target, headers = f"http://{host}{target}", {**headers, **proxy.headers}
+    lines = [f"GET {target} HTTP/1.1", f"Host: {host}", "Accept-Encoding: identity"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return origin, "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def _redirected(url: str, where: str) -> str:
+def redirected(url: str, where: str) -> str:
+    """Where an answer's Location leads.
+
+    Raises:
+        BadResponse: away from the web, or from https to http.
+    """
     target = urljoin(url, where)
     schemes = urlsplit(url).scheme, urlsplit(target).scheme
     if schemes[1] not in ("http", "https") or schemes == ("https", "http"):

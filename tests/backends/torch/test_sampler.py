@@ -11,21 +11,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldstream.engine import sampler
+from coldstream.backends.protocol import Logprob, Sampled, SamplingRow
+from coldstream.backends.torch import sampler
+from coldstream.backends.torch.sampler import uniform
+from coldstream.backends.torch.transfer import Readback
 from coldstream.engine.request import SamplingParams
-from coldstream.engine.sampler import Logprob, Row, Sampled, uniform
-from coldstream.engine.transfer import Readback
 from coldstream.errors import EngineError
 
 
-def row(seed: int = 0, prompt: tuple[int, ...] = (), drawn: tuple[int, ...] = (), **params: Any) -> Row:
-    made = Row(SamplingParams(**params), seed, prompt)
+def row(seed: int = 0, prompt: tuple[int, ...] = (), drawn: tuple[int, ...] = (), **params: Any) -> SamplingRow:
+    made = SamplingRow(SamplingParams(**params), seed, prompt)
     for token in drawn:
         made.drawn(token)
     return made
 
 
-def sample(logits: torch.Tensor, rows: list[Row]) -> list[Sampled | EngineError]:
+def sample(logits: torch.Tensor, rows: list[SamplingRow]) -> list[Sampled | EngineError]:
     readback = Readback()
     drawn = sampler.sample(logits, rows, readback)
     readback.wait()
@@ -39,7 +40,7 @@ def token_logprobs(logits: torch.Tensor, token_ids: list[int], top: int) -> list
     return scored()
 
 
-def one(logits: list[float], made: Row) -> int:
+def one(logits: list[float], made: SamplingRow) -> int:
     (outcome,) = sample(torch.tensor([logits]), [made])
     assert isinstance(outcome, Sampled)
     return outcome.token_id
@@ -77,7 +78,7 @@ def test_filters_leave_what_they_leave_when_written_out(
     logits = [number * 0.37 for number in order]
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     expected = written_out(logits, params)
-    rows = [Row(params, seed, ()) for seed in range(300)]
+    rows = [SamplingRow(params, seed, ()) for seed in range(300)]
     outcomes = sample(torch.tensor([logits] * len(rows)), rows)
     drawn = Counter(outcome.token_id for outcome in outcomes if isinstance(outcome, Sampled))
     assert drawn.keys() <= expected.keys()
@@ -89,7 +90,7 @@ def test_a_large_vocabulary_is_filtered_as_a_small_one() -> None:
     logits = torch.randn(5000, generator=torch.Generator().manual_seed(0)).tolist()
     for params in (SamplingParams(temperature=1.0, top_p=0.9), SamplingParams(temperature=3.0, min_p=0.001)):
         expected = written_out(logits, params)
-        rows = [Row(params, seed, ()) for seed in range(200)]
+        rows = [SamplingRow(params, seed, ()) for seed in range(200)]
         outcomes = sample(torch.tensor([logits] * 200), rows)
         assert {outcome.token_id for outcome in outcomes if isinstance(outcome, Sampled)} <= expected.keys()
         assert len(expected) > 1024, "the case that needs more than the first candidates"
@@ -157,8 +158,16 @@ def test_a_mask_is_never_left() -> None:
     made = row(temperature=5.0)
     for seed in range(50):
         made.seed = seed
-        made.allowed = torch.tensor([False, True, False, True])
+        made.allowed = bytes([0b1010])
         assert one([9.0, 0.0, 9.0, 0.0], made) in (1, 3)
+
+
+def test_a_token_behind_the_masks_end_may_not_come_and_bits_behind_the_vocabularys_say_nothing() -> None:
+    made = row()
+    made.allowed = bytes([0b11])
+    assert one([0.0, 1.0, *[9.0] * 20], made) == 1
+    made.allowed = bytes([0b11111101, 0xFF])
+    assert one([1.0, 9.0, 0.0], made) == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -170,7 +179,7 @@ def test_broken_logits_are_an_error_of_their_row_only(value: float) -> None:
 
 def test_a_mask_that_allows_nothing_is_an_error() -> None:
     made = row()
-    made.allowed = torch.tensor([False, False])
+    made.allowed = bytes(1)
     (outcome,) = sample(torch.tensor([[0.0, 1.0]]), [made])
     assert isinstance(outcome, EngineError)
 

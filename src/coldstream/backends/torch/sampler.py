@@ -12,14 +12,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from coldstream.engine import transfer
-from coldstream.engine.request import SamplingParams
-from coldstream.engine.transfer import Numbers, Readback
+from coldstream.backends.protocol import Logprob, Sampled, Sampling, SamplingRow
+from coldstream.backends.torch import transfer
+from coldstream.backends.torch.transfer import Numbers, Readback
 from coldstream.errors import EngineError
 
 # Nucleus sampling without top_k looks at this many candidates first, and at all only when they do not suffice.
@@ -27,72 +28,9 @@ _NUCLEUS_CANDIDATES = 1024
 _SEGMENT = 64
 
 
-@dataclass(slots=True)
-class Row:
-    """One sequence's state as the sampler needs it.
-
-    `position` counts the tokens drawn so far; `allowed`, bool [vocab], is what a grammar lets come next.
-    """
-
-    params: SamplingParams
-    seed: int
-    prompt_ids: Sequence[int]
-    position: int = 0
-    counts: dict[int, int] = field(default_factory=dict)
-    allowed: Tensor | None = None
-    _prompt_unique: frozenset[int] | None = None
-    _prompt_placed: Tensor | None = None
-
-    @property
-    def is_greedy(self) -> bool:
-        """Nothing but the best token, of unchanged logits, and no logprobs."""
-        return self.params.temperature <= 0 and not self.changes_logits and self.params.logprobs is None
-
-    @property
-    def changes_logits(self) -> bool:
-        """Some penalty, bias or grammar is at work."""
-        params = self.params
-        return bool(
-            params.repetition_penalty != 1.0
-            or params.presence_penalty
-            or params.frequency_penalty
-            or params.logit_bias
-            or self.allowed is not None
-        )
-
-    def drawn(self, token_id: int) -> None:
-        """Take note of the token that was drawn."""
-        self.position += 1
-        self.counts[token_id] = self.counts.get(token_id, 0) + 1
-
-    def seen(self, vocab: int, device: torch.device) -> Tensor:
-        """The distinct ids below `vocab` of prompt and output, int64; the prompt's are put on the device once."""
-        if self._prompt_unique is None or self._prompt_placed is None:
-            self._prompt_unique = frozenset(self.prompt_ids)
-            known = sorted(token for token in self._prompt_unique if token < vocab)
-            self._prompt_placed = transfer.int64(known, device)
-        new = [token for token in self.counts if token not in self._prompt_unique]
-        return torch.cat([self._prompt_placed, transfer.int64(new, device)]) if new else self._prompt_placed
-
-
-@dataclass(frozen=True, slots=True)
-class Logprob:
-    """A token's log probability (nats) under the unchanged logits, and the best alternatives, best first."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """The token of one row; `logprob` where the row asked for it."""
-
-    token_id: int
-    logprob: Logprob | None = None
-
-
-def sample(logits: Tensor, rows: Sequence[Row], readback: Readback) -> Callable[[], list[Sampled | EngineError]]:
+def sample(
+    logits: Tensor, rows: Sequence[SamplingRow], readback: Readback
+) -> Callable[[], list[Sampled | EngineError]]:
     """Draw the next token of each row; what is returned tells it after `readback.wait`, or why there is none.
 
     `logits`, float32 [len(rows), vocab], stay.
@@ -187,7 +125,7 @@ def _best_of_row(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best.values, places[best.indices // _SEGMENT] * _SEGMENT + best.indices % _SEGMENT
 
 
-def _sample_row(logits: Tensor, row: Row, readback: Readback) -> Callable[[], Sampled | EngineError]:
+def _sample_row(logits: Tensor, row: SamplingRow, readback: Readback) -> Callable[[], Sampled | EngineError]:
     changed = _changed(logits, row) if row.changes_logits else logits
     value, best = _best(changed[None])
     token = best if row.params.temperature <= 0 else _draw(changed, row)
@@ -204,7 +142,7 @@ def _sample_row(logits: Tensor, row: Row, readback: Readback) -> Callable[[], Sa
     return drawn
 
 
-def _changed(logits: Tensor, row: Row) -> Tensor:
+def _changed(logits: Tensor, row: SamplingRow) -> Tensor:
     logits = logits.clone()
     params, device = row.params, logits.device
     if params.repetition_penalty != 1.0:
@@ -217,18 +155,42 @@ def _changed(logits: Tensor, row: Row) -> Tensor:
         ids, biases = zip(*params.logit_bias, strict=True)
         logits.index_add_(0, transfer.int64(ids, device), transfer.float32(biases, device))
     if row.allowed is not None:
-        logits.masked_fill_(transfer.to_device(~row.allowed, device), float("-inf"))
+        logits.masked_fill_(transfer.to_device(_forbidden(row.allowed, len(logits)), device), float("-inf"))
     return logits
 
 
-def _penalise_repetition(logits: Tensor, row: Row) -> None:
-    seen = row.seen(len(logits), logits.device)
+def _forbidden(allowed: bytes, vocab: int) -> Tensor:
+    """bool `[vocab]`, on the host; true behind the mask's end as well."""
+    bits = np.unpackbits(np.frombuffer(allowed, np.uint8), count=vocab, bitorder="little")
+    return torch.from_numpy(bits == 0)
+
+
+def _penalise_repetition(logits: Tensor, row: SamplingRow) -> None:
+    seen = _seen(row, len(logits), logits.device)
     values = logits[seen]
     penalty = row.params.repetition_penalty
     logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
 
 
-def _draw(logits: Tensor, row: Row) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A prompt's distinct ids; `placed`, int64 on the device, are those below the vocabulary's size."""
+
+    ids: frozenset[int]
+    placed: Tensor
+
+
+def _seen(row: SamplingRow, vocab: int, device: torch.device) -> Tensor:
+    """The distinct ids below `vocab` of prompt and output, int64; the prompt's are put on the device once."""
+    prompt = row.kept
+    if not isinstance(prompt, _Prompt):
+        ids = frozenset(row.prompt_ids)
+        prompt = row.kept = _Prompt(ids, transfer.int64(sorted(token for token in ids if token < vocab), device))
+    new = [token for token in row.counts if token not in prompt.ids]
+    return torch.cat([prompt.placed, transfer.int64(new, device)]) if new else prompt.placed
+
+
+def _draw(logits: Tensor, row: SamplingRow) -> Tensor:
     """int64 `[1]`."""
     params = row.params
     scaled = logits / params.temperature
@@ -243,7 +205,7 @@ def _draw(logits: Tensor, row: Row) -> Tensor:
     return _pick(scaled, None, total, params, point)
 
 
-def _candidates(scaled: Tensor, total: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+def _candidates(scaled: Tensor, total: Tensor, params: Sampling) -> tuple[Tensor, Tensor]:
     """At least those that the filters leave, best first, and their ids.
 
     On the CPU a few are tried first. Elsewhere to ask whether they suffice would be a wait, and sorting all costs less.
@@ -255,7 +217,7 @@ def _candidates(scaled: Tensor, total: Tensor, params: SamplingParams) -> tuple[
     return torch.sort(scaled, descending=True, stable=True)
 
 
-def _suffices(values: Tensor, total: Tensor, params: SamplingParams) -> bool:
+def _suffices(values: Tensor, total: Tensor, params: Sampling) -> bool:
     """Whether the filters surely end within these best candidates."""
     probabilities = torch.exp(values - total)
     by_mass = params.top_p < 1.0 and float(probabilities.sum()) >= params.top_p
@@ -263,7 +225,7 @@ def _suffices(values: Tensor, total: Tensor, params: SamplingParams) -> bool:
     return by_mass or by_floor
 
 
-def _pick(values: Tensor, ids: Tensor | None, total: Tensor, params: SamplingParams, point: float) -> Tensor:
+def _pick(values: Tensor, ids: Tensor | None, total: Tensor, params: Sampling, point: float) -> Tensor:
     """Filter the candidates (best first, unless `ids` is None) by mass and floor, and invert what is left at `point`.
 
     Float64: float32 sums over a vocabulary of 262,144 would make the last tokens unreachable.

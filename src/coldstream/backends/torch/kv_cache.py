@@ -2,8 +2,9 @@
 
 Each layer has one tensor for keys and one for values, `[kv_heads, slots, head_dim]`; block b of the layer's group is
 the slots `b * size ... (b + 1) * size - 1`. With the heads outside, a sequence whose blocks lie next to each other
-(pool.py sees to that) is a view `[kv_heads, length, head_dim]` that torch's attention reads in place; only a scattered
-one is gathered. On a CPU our own kernel (backends/cpu) attends, in one call a layer, block by block wherever they lie.
+(the engine's pool sees to that) is a view `[kv_heads, length, head_dim]` that torch's attention reads in place; only a
+scattered one is gathered. On a CPU our own kernel (backends/cpu) attends, in one call a layer, block by block wherever
+they lie.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coldstream.backends.cpu.library import ATTENTION_MULTIPLE, Kernels, Visible
-from coldstream.engine.kvcache.blocks import Copy, Group
-from coldstream.engine.kvcache.pool import Table
-from coldstream.engine.transfer import to_device
+from coldstream.backends.protocol import BlockTable, Copy, Group
+from coldstream.backends.torch.transfer import to_device
 
 
-class Layer(Protocol):
+class AttentionLayer(Protocol):
     """What attention needs to know of a layer."""
 
     @property
@@ -44,7 +44,7 @@ class AttentionConfig(Protocol):
     @property
     def attention_scale(self) -> float: ...
     @property
-    def layers(self) -> Sequence[Layer]: ...
+    def layers(self) -> Sequence[AttentionLayer]: ...
 
 
 def windows(config: AttentionConfig) -> tuple[int | None, ...]:
@@ -58,8 +58,13 @@ def bytes_per_block(config: AttentionConfig, size: int, dtype: torch.dtype) -> t
     return tuple(each * sum(layer.window == window for layer in config.layers) for window in windows(config))
 
 
+def can_attend(config: AttentionConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether our own kernel attends over such keys: float32 on the CPU, with heads of a multiple of 16."""
+    return dtype == torch.float32 and device.type == "cpu" and config.head_dim % ATTENTION_MULTIPLE == 0
+
+
 @dataclass(frozen=True, slots=True)
-class Span:
+class SequenceSpan:
     """Tokens `start ... end - 1` of a sequence, at `row` of the step's flat tensor; its table in each group.
 
     `images` are the (start, end) of images among them, whose tokens see one another.
@@ -68,8 +73,8 @@ class Span:
     row: int
     start: int
     end: int
-    tables: tuple[Table, ...]
-    images: tuple[tuple[int, int], ...] = ()
+    tables: Sequence[BlockTable]
+    images: Sequence[tuple[int, int]] = ()
 
     @property
     def count(self) -> int:
@@ -101,7 +106,7 @@ class Attending(Protocol):
 class KvCache:
     """The tensors. Memory is taken from the system page by page, as blocks are first written.
 
-    `kernels` attend where they can: float32 on the CPU, with heads of a multiple of 16.
+    `kernels` attend where they `can_attend`; without them torch does.
     """
 
     def __init__(
@@ -119,18 +124,12 @@ class KvCache:
         self.scale = config.attention_scale
         self.device = torch.device(device)
         self.groups = tuple(groups)
-        suited = dtype == torch.float32 and self.device.type == "cpu" and self.head_dim % ATTENTION_MULTIPLE == 0
-        self._kernels = kernels if suited else None
+        self._kernels = kernels
         by_window = {group.window: index for index, group in enumerate(groups)}
         self.group_of = tuple(by_window[layer.window] for layer in config.layers)
         shapes = [(config.kv_heads, groups[index].count * size, config.head_dim) for index in self.group_of]
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
-
-    @property
-    def reads_anywhere(self) -> bool:
-        """Whether attention reads a sequence's blocks wherever they lie, and gains nothing where they lie together."""
-        return self._kernels is not None
 
     def copy(self, copies: Sequence[Copy]) -> None:
         """Copy whole blocks; all are read before any is written."""
@@ -143,7 +142,7 @@ class KvCache:
                     for tensor in (self.keys[layer], self.values[layer]):
                         tensor.index_copy_(1, target, tensor.index_select(1, source))
 
-    def slots(self, table: Table, start: int, end: int) -> Tensor:
+    def slots(self, table: BlockTable, start: int, end: int) -> Tensor:
         """The slots of the tokens `start ... end - 1`, int64, on the host."""
         place = start // self.size - table.first
         if end - start == 1:
@@ -158,7 +157,7 @@ class KvCache:
         base = torch.tensor(blocks, dtype=torch.int64) * self.size
         return (base[:, None] + torch.arange(self.size)).flatten()
 
-    def attend(self, spans: Sequence[Span]) -> Attending:
+    def attend(self, spans: Sequence[SequenceSpan]) -> Attending:
         """The attention of one step over these spans, which fill its flat tensor in order."""
         return TorchAttend(self, spans) if self._kernels is None else KernelAttend(self, self._kernels, spans)
 
@@ -166,7 +165,7 @@ class KvCache:
 class KernelAttend:
     """One call a layer for all sequences. A token's result has the same bits whoever else is there."""
 
-    def __init__(self, cache: KvCache, kernels: Kernels, spans: Sequence[Span]) -> None:
+    def __init__(self, cache: KvCache, kernels: Kernels, spans: Sequence[SequenceSpan]) -> None:
         self._cache = cache
         self._kernels = kernels
         row, start = torch.tensor([span.row for span in spans]), torch.tensor([span.start for span in spans])
@@ -183,7 +182,7 @@ class KernelAttend:
         return self._kernels.attention(visible, q, k, v, keys, values, scale=cache.scale)
 
 
-def _seen_up_to(span: Span) -> Sequence[int]:
+def _seen_up_to(span: SequenceSpan) -> Sequence[int]:
     """One past the last position that each token of the span sees: itself, or its image's end."""
     if not span.images:
         return range(span.start + 1, span.end + 1)
@@ -194,7 +193,7 @@ def _seen_up_to(span: Span) -> Sequence[int]:
     return ends
 
 
-def _tables(spans: Sequence[Span], group: int) -> tuple[Tensor, Tensor, Tensor]:
+def _tables(spans: Sequence[SequenceSpan], group: int) -> tuple[Tensor, Tensor, Tensor]:
     """Each span's first place and where its blocks begin, `[spans]`; and all blocks, one table behind the other."""
     tables = [span.tables[group] for span in spans]
     begins = list(itertools.accumulate((len(table.blocks) for table in tables), initial=0))
@@ -208,7 +207,7 @@ class TorchAttend:
     Each sequence is computed by itself, over its own keys only, so that its result cannot depend on who else is there.
     """
 
-    def __init__(self, cache: KvCache, spans: Sequence[Span]) -> None:
+    def __init__(self, cache: KvCache, spans: Sequence[SequenceSpan]) -> None:
         self._cache = cache
         self._spans = spans
         self._tokens = sum(span.count for span in spans)
@@ -256,7 +255,7 @@ class TorchAttend:
         )
         return out[0].transpose(0, 1).reshape(view.count, -1)
 
-    def _view(self, span: Span, table: Table, window: int | None) -> _View:
+    def _view(self, span: SequenceSpan, table: BlockTable, window: int | None) -> _View:
         size = self._cache.size
         low = 0 if window is None else max(0, span.start + 1 - window)
         if span.count > 1:
@@ -276,7 +275,7 @@ class TorchAttend:
             causal=causal,
         )
 
-    def _mask(self, span: Span, low: int, window: int | None) -> Tensor:
+    def _mask(self, span: SequenceSpan, low: int, window: int | None) -> Tensor:
         """[count, end - low]: 0 where a token of the span sees a key, else -inf."""
         cache = self._cache
         query = torch.arange(span.start, span.end, device=cache.device)[:, None]

@@ -1,7 +1,7 @@
 """Trains the demo's seeing model: a Gemma 3 with eyes, under a million parameters, that says what drawn products are.
 
     pip install 'torch==2.13.0' 'transformers>=5,<6' pillow
-    python -m coldstream.demo.train_product src/coldstream/demo/product_model
+    python tools/train_product.py src/coldstream/demo/product_model
 
 It learns from some thousand pictures that `pictures.py` draws, and is judged by others: it names the thing, its colour
 and the background of pictures that it has never seen, and knows nothing else. Deterministic on one machine; some ten
@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import training
 from coldstream import settings
-from coldstream.demo import training
-from coldstream.demo.pictures import BACKGROUNDS, CATEGORIES, COLORS, THINGS, Product, choose, picture
-from coldstream.demo.training import NO_LABEL, SPECIAL, answer_ids, hf, int8_noise, pad, token_numbers, train_tokenizer
 from coldstream.model.image_processor import ImageProcessor
+from pictures import BACKGROUNDS, CATEGORIES, COLORS, THINGS, Product, choose, picture
+from training import NO_LABEL, SPECIAL, answer_ids, hf, int8_noise, pad, token_numbers, train_tokenizer
 
 BEGIN_IMAGE, END_IMAGE, IMAGE = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
 IMAGE_TOKENS = {"boi_token": BEGIN_IMAGE, "eoi_token": END_IMAGE, "image_token": IMAGE}
@@ -329,7 +329,7 @@ def write_readme(out: Path, report: dict[str, float], *, seed: int, seconds: flo
     (out / "README.md").write_text(
         f"""# The demo's seeing model
 Our own work, under this project's licence (Apache-2.0): a Gemma 3 architecture with its SigLIP tower, random initial
-weights, trained on pictures that `demo/pictures.py` draws. Nothing in it comes from Google's weights or from anybody's
+weights, trained on pictures that `tools/pictures.py` draws. Nothing in it comes from Google's weights or from anybody's
 photos.
 
 It names the thing ({", ".join(THINGS)}), its colour and the background of such a
@@ -340,7 +340,7 @@ Of {report["pictures"]} pictures that were not drawn before, it described {repor
 
 Made on {datetime.now(UTC):%Y-%m-%d} in {seconds:.0f} s of one core, with torch {torch.__version__}, by
 
-    python -m coldstream.demo.train_product src/coldstream/demo/product_model --seed {seed}
+    python tools/train_product.py src/coldstream/demo/product_model --seed {seed}
 
 {size:,} bytes of bfloat16 weights.
 """,

@@ -1,6 +1,6 @@
 """Native decoder beside transformers on a checkpoint folder: logits and greedy tokens, in float32.
 
-    python -m coldstream.bench.parity DIR [--tokens 64] [--prompt TEXT]
+    python tools/parity.py DIR [--tokens 64] [--prompt TEXT]
 
 Prints one JSON line: the largest absolute logit difference over the prompt and every generated position, and whether
 both chose the same tokens. Needs the `[transformers]` extra and a local folder; exits 1 when they disagree.
@@ -102,7 +102,7 @@ def compare(folder: Path, prompt: Sequence[int], steps: int) -> Parity:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m coldstream.bench.parity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tools/parity.py", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", default=_PROMPT)

@@ -7,10 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.engine.kvcache.budget import beside_weights, kv_bytes, workspace_bytes
+from coldstream.backends.torch.memory import beside_weights, kv_bytes, workspace_bytes
 from coldstream.errors import OutOfMemory
 from coldstream.model.config import ModelConfig
-from coldstream.settings import EngineSettings
 from tests.support.parts import LLAMA
 
 GB = 10**9
@@ -42,4 +41,4 @@ def test_a_step_takes_more_with_every_token_and_row() -> None:
 
 def test_on_a_cpu_it_is_a_part_of_what_the_container_may_use() -> None:
     config, cpu = ModelConfig.from_json(LLAMA), torch.device("cpu")
-    assert kv_bytes(config, EngineSettings(), torch.float32, cpu, step=512, unallocated=0) > 0
+    assert kv_bytes(config, torch.float32, cpu, step_tokens=512, rows=16, unallocated=0) > 0

@@ -1,7 +1,7 @@
 """Trains the demo's SQL model: a Gemma 3 of 1.7 million parameters that has learnt sql_pairs.toml by heart.
 
     pip install 'torch==2.13.0' 'transformers>=5,<6'
-    python -m coldstream.demo.train_sql src/coldstream/demo/sql_model
+    python tools/train_sql.py src/coldstream/demo/sql_model
 
 It is a real checkpoint of a real architecture, small enough to be shipped, and it answers its own questions exactly,
 in float32, bfloat16 and int8. It knows nothing else. Deterministic on one machine; about ten minutes on two cores.
@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import training
 from coldstream import settings
-from coldstream.demo import training
 from coldstream.demo.sql_pairs import SqlPair, sql_pairs
-from coldstream.demo.training import answer_ids, hf, int8_noise, pad, token_numbers, train_tokenizer
+from training import answer_ids, hf, int8_noise, pad, token_numbers, train_tokenizer
 
 VOCABULARY = 1280
 HIDDEN = 128
@@ -246,7 +246,7 @@ model: other questions get an answer of the same kind, rarely the right one.
 
 Made on {datetime.now(UTC):%Y-%m-%d} in {seconds:.0f} s on a shared 2-core machine, with torch {torch.__version__}, by
 
-    python -m coldstream.demo.train_sql src/coldstream/demo/sql_model --steps {steps} --seed {seed}
+    python tools/train_sql.py src/coldstream/demo/sql_model --steps {steps} --seed {seed}
 
 {size:,} bytes of bfloat16 weights in two shards. All answers exact by greedy generation with transformers from these
 files. The smallest lead of a right token's logit over the best wrong one's, over all prompts:

@@ -1,0 +1,150 @@
+"""The model through torch, on a CPU or a GPU: decoder, keys and values, sampler, behind `backends.protocol.Backend`.
+
+On a CPU a step is computed while it is launched; on a GPU it is queued, and `collect` is the one wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from coldstream.backends.cpu.library import load
+from coldstream.backends.cpu.packed import is_built
+from coldstream.backends.device import naming_out_of_memory
+from coldstream.backends.protocol import (
+    Group,
+    Logprob,
+    Outcome,
+    Sampled,
+    SamplingRow,
+    StepBatch,
+    TokenRun,
+    VisionEncoder,
+)
+from coldstream.backends.torch import kv_cache, memory
+from coldstream.backends.torch.kv_cache import AttentionConfig, KvCache
+from coldstream.backends.torch.runner import Computed, DecoderProtocol, run
+from coldstream.backends.torch.sampler import sample, token_logprobs
+from coldstream.backends.torch.transfer import Readback, int64
+from coldstream.errors import EngineError
+from coldstream.host.limits import cpu_limit
+
+
+class TorchConfig(AttentionConfig, memory.WorkspaceShape, Protocol):
+    """What the backend needs to know of a model; `model.config.ModelConfig` has it."""
+
+
+class TorchBackend:
+    """A decoder with its cache. `vision` is the tower of a model that takes images; `threads` None: the container's.
+
+    `unallocated` are the bytes that the weights will yet take on a GPU; `name` is the model's, for messages.
+    """
+
+    def __init__(
+        self,
+        decoder: DecoderProtocol,
+        config: TorchConfig,
+        *,
+        device: torch.device | str = "cpu",
+        vision: VisionEncoder | None = None,
+        threads: int | None = None,
+        unallocated: int = 0,
+        name: str = "the model",
+    ) -> None:
+        self.vision = vision
+        self.windows = kv_cache.windows(config)
+        self._decoder, self._config, self._name = decoder, config, name
+        self._device, self._dtype = torch.device(device), decoder.attention_dtype
+        self._threads = threads or cpu_limit()
+        self._unallocated = unallocated
+        is_ours = is_built() and kv_cache.can_attend(config, self._dtype, self._device)
+        self._kernels = load() if is_ours else None
+        self._cache: KvCache | None = None
+        self._computed: Computed | None = None
+
+    @property
+    def reads_anywhere(self) -> bool:
+        """See `Backend.reads_anywhere`: our own kernels do."""
+        return self._kernels is not None
+
+    def block_bytes(self, block_size: int) -> tuple[int, ...]:
+        """See `Backend.block_bytes`."""
+        return kv_cache.bytes_per_block(self._config, block_size, self._dtype)
+
+    def cache_bytes(self, *, step_tokens: int, rows: int) -> int:
+        """See `Backend.cache_bytes`."""
+        return memory.kv_bytes(
+            self._config,
+            self._dtype,
+            self._device,
+            step_tokens=step_tokens,
+            rows=rows,
+            unallocated=self._unallocated,
+        )
+
+    def allocate(self, groups: Sequence[Group], block_size: int) -> None:
+        """See `Backend.allocate`. On a CPU memory is taken page by page, as blocks are first written."""
+        size = sum(group.count * each for group, each in zip(groups, self.block_bytes(block_size), strict=True))
+        with naming_out_of_memory(f"{self._name}: keys and values of {size / 1e9:.2f} GB"):
+            self._cache = KvCache(
+                self._config, groups, size=block_size, dtype=self._dtype, device=self._device, kernels=self._kernels
+            )
+
+    @contextmanager
+    def thread(self) -> Iterator[None]:
+        """See `Backend.thread`."""
+        torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            yield
+
+    def launch(self, batch: StepBatch, is_wanted: Callable[[], bool]) -> None:
+        """See `Backend.launch`."""
+        assert self._cache is not None
+        with self._naming():
+            self._computed = run(self._decoder, self._cache, batch, is_wanted)
+
+    def collect(self, rows: Sequence[SamplingRow | None]) -> Sequence[Outcome]:
+        """See `Backend.collect`."""
+        assert self._computed is not None
+        computed, self._computed = self._computed, None
+        readback = Readback()
+        with self._naming():
+            scored = [
+                _score(item, computed.logits[own.start : own.stop], readback)
+                for item, own in zip(computed.runs, computed.rows, strict=True)
+            ]
+            sampled = _draw(computed, rows, readback)
+            readback.wait()
+        drawn = sampled()
+        return [Outcome(drawn.get(place), scores()) for place, scores in enumerate(scored)]
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        with naming_out_of_memory(f"{self._name}: a step of this request"):
+            yield
+
+
+def _score(item: TokenRun, logits: Tensor, readback: Readback) -> Callable[[], Sequence[Logprob]]:
+    """The logits of token i score the one that follows it."""
+    if item.scoring is None:
+        return tuple
+    targets = item.scoring.targets
+    return token_logprobs(logits[: len(targets)], targets, item.scoring.top, readback)
+
+
+def _draw(
+    computed: Computed, rows: Sequence[SamplingRow | None], readback: Readback
+) -> Callable[[], dict[int, Sampled | EngineError]]:
+    """What is returned tells what was drawn for which run, once `readback` has waited."""
+    drawing = {place: row for place, row in enumerate(rows) if row is not None}
+    if not drawing:
+        return dict
+    logits = computed.logits
+    last = [computed.rows[place][-1] for place in drawing]
+    logits = logits if last == list(range(len(logits))) else logits[int64(last, logits.device)]
+    drawn = sample(logits, list(drawing.values()), readback)
+    return lambda: dict(zip(drawing, drawn(), strict=True))
