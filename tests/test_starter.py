@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from typer.testing import CliRunner
 
 from coldstream import cli, settings, starter
 from coldstream.errors import SettingsError
-from coldstream.settings.parse import record
+from coldstream.settings.parse import element, record
 
 
 def test_the_file_has_the_three_tasks_and_the_given_model(tmp_path: Path) -> None:
@@ -45,12 +45,13 @@ def test_every_key_of_a_table_is_there_and_may_be_uncommented(table: str) -> Non
     section = starter.starter().split(f"\n[{table}]\n")[1].split("\n\n")[0]
     shown = tomllib.loads(re.sub(r"^# ", "", section, flags=re.MULTILINE))
     defaults = getattr(settings.for_uri("gs://b/m"), table)
-    tables = {item.name for item in fields(defaults) if isinstance(getattr(defaults, item.name), Mapping)}
+    hints = get_type_hints(type(defaults))
+    tables = {name for name, hint in hints.items() if is_dataclass(element(hint))}
     assert set(shown) == {item.name for item in fields(defaults)} - tables
     assert record(type(defaults), shown, table)
     for key, value in shown.items():
         default = getattr(defaults, key)
-        if default not in ((), None):
+        if default not in ((), None, {}):
             assert value == (list(default) if isinstance(default, tuple) else default)
 
 

@@ -40,7 +40,9 @@
         ├── ResourceExists             500  82   it is there already
         ├── ResourceConflict           500  83   somebody else changed it meanwhile
         ├── PermissionRefused          500  84   the caller may not, or has no credentials
-        └── ApiDisabled                500  85   the project has not turned that Google API on
+        ├── ApiDisabled                500  85   the project has not turned that Google API on
+        ├── AccessBarred               500  86   a perimeter, billing or the quota project stops the call, not a role
+        └── CloudUnavailable           500  87   Google Cloud did not answer, or said to come back later
 
 A message says what was wrong, where (URI, tensor, byte, field) and what to do next.
 """
@@ -335,3 +337,15 @@ class ApiDisabled(DeployError):
     """The project has not turned on the Google API that was called."""
 
     exit_code = 85
+
+
+class AccessBarred(DeployError):
+    """Something other than a missing role stops the call: a perimeter, billing, the quota project, requester pays."""
+
+    exit_code = 86
+
+
+class CloudUnavailable(DeployError):
+    """Google Cloud did not answer, or asked to come back later; asking again may help."""
+
+    exit_code = 87

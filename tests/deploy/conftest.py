@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from google.oauth2.credentials import Credentials
 from coldstream.deploy import access, apply, smoke
 from coldstream.deploy.apply import Deployed, Event
 from coldstream.deploy.google import Endpoints, Google
+from coldstream.deploy.google.transcript import Transcript
 from coldstream.deploy.image import Context, Variant
 from coldstream.deploy.session import Job, Session
 from coldstream.deploy.target import LABELS, Kind
@@ -24,6 +26,23 @@ ME = "user:me@example.com"
 ADMIN = "user:admin@example.com"
 MODEL = "gs://models/gemma"
 
+GEMMA_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "model_type": "gemma3",
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262208,
+        "sliding_window": 1024,
+        "sliding_window_pattern": 6,
+        "max_position_embeddings": 131072,
+    },
+}
 GEMMA_270M = {
     "architectures": ["Gemma3ForCausalLM"],
     "model_type": "gemma3_text",
@@ -42,12 +61,20 @@ GEMMA_270M = {
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint's headers, as the plan reads them."""
+    """A checkpoint's headers, as the plan reads them: the 4b model that most people come with."""
 
-    config: dict[str, Any] = field(default_factory=lambda: dict(GEMMA_270M))
-    total_bytes: int = 536_223_056
-    total_parameters: int = 268_098_176
+    config: dict[str, Any] = field(default_factory=lambda: dict(GEMMA_4B))
+    total_bytes: int = 8_600_158_944
+    total_parameters: int = 4_300_079_472
     revision: str = "0011223344556677"
+
+
+SMALL: dict[str, Any] = {
+    "config": GEMMA_270M,
+    "total_bytes": 536_223_056,
+    "total_parameters": 268_098_176,
+}
+"""The 270m model, which a service without a card serves."""
 
 
 @dataclass
@@ -71,11 +98,17 @@ class Site:
     shelf: Shelf
     events: list[Event] = field(default_factory=list)
     callers: dict[str, Google] = field(default_factory=dict)
+    transcript: Path | None = None
 
     def google(self, who: str = ME) -> Google:
         if who not in self.callers:
             credentials = Credentials(token=f"token-of:{who}")
-            self.callers[who] = Google(credentials, endpoints=Endpoints(self.cloud.url, self.cloud.grpc_target))
+            endpoints = Endpoints(self.cloud.url, self.cloud.grpc_target)
+            project, clock = self.world.project, self.world.clock
+            heard = None if self.transcript is None else Transcript(self.transcript)
+            self.callers[who] = Google(
+                credentials, quota_project=project, endpoints=endpoints, clock=clock, transcript=heard
+            )
         return self.callers[who]
 
     def session(self, who: str = ME) -> Session:
@@ -98,7 +131,8 @@ class Site:
         job = self.job(who, chosen=chosen, **wanted)
         asked = smoke.questions(job.settings, job.wanted.smoke)
         google, clock = job.session.google, self.world.clock
-        return apply.apply(google, job.plan(), asked, canary=canary, clock=clock, tell=tell or self.events.append)
+        hear = tell or self.events.append
+        return apply.apply(google, job.plan(), job.wanted, asked, canary=canary, clock=clock, tell=hear)
 
     def steps(self, mark: str) -> list[str]:
         return [event.step for event in self.events if event.mark == mark]
@@ -116,12 +150,13 @@ class Site:
 
 def small_context(variant: Variant) -> Context:
     """A build context that is small, and the same whatever is being edited meanwhile."""
-    return Context(variant, {"Dockerfile": b"FROM scratch", "entry.py": b"pass"})
+    files = {"Dockerfile": b"FROM scratch", "entry.py": b"pass", "torch.txt": b"torch==2.13.0\n"}
+    return Context(variant, files)
 
 
 def one_model(**model: Any) -> Settings:
     """One model and one task."""
-    wanted = ModelSettings(name="gemma", uri=MODEL, **model)
+    wanted = ModelSettings(**{"name": "gemma", "uri": MODEL, **model})
     return Settings(models={"gemma": wanted}, tasks={"text": TaskSettings(name="text", model="gemma")})
 
 
@@ -159,7 +194,7 @@ def ready(owned: Site) -> Site:
 def prepare(site: Site, caller: str = ME) -> None:
     """Make what a deployment stands on, and grant the access graph row by row."""
     world, target = site.world, site.job().target
-    world.apis |= set(access.APIS)
+    world.apis |= set(access.apis(target))
     for email in target.accounts:
         add_account(world, email)
     world.repositories[target.repository_name] = {"name": target.repository_name, "labels": LABELS, "format": "DOCKER"}

@@ -8,8 +8,9 @@ import pytest
 
 from coldstream.deploy import lifecycle
 from coldstream.deploy.apply import STEPS, Event
+from coldstream.deploy.service import CONFIG_VARIABLE
 from coldstream.errors import DeployError, PermissionRefused, ResourceConflict, SettingsError
-from tests.deploy.conftest import MODEL, Opened, Site, one_model
+from tests.deploy.conftest import ME, MODEL, Opened, Site, one_model
 
 CHANGES = (".create", ".patch", ".insert", ".delete", "etIamPolicy", "batchEnable")
 
@@ -174,6 +175,7 @@ def test_a_build_that_lacks_a_permission_names_the_grant(
 ) -> None:
     """Cloud Build's failure_info turned into the fix; with the grant, the next run builds."""
     world, target = ready.world, ready.job().target
+    world.source_checked_at_once = False
     resource = {
         "source": world.bucket_name(target.source_bucket),
         "project": world.project_name,
@@ -319,13 +321,30 @@ def test_a_model_that_asks_for_what_the_service_has_not_is_refused(
 
 def config(site: Site) -> str:
     """The coldstream.toml that the service carries."""
-    (variable,) = site.service()["template"]["containers"][0]["env"]
-    return str(variable["value"])
+    env = site.service()["template"]["containers"][0]["env"]
+    (value,) = (item["value"] for item in env if item["name"] == CONFIG_VARIABLE)
+    return str(value)
+
+
+OWN = "us-docker.pkg.dev/other-project/images/coldstream:1"
+
+
+def other_repository(site: Site, *, readable: bool) -> None:
+    """An image of somebody's own, in a repository of another project."""
+    world = site.world
+    world.other_projects["other-project"] = "999"
+    world.images[OWN] = "sha256:1"
+    name = "projects/other-project/locations/us/repositories/images"
+    world.repositories[name] = {"name": name, "format": "DOCKER"}
+    agent = f"service-{world.number}@serverless-robot-prod.iam.gserviceaccount.com"
+    world.iam.policies.setdefault(world.repository_name(name), [])
+    for member in (ME, *([f"serviceAccount:{agent}"] if readable else [])):
+        world.iam.grant(world.repository_name(name), "roles/artifactregistry.reader", member)
 
 
 def test_an_image_of_ones_own_is_neither_built_nor_uploaded(ready: Site) -> None:
-    ready.world.images["us-docker.pkg.dev/other/images/coldstream:1"] = "sha256:1"
-    ready.deploy(image="us-docker.pkg.dev/other/images/coldstream:1")
+    other_repository(ready, readable=True)
+    ready.deploy(image=OWN)
     assert ready.asked("builds.create") == ready.asked("objects.insert") == 0
 
 

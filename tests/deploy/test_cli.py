@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from coldstream.cli import deploy as commands
-from coldstream.errors import DeployError, SettingsError
+from coldstream.deploy import show
+from coldstream.deploy.apply import Event
+from coldstream.errors import DeployError, PermissionRefused, SettingsError
 from tests.deploy.conftest import ME, MODEL, Opened, Site
 
 CONFIG = """
@@ -45,14 +50,19 @@ def runner(site: Site, who: str = ME) -> Run:
     return run
 
 
+GPU_QUOTA = "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"
+
+
 def test_doctor_exits_with_0_when_nothing_is_in_the_way(ready: Site, folder: Path) -> None:
+    ready.world.quotas[GPU_QUOTA] = 3
     result = runner(ready)("doctor")
     assert result.exit_code == 0
     assert "0 no, 0 unknown" in result.stdout
 
 
 def test_doctor_exits_with_1_and_a_table_when_something_is_missing(site: Site, folder: Path) -> None:
-    site.world.iam.grant(site.world.project_name, "roles/browser", ME)
+    for role in ("roles/browser", "roles/serviceusage.serviceUsageConsumer"):
+        site.world.iam.grant(site.world.project_name, role, ME)
     result = runner(site)("doctor")
     assert result.exit_code == 1
     assert "roles/cloudbuild.builds.editor" in result.stdout.replace("\n", "")
@@ -60,11 +70,11 @@ def test_doctor_exits_with_1_and_a_table_when_something_is_missing(site: Site, f
 
 
 def test_doctor_exits_with_2_when_something_could_not_be_found_out(ready: Site, folder: Path) -> None:
-    ready.world.quotas["NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"] = 0
     assert runner(ready)("doctor").exit_code == 2
 
 
 def test_doctor_as_data_has_every_check(ready: Site, folder: Path) -> None:
+    ready.world.quotas[GPU_QUOTA] = 3
     data = json.loads(runner(ready)("doctor", "--json").stdout)
     assert data["exit_code"] == 0
     assert len(data["checks"]) >= 40
@@ -72,6 +82,7 @@ def test_doctor_as_data_has_every_check(ready: Site, folder: Path) -> None:
 
 
 def test_fix_shows_asks_grants_and_writes_how_to_undo_it(owned: Site, folder: Path) -> None:
+    owned.world.quotas[GPU_QUOTA] = 3
     result = runner(owned)("doctor", "--fix", answer="y\n")
     assert result.exit_code == 0, result.stdout
     assert (
@@ -89,7 +100,8 @@ def test_fix_that_is_declined_changes_nothing(owned: Site, folder: Path) -> None
 
 
 def test_fix_by_a_caller_who_may_not_writes_a_script(site: Site, folder: Path) -> None:
-    site.world.iam.grant(site.world.project_name, "roles/browser", ME)
+    for role in ("roles/browser", "roles/serviceusage.serviceUsageConsumer"):
+        site.world.iam.grant(site.world.project_name, role, ME)
     result = runner(site)("doctor", "--fix")
     assert result.exit_code == 1
     assert "gcloud projects add-iam-policy-binding demo-project" in (folder / "coldstream-grants.sh").read_text()
@@ -131,7 +143,7 @@ def test_deploy_ends_with_the_address_and_a_curl_line(ready: Site, folder: Path)
     result = runner(ready)("deploy")
     assert result.exit_code == 0, result.stdout
     assert f"{ready.cloud.url}/app/coldstream" in result.stdout
-    assert 'curl -H "Authorization: Bearer $(gcloud auth print-identity-token' in result.stdout
+    assert 'curl -H "Authorization: Bearer $(coldstream token --project=demo-project' in result.stdout
 
 
 def test_deploy_of_a_uri_without_a_file(ready: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +160,7 @@ def test_deploy_stops_before_it_begins_when_a_check_says_no(owned: Site, folder:
 
 
 def test_a_dry_run_changes_nothing(ready: Site, folder: Path) -> None:
+    ready.world.quotas[GPU_QUOTA] = 3
     result = runner(ready)("deploy", "--dry-run")
     assert result.exit_code == 0
     assert "Cloud Run accepts the service" in result.stdout
@@ -203,3 +216,113 @@ def test_a_typo_in_the_deploy_table_is_named(ready: Site, folder: Path) -> None:
     result = runner(ready)("doctor")
     assert isinstance(result.exception, SettingsError)
     assert "deploy.reigon is unknown" in str(result.exception)
+
+
+# Without Google.
+
+
+def alone() -> Run:
+    """The commands without a session: credentials are looked for, and there are none."""
+    app = typer.Typer()
+    commands.register(app)
+    return lambda *words: CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without credentials, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command", [("doctor",), ("plan",), ("export", "knative"), ("deploy",), ("status",), ("token",)]
+)
+def test_what_is_wrong_in_the_arguments_is_said_before_anybody_looks_for_credentials(
+    nobody: Path, command: tuple[str, ...]
+) -> None:
+    (nobody / "coldstream.toml").write_text(CONFIG.replace("demo-project", "Not A Project"))
+    result = alone()(*command)
+    assert isinstance(result.exception, SettingsError)
+    assert "is not a project id" in str(result.exception)
+
+
+def test_with_good_arguments_it_is_the_credentials_that_are_missing(nobody: Path) -> None:
+    (nobody / "coldstream.toml").write_text(CONFIG)
+    assert isinstance(alone()("doctor").exception, PermissionRefused)
+
+
+@pytest.fixture
+def checkpoint() -> Iterator[Path]:
+    """A checkpoint on this machine."""
+    with as_file(files("coldstream.demo") / "sql_model") as path:
+        yield path
+
+
+def test_a_plan_of_a_model_on_this_machine_asks_nobody(nobody: Path, checkpoint: Path) -> None:
+    result = alone()("plan", str(checkpoint), "--cpu")
+    assert result.exit_code == 0, result.exception
+    for text in ("an hour and instance", "lies on this machine", "no project was named"):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize("form", ["knative", "terraform", "k8s", "kserve"])
+def test_an_export_of_a_model_on_this_machine_asks_nobody(nobody: Path, checkpoint: Path, form: str) -> None:
+    result = alone()("export", form, str(checkpoint), "--project", "demo-project")
+    assert result.exit_code == 0, result.exception
+    assert "coldstream" in result.stdout
+
+
+def test_an_offline_plan_counts_on_no_quota(ready: Site, folder: Path) -> None:
+    ready.world.requests.clear()
+    result = runner(ready)("plan", "--offline")
+    assert result.exit_code == 0
+    assert "the limit is unknown" in result.stdout
+    assert ready.world.requests == []
+
+
+def test_watching_on_no_terminal_is_lines_and_on_one_a_table_that_lives(ready: Site, folder: Path) -> None:
+    text = runner(ready)("deploy", "--watch").stdout
+    assert "smoke test" in text
+    console = Console(force_terminal=True, highlight=False, width=100, file=io.StringIO())
+    with show.progress(console, live=True) as tell:
+        tell(Event("build", "begin", ""))
+        tell(Event("build", "log", "Step 1/9"))
+        tell(Event("build", "note", "build 7"))
+        tell(Event("build", "done", "image x"))
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(word in written for word in ("working", "Step 1/9", "build 7", "image x", "to come"))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('region = "us central1; rm"', "deploy.region"),
+        ('repository = "a b"', "deploy.repository"),
+        ('source_bucket = "gs://x"', "deploy.source_bucket"),
+        ('runtime_account = "me`id`@x.iam.gserviceaccount.com"', "deploy.runtime_account"),
+        ('invoker_account = "$(id)@x.com"', "deploy.invoker_account"),
+        ('build_account = "x"', "deploy.build_account"),
+        ('image = "a;b"', "deploy.image"),
+        ('caller = "user:a b"', "deploy.caller"),
+        ('build_pool = "pool"', "deploy.build_pool"),
+        ('encryption_key = "key"', "deploy.encryption_key"),
+        ('network = "a b"', "deploy.network"),
+        ('subnet = "a"', "deploy.subnet without deploy.network"),
+        ('ingress = "some"', "deploy.ingress"),
+        ('labels = {Team = "x"}', "deploy.labels.Team"),
+        ('card = "h100"', "deploy.card"),
+        ('image_cuda = "12.6"', "deploy.image_cuda is about deploy.image"),
+    ],
+)
+def test_a_name_that_its_resource_cannot_have_is_refused_by_its_key(
+    ready: Site, folder: Path, line: str, says: str
+) -> None:
+    """None of it reaches a shell line, a path or Google."""
+    (folder / "coldstream.toml").write_text(CONFIG + line + "\n")
+    result = runner(ready)("plan", "--offline")
+    assert isinstance(result.exception, SettingsError)
+    assert says in str(result.exception)

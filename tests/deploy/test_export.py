@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -13,7 +15,7 @@ from coldstream.deploy import export, plan
 from coldstream.deploy.plan import Model, Plan
 from coldstream.deploy.sizing import Weights, shape
 from coldstream.deploy.target import target
-from coldstream.settings import DeploySettings
+from coldstream.settings import DeploySettings, ServerSettings
 from tests.deploy.conftest import GEMMA_270M, MODEL, one_model, small_context
 from tests.fakecloud import discovery
 
@@ -72,13 +74,62 @@ def test_terraform_has_balanced_blocks_and_the_plans_values() -> None:
     assert "roles/storage.objectViewer" in text
 
 
+KEY = "projects/demo-project/locations/us-central1/keyRings/r/cryptoKeys/k"
+OPTIONS = {
+    "ingress": "internal",
+    "network": "shop",
+    "subnet": "shop-a",
+    "session_affinity": True,
+    "encryption_key": KEY,
+    "binary_authorization": True,
+    "labels": {"team": "shop"},
+}
+
+
+def keyed(**wanted: object) -> Plan:
+    """A plan whose API keys lie in a secret."""
+    settings = DeploySettings(project="demo-project", **wanted)  # type: ignore[arg-type]
+    chosen = replace(one_model(), server=ServerSettings(api_keys_secret="model-keys"))
+    model = Model("gemma", Weights(MODEL, 536_000_000, 268_000_000, shape(GEMMA_270M)), "0011")
+    place = target(settings, (MODEL,), (), "model-keys")
+    return plan.make_plan(chosen, settings, place, (model,), limits={}, deployed=None, context=small_context)
+
+
+def test_knative_and_terraform_say_every_option_of_a_service() -> None:
+    body = yaml.safe_load(export.knative(keyed(**OPTIONS)))
+    document = json.loads(discovery.text("run.v1"))
+    assert list(discovery.schema_violations(document["schemas"], {"$ref": "Service"}, body, "Service")) == []
+    text = export.terraform(keyed(**OPTIONS))
+    for word in ("shop-a", KEY, "model-keys", "/live", "team", "COLDSTREAM_API_KEYS"):
+        assert word in json.dumps(body)
+        assert word in text
+    assert body["metadata"]["annotations"]["run.googleapis.com/ingress"] == "internal"
+    assert "INGRESS_TRAFFIC_INTERNAL_ONLY" in text
+    assert text.count("{") - text.count("${") == text.count("}")
+
+
+@pytest.mark.parametrize("write", [export.gke, export.kserve])
+def test_what_a_cluster_has_no_counterpart_for_is_named(write: Callable[[Plan], str]) -> None:
+    text = write(keyed(**OPTIONS))
+    assert text.startswith("# not carried over, since it is Cloud Run's: ingress, network")
+    assert "the Secret with the API keys" in text
+    assert list(yaml.safe_load_all(text))
+
+
+def test_an_rtx_pro_6000_is_exported_as_one() -> None:
+    assert "nvidia-rtx-pro-6000" in export.knative(made(card="rtx-pro-6000"))
+    assert "nvidia-rtx-pro-6000" in export.terraform(made(card="rtx-pro-6000"))
+
+
 def test_a_template_in_a_prompt_is_no_template_in_terraform() -> None:
     assert export._hcl("${a} %{b}") == '"$${a} %%{b}"'
 
 
+# Everything that JSON can say, as keys and as values; YAML 1.1 has other ideas of a line's end.
+TEXT = st.text(max_size=12) | st.text("a\x7f\x85\u2028\u2029\ufeff\x00\n: #-", max_size=4)
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=("Cs", "Cc"))),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc-/.", min_size=1), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=12,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -115,7 +116,7 @@ def test_destroy_removes_everything_that_was_made(ready: Site) -> None:
     assert inventory(ready)[0] == ()
 
 
-@pytest.mark.parametrize("after", range(6))
+@pytest.mark.parametrize("after", range(9))
 def test_destroy_that_was_stopped_half_way_is_finished_by_the_next(ready: Site, after: int) -> None:
     ready.deploy()
     items, _ = inventory(ready)
@@ -148,8 +149,9 @@ def test_what_another_service_uses_too_is_left_until_the_last(ready: Site) -> No
     name = next(iter(world.services))
     world.services[f"{name}-two"] = {**world.services[name], "name": f"{name}-two"}
     items, left = inventory(ready)
-    assert [item.what.partition(" ")[0] for item in items] == ["service", "account", "account"]
-    assert any("coldstream-two use them too" in text for text in left)
+    kinds = [item.what.partition(" ")[0] for item in items if not item.what.startswith("grants of")]
+    assert kinds == ["service", "account", "account"]
+    assert any("coldstream-two in us-central1" in text for text in left)
 
 
 def test_what_coldstream_did_not_make_is_left_alone(ready: Site) -> None:
@@ -158,3 +160,52 @@ def test_what_coldstream_did_not_make_is_left_alone(ready: Site) -> None:
     items, left = inventory(ready)
     assert not [item for item in items if item.what.startswith("repository")]
     assert "repository coldstream: not made by coldstream" in left
+
+
+def another_service(site: Site, name: str, region: str) -> None:
+    """A service of ours somewhere else in the project."""
+    service = next(iter(site.world.services.values()))
+    full = f"projects/demo-project/locations/{region}/services/{name}"
+    site.world.services[full] = {**service, "name": full}
+
+
+def kinds(items: tuple[Remains, ...]) -> list[str]:
+    return [item.what.partition(" ")[0] for item in items if not item.what.startswith("grants of")]
+
+
+def test_a_service_of_another_region_keeps_the_source_bucket_and_the_build_account(ready: Site) -> None:
+    """The repository is a region's own; the accounts that read and call are another name's."""
+    ready.deploy()
+    another_service(ready, "other", "europe-west4")
+    items, left = inventory(ready)
+    assert kinds(items) == ["service", "repository", "account", "account"]
+    assert not [item for item in items if "coldstream-build" in item.what]
+    assert any("other in europe-west4" in text for text in left)
+
+
+def test_the_same_name_in_another_region_keeps_its_accounts(ready: Site) -> None:
+    ready.deploy()
+    another_service(ready, "coldstream", "europe-west4")
+    items, left = inventory(ready)
+    assert kinds(items) == ["service", "repository"]
+    assert any("the accounts of coldstream: coldstream in europe-west4" in text for text in left)
+
+
+def test_destroy_takes_back_what_its_accounts_were_granted_elsewhere(ready: Site) -> None:
+    """An account that is gone stays in a policy as deleted:... for ever; the model's bucket keeps its own grants."""
+    ready.deploy()
+    place = ready.world.bucket_name("models")
+    ready.world.iam.grant(place, "roles/storage.objectViewer", "user:somebody@example.com")
+    items, _ = inventory(ready)
+    lifecycle.destroy(items, tell=lambda _: None)
+    members = {item.member for bindings in ready.world.iam.policies.values() for item in bindings}
+    assert not [member for member in members if member.startswith("deleted:")]
+    assert not [member for member in members if "coldstream-" in member]
+    assert "user:somebody@example.com" in members
+
+
+def test_whoever_destroys_without_the_file_finds_the_models_bucket_in_the_service(ready: Site) -> None:
+    ready.deploy()
+    target = replace(ready.job().target, model_buckets=())
+    items, _ = lifecycle.inventory(ready.google(), target, clock=ready.world.clock, tell=lambda _: None)
+    assert any(item.what.endswith("on bucket models") for item in items)

@@ -16,7 +16,7 @@ from coldstream.demo.bucket import LocalBucket
 from coldstream.errors import DeployError
 from coldstream.settings import Settings
 from tests.browser.served import Served
-from tests.deploy.conftest import Opened, Site
+from tests.deploy.conftest import SMALL, Opened, Site
 
 URI = "gs://models/product"
 PROMPT = "{photo}Describe this product for the category {category}. Name: {product}"
@@ -83,9 +83,9 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
 
 @pytest.fixture
 def containers(ready: Site, started: Containers) -> Containers:
-    """The fake's containers are real; the product model lies in a real bucket."""
+    """The fake's containers are real and have no card; the product model lies in a real bucket."""
     ready.world.container.server = started
-    ready.shelf.models[URI] = Opened()
+    ready.shelf.models[URI] = Opened(**SMALL)
     return started
 
 
@@ -104,14 +104,14 @@ def test_a_server_with_the_services_own_configuration_accepts_the_smoke_tests_pi
     ready: Site, containers: Containers, seeing: Settings
 ) -> None:
     """Every task is asked over HTTP, with its pictures; each answers with text."""
-    ready.deploy(chosen=seeing)
+    ready.deploy(chosen=seeing, cpu_only=True)
     told = [event.text for event in ready.events if event.step == "smoke test" and event.text.startswith("task ")]
     assert [text.split(": ")[0] for text in told] == ["task product", "task pair"]
     assert all("answers '" in text for text in told)
 
 
 def test_the_default_photo_travels_and_is_described(ready: Site, containers: Containers, seeing: Settings) -> None:
-    ready.deploy(chosen=seeing)
+    ready.deploy(chosen=seeing, cpu_only=True)
     (url,) = containers.urls.values()
     answer = requests.post(f"{url}/generate", json={"type": "product", "inputs": {"category": "home"}}, timeout=60)
     assert "red mug" in answer.json()
@@ -123,4 +123,4 @@ def test_a_task_that_the_server_would_refuse_keeps_the_traffic_away(
     """An image that is none, from [deploy.smoke.product]: the server's own words are in the error."""
     smoke = {"product": {"inputs": {"photo": "data:text/plain,hello"}}}
     with pytest.raises(DeployError, match=r"task product: HTTP 422: .*a data URL must read"):
-        ready.deploy(chosen=seeing, smoke=smoke)
+        ready.deploy(chosen=seeing, cpu_only=True, smoke=smoke)

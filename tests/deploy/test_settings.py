@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,9 @@ from coldstream.settings import (
     ServerSettings,
     Settings,
     TaskSettings,
+    reference,
 )
+from coldstream.settings.parse import record
 from tests.deploy.conftest import MODEL, one_model, small_context
 
 
@@ -108,6 +111,43 @@ def test_what_travels_with_the_service_is_read_as_it_was_written(
         path = Path(folder) / "coldstream.toml"
         path.write_text(service.config_text(wanted), encoding="utf-8", newline="\n")
         assert configuration.load(path, environ={}) == wanted
+
+
+@pytest.mark.parametrize("table", ["server", "load", "engine", "images"])
+def test_every_key_of_a_table_travels_with_the_service(table: str, tmp_path: Path) -> None:
+    """Of those that are the deployer's machine's or Cloud Run's alone the next tests speak."""
+    (section,) = (item for item in reference.sections() if item.name == table)
+    left_out = ("host", "port", "api_keys_secret")
+    lines = [f"{item.name} = {_other(item)}" for item in section.entries if item.name not in left_out]
+    wanted = replace(
+        configuration.for_uri("gs://a/b"),
+        **{
+            table: record(
+                type(getattr(configuration.for_uri("gs://a/b"), table)), tomllib.loads("\n".join(lines)), table
+            )
+        },
+    )
+    path = tmp_path / "coldstream.toml"
+    path.write_text(service.config_text(wanted), encoding="utf-8")
+    assert getattr(configuration.load(path, environ={}), table) == getattr(wanted, table)
+    carried = tomllib.loads(path.read_text("utf-8"))[table]
+    assert set(carried) == {item.name for item in section.entries} - set(left_out)
+
+
+def _other(entry: reference.Entry) -> str:
+    """A value that is not the key's default."""
+    if entry.key.example:
+        return entry.key.example
+    if entry.key.known:
+        return json.dumps(entry.key.known[:1])
+    if "`" in entry.type:
+        return json.dumps(entry.type.rpartition(", ")[2].strip("`"))
+    return {"true": "false", "false": "true"}.get(entry.default) or str(float(entry.default) + 1).removesuffix(".0")
+
+
+def test_the_servers_keys_come_from_the_variable_that_the_service_mounts() -> None:
+    wanted = replace(configuration.for_uri("gs://a/b"), server=ServerSettings(api_keys_secret="model-keys"))
+    assert tomllib.loads(service.config_text(wanted))["server"] == {"api_keys_env": service.KEYS_VARIABLE}
 
 
 def test_a_default_image_that_is_a_file_travels_as_a_data_url(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.deploy import quota, service, sizing
-from coldstream.deploy.quota import CPU_QUOTA, L4_QUOTA, L4_REDUNDANT_QUOTA, MEMORY_QUOTA
-from coldstream.deploy.service import Scaling
+from coldstream.deploy import cards, quota, service, sizing
+from coldstream.deploy.quota import CPU_QUOTA, MEMORY_QUOTA
+from coldstream.deploy.service import Options, Scaling
 from coldstream.deploy.sizing import CPU, GIB, L4, Machine, Prices, Shape, Size, Weights, Wish
 from coldstream.deploy.target import target
 from coldstream.errors import DeployError, UnsupportedConfig
@@ -21,6 +21,7 @@ from coldstream.settings import DeploySettings
 from tests.deploy.conftest import GEMMA_270M
 
 TARGET = target(DeploySettings(project="demo-project"), ("gs://models/gemma",))
+L4_QUOTA, L4_REDUNDANT_QUOTA = cards.L4.quota(redundant=False), cards.L4.quota(redundant=True)
 FREE = {CPU_QUOTA: None, MEMORY_QUOTA: None, L4_QUOTA: None}
 
 
@@ -93,7 +94,7 @@ def test_what_is_planned_for_a_gpu_fits_on_it_and_in_cloud_runs_limits(gib: floa
         assert gib > 15
         return
     assert size.needed_bytes <= size.device_bytes
-    assert size.cpu in (4, 8)
+    assert size.cpu in (4, 6, 8)
     assert 16 <= size.memory_gib <= 32
     assert 1 <= size.concurrency <= sequences
     assert size.probe_period * size.probe_failures <= 1800
@@ -133,7 +134,7 @@ def test_an_instance_that_cloud_run_does_not_have_is_refused() -> None:
 
 def test_an_l4_with_eight_cpus_costs_what_the_price_list_says() -> None:
     """About $1.40 an hour: 8 vCPU, 32 GiB and one L4."""
-    assert math.isclose(sized(4).dollars_per_hour, 1.42, abs_tol=0.02)
+    assert math.isclose(sized(4, cpu=8, memory_gib=32).dollars_per_hour, 1.42, abs_tol=0.02)
 
 
 def test_the_assumptions_are_told() -> None:
@@ -153,10 +154,69 @@ def test_without_a_known_limit_the_wish_stands_and_the_default_is_one() -> None:
     assert fit(**{CPU_QUOTA: 10**6, MEMORY_QUOTA: 10**15, L4_QUOTA: 50}).instances == 3
 
 
+NEW_PROJECT = {CPU_QUOTA: 20_000, MEMORY_QUOTA: 40 * GIB, L4_QUOTA: 0}
+
+
 def test_a_new_projects_limits_hold_one_instance_beside_a_rollout() -> None:
-    """20 vCPU hold five of 4, 40 GiB two of 16: one, and one while a rollout overlaps."""
-    found = fit(**{CPU_QUOTA: 20_000, MEMORY_QUOTA: 40 * GIB, L4_QUOTA: 3})
-    assert (found.instances, found.limited_by) == (1, MEMORY_QUOTA)
+    """20 vCPU hold five of 4, 40 GiB two of 16: one by default, so that the next revision fits beside it."""
+    found = fit(**NEW_PROJECT)
+    assert (found.instances, found.limited_by, found.overlap) == (1, MEMORY_QUOTA, None)
+
+
+def test_a_wish_gets_all_that_a_new_project_holds() -> None:
+    """An overlap is not taken from who asks: it is told, and has a way out."""
+    found = fit(2, **NEW_PROJECT)
+    assert (found.instances, found.overlap) == (2, False)
+    assert [item.quota for item in found.crowded] == [MEMORY_QUOTA]
+
+
+def test_the_commonest_case_is_small_enough_for_a_new_project() -> None:
+    """Gemma 3 4b on one L4: 5.3 GiB of the host while loading, so 4 vCPU and 16 GiB."""
+    size = sized(8.0)
+    assert (size.cpu, size.memory_gib) == (4, 16)
+    assert size.host_bytes < 5.5 * GIB
+    assert quota.fit(size, NEW_PROJECT, wanted=None, zonal_redundancy=False).instances == 1
+
+
+def test_one_instance_that_fills_the_quota_is_deployed_the_first_time() -> None:
+    """8 vCPU and 32 GiB of a new project's 40: there is no old revision to overlap with."""
+    size = sized(0.5, cpu=8, memory_gib=32)
+    assert quota.fit(size, NEW_PROJECT, wanted=None, zonal_redundancy=False).instances == 1
+
+
+def test_an_rtx_pro_6000_has_its_own_size_and_quota() -> None:
+    size = sized(40, sizing.with_card(cards.RTX_PRO_6000))
+    assert size.cpu >= 20
+    assert size.memory_gib >= 80
+    demand = quota.demands(size, {}, zonal_redundancy=False)[-1]
+    assert demand.quota == "NvidiaRtxPro6000GpuAllocNoZonalRedundancyPerProjectRegion"
+    assert demand.each == 1000
+    assert any("price" in text and "not known" in text for text in size.assumptions)
+
+
+@pytest.mark.parametrize(
+    ("card", "cuda", "runs"),
+    [
+        (cards.L4, (12, 2), True),
+        (cards.L4, (12, 9), True),
+        (cards.L4, (13, 0), False),
+        (cards.L4, (11, 8), True),
+        (cards.RTX_PRO_6000, (13, 2), True),
+        (cards.RTX_PRO_6000, (12, 8), True),
+        (cards.RTX_PRO_6000, (12, 6), False),
+    ],
+)
+def test_a_driver_runs_its_own_major_version_and_older_ones_that_know_the_card(
+    card: cards.Card, cuda: cards.Cuda, runs: bool
+) -> None:
+    assert cards.runs(card, cuda) is runs
+
+
+def test_torch_comes_from_the_index_that_the_driver_runs() -> None:
+    assert cards.wheels(cards.L4, "2.13.0").endswith("/cu126")
+    assert cards.wheels(cards.RTX_PRO_6000, "2.13.0").endswith("/cu130")
+    with pytest.raises(DeployError, match=r"no CUDA build of torch 9\.1\.0 for NVIDIA L4"):
+        cards.wheels(cards.L4, "9.1.0")
 
 
 @given(
@@ -180,7 +240,8 @@ def test_redundancy_is_another_quota() -> None:
 
 def template(size: Size, **other: str) -> dict[str, object]:
     given = {"image": "image:1", "config": "[models.a]", "revision_of_model": "1", **other}
-    return service.template(TARGET, size, Scaling(0, 2, 600), redundancy=False, **given)
+    body = service.template(TARGET, size, Scaling(0, 2, 600), options=Options(), **given)
+    return {"revision": service.revision_name(TARGET.service, body, None), **body}
 
 
 def test_a_template_has_what_an_l4_service_needs() -> None:
@@ -215,3 +276,51 @@ def test_a_gpu_that_is_no_longer_wanted_is_in_the_diff() -> None:
 def test_serving_resolves_latest_to_the_revision_it_means() -> None:
     deployed = {"latest_ready_revision": "p/revisions/one", "traffic": [{"percent": 100}]}
     assert service.serving(deployed) == {"one": 100}
+
+
+NAMES = st.text("abcdefgh", min_size=1, max_size=4)
+FOREIGN = st.fixed_dictionaries(
+    {},
+    optional={
+        "vpc_access": st.fixed_dictionaries({"egress": NAMES}),
+        "session_affinity": st.just(True),
+        "encryption_key": NAMES,
+        "service_mesh": st.fixed_dictionaries({"mesh": NAMES}),
+        "health_check_disabled": st.just(True),
+        "volumes": st.lists(st.fixed_dictionaries({"name": NAMES}), min_size=1, max_size=2),
+    },
+)
+
+
+@given(
+    foreign=FOREIGN,
+    labels=st.dictionaries(NAMES, NAMES, max_size=3),
+    env=st.lists(NAMES.map(lambda name: {"name": name.upper(), "value": name}), max_size=3),
+    sidecars=st.lists(NAMES.map(lambda name: {"name": f"side-{name}", "image": name}), max_size=2),
+    concurrency=st.integers(1, 16),
+)
+def test_what_somebody_set_is_never_cleared_and_a_second_time_changes_nothing(
+    foreign: dict[str, object],
+    labels: dict[str, str],
+    env: list[dict[str, str]],
+    sidecars: list[dict[str, str]],
+    concurrency: int,
+) -> None:
+    """Whatever was set in the template, by whatever way: it is in the next one, and the one after is the same."""
+    first = template(sized(0.5))
+    (container,) = first["containers"]  # type: ignore[misc]
+    container = {**container, "env": [*container["env"], *env]}  # type: ignore[has-type]
+    set_by_somebody = {**first, **foreign, "containers": [container, *sidecars], "labels": {**labels, **service.LABELS}}
+    body = template(sized(0.5, concurrency=concurrency))
+    body.pop("revision")
+    made = service.upon({"template": set_by_somebody}, body)
+    assert {key: made.get(key) for key in foreign} == foreign
+    assert made["labels"].items() >= labels.items() - service.LABELS.items()
+    assert [item for item in made["containers"][0]["env"] if item in env] == env
+    assert made["containers"][1:] == sidecars
+    again = service.upon({"template": made}, body)
+    assert again == made
+    names = {service.revision_name("s", body, {"template": seen}) for seen in (set_by_somebody, made, again)}
+    assert len(names) == 1
+    spec = service.service(TARGET, made, Scaling(0, 2, 600), [])
+    assert service.diff({**spec, "template": made}, spec) == ()

@@ -24,13 +24,15 @@ DOCUMENTS = {
     "serviceusage": "serviceusage.v1",
     "cloudresourcemanager": "cloudresourcemanager.v3",
     "iam": "iam.v1",
-    "policytroubleshooter": "policytroubleshooter.v1",
+    "policytroubleshooter": "policytroubleshooter.v3",
     "orgpolicy": "orgpolicy.v2",
     "cloudbilling": "cloudbilling.v1",
     "logging": "logging.v2",
     "storage": "storage.v1",
     "iamcredentials": "iamcredentials.v1",
     "www": "oauth2.v2",
+    "secretmanager": "secretmanager.v1",
+    "compute": "compute.v1",
 }
 
 # Google's REST transports write enums as numbers ("enum-encoding=int"), the documents as names: these are the
@@ -38,6 +40,7 @@ DOCUMENTS = {
 BODY_TYPES = {
     "run.projects.locations.services.create": ("google.cloud.run_v2", "Service"),
     "run.projects.locations.services.patch": ("google.cloud.run_v2", "Service"),
+    "run.projects.locations.jobs.create": ("google.cloud.run_v2", "Job"),
     "cloudbuild.projects.locations.builds.create": ("google.cloud.devtools.cloudbuild_v1", "Build"),
     "artifactregistry.projects.locations.repositories.create": ("google.cloud.artifactregistry_v1", "Repository"),
 }
@@ -111,11 +114,26 @@ def violations(method: Method, query: Mapping[str, list[str]], body: Any) -> lis
         found += [
             f"{method.id}: {name}={value} is not one of {known}" for value in values if known and value not in known
         ]
+    for value in query.get("updateMask", []):
+        found += mask_violations(method, value)
     if body is not None and method.request is None and body != {}:
         found.append(f"{method.id}: a body where none is allowed")
     if body is not None and method.request is not None:
         found += schema_violations(document(method.service)["schemas"], {"$ref": method.request}, body, method.id)
     return found
+
+
+def mask_violations(method: Method, mask: str) -> Iterator[str]:
+    """Each path of an update mask is a field of the request that a caller may set; "*" stands for all of them."""
+    schemas = document(method.service)["schemas"]
+    for path in mask.split(","):
+        schema = schemas.get(method.request or "", {})
+        for name in path.split(".") if path != "*" else ():
+            field = schema.get("properties", {}).get(name)
+            if field is None or field.get("readOnly"):
+                yield f"{method.id}: updateMask={path} {'is read-only' if field else 'is no field of the request'}"
+                break
+            schema = schemas[field["$ref"]] if "$ref" in field else field
 
 
 def schema_violations(schemas: Mapping[str, Any], schema: Mapping[str, Any], value: Any, where: str) -> Iterator[str]:
@@ -153,6 +171,8 @@ def _methods(service: str, prefix: str, node: Mapping[str, Any]) -> Iterator[Met
     for method in node.get("methods", {}).values():
         paths = [prefix + (method.get("flatPath") or method["path"])]
         paths += [item["path"].lstrip("/") for item in method.get("mediaUpload", {}).get("protocols", {}).values()]
+        if method.get("useMediaDownloadService"):
+            paths.append(f"download/{paths[0]}")
         for path in paths:
             request = method.get("request", {}).get("$ref")
             yield Method(
@@ -164,8 +184,14 @@ def _methods(service: str, prefix: str, node: Mapping[str, Any]) -> Iterator[Met
 
 def _pattern(path: str) -> re.Pattern[str]:
     parts = re.split(r"\{\+?(\w+)\}", path)
-    text = "".join(f"(?P<{part}>[^/:]+)" if index % 2 else re.escape(part) for index, part in enumerate(parts))
+    text = "".join(_variable(part) if index % 2 else re.escape(part) for index, part in enumerate(parts))
     return re.compile("/" + text)
+
+
+def _variable(name: str) -> str:
+    # A colon begins a verb, but for a project that belongs to a domain, as example.com:project.
+    domain = r"(?:[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::|%3A))?" if name in ("project", "projectsId") else ""
+    return f"(?P<{name}>{domain}[^/:]+)"
 
 
 # google-api-python-client 2.202 ships no document for Cloud Quotas; this is the binding in google-cloud-quotas 0.6.3,

@@ -13,14 +13,54 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-Access = Literal["GRANTED", "NOT_GRANTED", "UNKNOWN_INFO_DENIED"]
+Access = Literal["CAN_ACCESS", "CANNOT_ACCESS", "UNKNOWN_INFO"]
+
+# What takes which roles in its policy, by the lowest resource of https://cloud.google.com/iam/docs/roles-permissions;
+# a project takes all but those that are a bucket's alone.
+TAKES: dict[str, tuple[str, ...]] = {
+    "storage": ("roles/storage.",),
+    "artifactregistry": ("roles/artifactregistry.",),
+    "run": ("roles/run.admin", "roles/run.developer", "roles/run.invoker", "roles/run.viewer"),
+    "iam": ("roles/iam.serviceAccount", "roles/iam.workloadIdentityUser"),
+    "secretmanager": ("roles/secretmanager.",),
+}
+
+
+def takes(resource: str, role: str) -> bool:
+    """Whether a resource takes a role in its policy."""
+    service = resource.removeprefix("//").partition(".")[0]
+    if service == "cloudresourcemanager":
+        return not role.startswith("roles/storage.legacy")
+    return role.startswith(TAKES[service]) and role != "roles/iam.serviceAccountCreator"
+
+
+_SECRETS = frozenset(
+    {
+        "secretmanager.secrets.create",
+        "secretmanager.secrets.get",
+        "secretmanager.secrets.getIamPolicy",
+        "secretmanager.secrets.setIamPolicy",
+        "secretmanager.versions.access",
+        "secretmanager.versions.add",
+    }
+)
+# Of services that roles.json leaves out, what is asked for here
+# (https://cloud.google.com/secret-manager/docs/access-control, https://cloud.google.com/compute/docs/access/iam).
+ADDED: dict[str, frozenset[str]] = {
+    "roles/secretmanager.secretAccessor": frozenset({"secretmanager.versions.access"}),
+    "roles/secretmanager.admin": _SECRETS,
+    "roles/compute.networkViewer": frozenset({"compute.subnetworks.get"}),
+    "roles/owner": _SECRETS | {"compute.subnetworks.get"},
+    "roles/viewer": frozenset({"secretmanager.secrets.get", "compute.subnetworks.get"}),
+}
 
 
 @cache
 def roles() -> dict[str, frozenset[str]]:
     """Role name to its permissions."""
     data = json.loads(files(__package__).joinpath("roles.json").read_text(encoding="utf-8"))
-    return {name: frozenset(role["includedPermissions"]) for name, role in data["roles"].items()}
+    found = {name: frozenset(role["includedPermissions"]) for name, role in data["roles"].items()}
+    return {name: found.get(name, frozenset()) | ADDED.get(name, frozenset()) for name in found.keys() | ADDED.keys()}
 
 
 @dataclass
@@ -41,6 +81,7 @@ class Iam:
     policies: dict[str, list[Binding]] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     groups: dict[str, frozenset[str]] = field(default_factory=dict)
+    denied: set[tuple[str, str]] = field(default_factory=set)
 
     def grant(self, resource: str, role: str, *members: str) -> None:
         """Give a role at once, as if it had been given long ago."""
@@ -67,8 +108,10 @@ class Iam:
         self.policies[resource] = [before.get(key) or Binding(*key, acts_from) for key in wanted]
 
     def allowed(self, principal: str, permission: str, resource: str) -> bool:
-        """Whether a call by `principal` would pass now."""
+        """Whether a call by `principal` would pass now; what a deny policy takes, no role gives."""
         names = self._identities(principal)
+        if any((name, permission) in self.denied for name in names):
+            return False
         return any(
             binding.member in names and permission in roles().get(binding.role, frozenset())
             for binding in self._acting(resource)
@@ -77,18 +120,27 @@ class Iam:
     def troubleshoot(self, principal: str, permission: str, resource: str, *, may_look: bool) -> Access:
         """The policy troubleshooter's answer: unknown where the asker cannot see a policy or a group's members."""
         if not may_look:
-            return "UNKNOWN_INFO_DENIED"
+            return "UNKNOWN_INFO"
+        if (principal, permission) in self.denied:
+            return "CANNOT_ACCESS"
         if any(
             binding.member in {principal, "allUsers", *self._convenience(principal)}
             and permission in roles().get(binding.role, frozenset())
             for binding in self._acting(resource)
         ):
-            return "GRANTED"
+            return "CAN_ACCESS"
         hidden = any(
             binding.member.startswith("group:") and permission in roles().get(binding.role, frozenset())
             for binding in self._acting(resource)
         )
-        return "UNKNOWN_INFO_DENIED" if hidden else "NOT_GRANTED"
+        return "UNKNOWN_INFO" if hidden else "CANNOT_ACCESS"
+
+    def forget(self, member: str) -> None:
+        """What becomes of a deleted account's bindings: they stay, under a name that nobody has."""
+        for bindings in self.policies.values():
+            for binding in bindings:
+                if binding.member == member:
+                    binding.member = f"deleted:{member}?uid=1"
 
     def permissions_of(self, principal: str) -> dict[str, set[str]]:
         """Every permission that a principal holds, by the resource it is granted on; delay or not."""

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fakecloud.iam import roles
-from tests.fakecloud.world import ALWAYS_ON, Bucket, CloudError, Operation, World
+import google_crc32c
+
+from tests.fakecloud.iam import roles, takes
+from tests.fakecloud.world import ALWAYS_ON, Bucket, CloudError, Operation, World, image_repository
 
 
 @dataclass
@@ -37,6 +39,11 @@ class Call:
 
 
 Handler = Callable[[Call], Any]
+
+
+def hidden(permission: str, what: str) -> CloudError:
+    text = f"Permission '{permission}' denied on resource '{what}' (or it may not exist)."
+    return CloudError(403, "PERMISSION_DENIED", text, reason="IAM_PERMISSION_DENIED")
 
 
 def missing(what: str) -> CloudError:
@@ -101,6 +108,8 @@ def batch_enable_services(call: Call) -> Any:
         raise CloudError(400, "INVALID_ARGUMENT", "at most 20 services")
 
     def finish() -> dict[str, Any]:
+        for name in set(ids) - call.world.apis:
+            call.world.enabled_at[name] = call.world.clock.now()
         call.world.apis.update(ids)
         kind = "type.googleapis.com/google.api.serviceusage.v1.BatchEnableServicesResponse"
         return {"@type": kind, "services": [_api(call.world, name) for name in ids]}
@@ -130,11 +139,22 @@ def get_project(call: Call) -> Any:
 
 def test_permissions(resource: Callable[[Call], str]) -> Handler:
     def answer(call: Call) -> Any:
-        place = resource(call)
+        try:
+            place = resource(call)
+        except CloudError as error:
+            return _of_what_is_not_there(call, error)
         asked = call.body.get("permissions") or call.query.get("permissions", [])
         return {"permissions": [item for item in asked if call.world.iam.allowed(call.principal, item, place)]}
 
     return answer
+
+
+def _of_what_is_not_there(call: Call, error: CloudError) -> Any:
+    """Services differ; the generic contract of testIamPermissions promises an empty set."""
+    mode = call.world.absent.get(call.method.partition(".")[0], "404")
+    if mode == "empty":
+        return {"permissions": []}
+    raise error if mode == "404" else hidden("testIamPermissions", error.message)
 
 
 def get_policy(permission: str, resource: Callable[[Call], str]) -> Handler:
@@ -154,54 +174,69 @@ def set_policy(permission: str, resource: Callable[[Call], str]) -> Handler:
         if policy.get("etag") and policy["etag"] != call.world.iam.etag(place):
             raise CloudError(409, "ABORTED", "There were concurrent policy changes. Please retry with a fresh etag.")
         for binding in policy.get("bindings", []):
-            _refuse_unknown_members(call.world, binding)
+            _refuse_unknown_members(call.world, place, binding)
         call.world.iam.replace(place, policy)
         return call.world.iam.policy(place)
 
     return answer
 
 
-def _refuse_unknown_members(world: World, binding: dict[str, Any]) -> None:
-    if binding["role"] not in roles():
-        raise CloudError(400, "INVALID_ARGUMENT", f"Role {binding['role']} is not supported for this resource.")
+def _refuse_unknown_members(world: World, place: str, binding: dict[str, Any]) -> None:
+    role = binding["role"]
+    if role not in roles() or not takes(place, role):
+        raise CloudError(400, "INVALID_ARGUMENT", f"Role {role} is not supported for this resource.")
     for member in binding["members"]:
         kind, _, name = member.partition(":")
-        if (
-            kind == "serviceAccount"
-            and name.endswith(f"@{world.project}.iam.gserviceaccount.com")
-            and name not in world.accounts
-        ):
+        ours = name.endswith(world.email("").partition("@")[2])
+        if kind == "serviceAccount" and ours and not world.seen(name):
             raise CloudError(400, "INVALID_ARGUMENT", f"Service account {name} does not exist.")
 
 
 def project_of(call: Call) -> str:
-    return call.world.project_name
+    return call.world.resource_of_project(call.path["projectsId"])
 
 
 def bucket_of(call: Call) -> str:
+    """A bucket's name is the whole world's: that it is not there is no secret."""
     if call.path["bucket"] not in call.world.buckets:
         raise missing(f"b/{call.path['bucket']}")
     return call.world.bucket_name(call.path["bucket"])
 
 
 def account_of(call: Call) -> str:
-    if call.path["serviceAccountsId"] not in call.world.accounts:
-        raise missing(f"serviceAccounts/{call.path['serviceAccountsId']}")
-    return call.world.account_name(call.path["serviceAccountsId"])
+    """An account that nobody has made, or that is not known everywhere yet."""
+    email = call.path["serviceAccountsId"]
+    if not call.world.seen(email):
+        raise missing_or_hidden(call, "iam.serviceAccounts.get", f"Service account {email} does not exist.")
+    return call.world.account_name(email)
+
+
+def missing_or_hidden(call: Call, permission: str, what: str) -> CloudError:
+    """404 for who may look in the project, 403 for everybody else."""
+    if call.world.iam.allowed(call.principal, permission, call.world.project_name):
+        return CloudError(404, "NOT_FOUND", what)
+    return hidden(permission, what)
 
 
 def repository_of(call: Call) -> str:
     name = "projects/{projectsId}/locations/{locationsId}/repositories/{repositoriesId}".format(**call.path)
     if name not in call.world.repositories:
-        raise missing(name)
+        raise missing_or_hidden(call, "artifactregistry.repositories.get", f"Repository '{name}' was not found")
     return call.world.repository_name(name)
 
 
 def service_of(call: Call) -> str:
     name = "projects/{projectsId}/locations/{locationsId}/services/{servicesId}".format(**call.path)
     if name not in call.world.services:
-        raise missing(name)
+        raise missing_or_hidden(call, "run.services.get", f"Resource '{name}' was not found")
     return call.world.service_name(name)
+
+
+def secret_of(call: Call) -> str:
+    name = "projects/{projectsId}/secrets/{secretsId}".format(**call.path)
+    if name not in call.world.secrets:
+        raise missing_or_hidden(call, "secretmanager.secrets.get", f"Secret [{name}] not found.")
+    return call.world.secret_name(name)
 
 
 def billing_info(call: Call) -> Any:
@@ -228,17 +263,23 @@ def quota_info(call: Call) -> Any:
     known = {
         "CpuAllocPerProjectRegion": ("milli-vCPU", 20_000),
         "MemAllocPerProjectRegion": ("By", 40 * 1024**3),
-        "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion": ("1", 3),
+        "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion": ("1", 0),
         "NvidiaL4GpuAllocPerProjectRegion": ("1", 0),
+        "NvidiaRtxPro6000GpuAllocNoZonalRedundancyPerProjectRegion": ("1", 0),
+        "NvidiaRtxPro6000GpuAllocPerProjectRegion": ("1", 0),
     }
-    if name not in known:
+    if name not in known or name in call.world.unlisted_quotas:
         raise missing(f"quotaInfos/{name}")
     unit, default = known[name]
     value = call.world.quotas.get(name, default)
     place = f"projects/{call.world.number}/locations/global/services/run.googleapis.com/quotaInfos/{name}"
     info = {"dimensions": {"region": call.world.region}, "details": {"value": str(value)}}
     info["applicableLocations"] = [call.world.region]
-    return {"name": place, "quotaId": name, "metricUnit": unit, "dimensions": ["region"], "dimensionsInfos": [info]}
+    answer = {"name": place, "quotaId": name, "metricUnit": unit, "dimensions": ["region"], "dimensionsInfos": [info]}
+    if value == 0:
+        reason = {"isEligible": False, "ineligibilityReason": "NOT_ENOUGH_USAGE_HISTORY"}
+        answer["quotaIncreaseEligibility"] = reason
+    return answer
 
 
 # IAM: accounts, roles, troubleshooter, tokens
@@ -246,11 +287,12 @@ def quota_info(call: Call) -> Any:
 
 def create_account(call: Call) -> Any:
     call.need("iam.serviceAccounts.create", call.world.project_name)
-    email = f"{call.body['accountId']}@{call.world.project}.iam.gserviceaccount.com"
+    email = call.world.email(call.body["accountId"])
     if email in call.world.accounts:
         raise already(email)
-    call.world.accounts[email] = {**call.body.get("serviceAccount", {}), **_account(call.world, email)}
-    return call.world.accounts[email]
+    account = {**call.body.get("serviceAccount", {}), **_account(call.world, email)}
+    call.world.accounts[email] = {**account, "seenAt": call.world.clock.now() + call.world.account_delay}
+    return account
 
 
 def _account(world: World, email: str) -> dict[str, Any]:
@@ -269,7 +311,8 @@ def add_account(world: World, email: str) -> None:
 
 def get_account(call: Call) -> Any:
     call.need("iam.serviceAccounts.get", account_of(call))
-    return call.world.accounts[call.path["serviceAccountsId"]]
+    account = call.world.accounts[call.path["serviceAccountsId"]]
+    return {key: value for key, value in account.items() if key != "seenAt"}
 
 
 def delete_account(call: Call) -> Any:
@@ -277,6 +320,7 @@ def delete_account(call: Call) -> Any:
     call.need("iam.serviceAccounts.delete", place)
     del call.world.accounts[call.path["serviceAccountsId"]]
     call.world.iam.policies.pop(place, None)
+    call.world.iam.forget(f"serviceAccount:{call.path['serviceAccountsId']}")
     return {}
 
 
@@ -293,9 +337,9 @@ def troubleshoot(call: Call) -> Any:
     place = asked["fullResourceName"]
     may_look = world.iam.allowed(call.principal, "resourcemanager.projects.getIamPolicy", world.project_name)
     email = asked["principal"]
-    member = f"serviceAccount:{email}" if email.endswith(".iam.gserviceaccount.com") else f"user:{email}"
+    member = f"serviceAccount:{email}" if email.endswith(".gserviceaccount.com") else f"user:{email}"
     access = world.iam.troubleshoot(member, asked["permission"], place, may_look=may_look)
-    return {"access": access, "explainedPolicies": [{"access": access, "fullResourceName": place}]}
+    return {"overallAccessState": access, "accessTuple": asked}
 
 
 def id_token(call: Call) -> Any:
@@ -306,6 +350,9 @@ def id_token(call: Call) -> Any:
 
 
 def userinfo(call: Call) -> Any:
+    if call.principal.startswith("principal"):
+        # A federated identity has no address.
+        raise CloudError(401, "UNAUTHENTICATED", "Invalid Credentials")
     return {"id": "1", "email": call.principal.partition(":")[2], "verified_email": True}
 
 
@@ -339,8 +386,7 @@ def delete_repository(call: Call) -> Any:
     name = place.removeprefix("//artifactregistry.googleapis.com/")
     del world.repositories[name]
     world.iam.policies.pop(place, None)
-    host, path = name.split("/")[3], "/".join((name.split("/")[1], name.split("/")[5]))
-    for image in [item for item in world.images if item.startswith(f"{host}-docker.pkg.dev/{path}/")]:
+    for image in [item for item in world.images if image_repository(item) == name]:
         del world.images[image]
     location = "projects/{projectsId}/locations/{locationsId}".format(**call.path)
     operation = f"{location}/operations/{world.next_generation()}"
@@ -352,7 +398,8 @@ def get_tag(call: Call) -> Any:
     place = repository_of(call)
     call.need("artifactregistry.tags.get", place)
     p = call.path
-    image = f"{p['locationsId']}-docker.pkg.dev/{p['projectsId']}/{p['repositoriesId']}/{p['packagesId']}:{p['tagsId']}"
+    project = p["projectsId"].replace(":", "/")
+    image = f"{p['locationsId']}-docker.pkg.dev/{project}/{p['repositoriesId']}/{p['packagesId']}:{p['tagsId']}"
     name = "projects/{projectsId}/locations/{locationsId}/repositories/{repositoriesId}/packages/{packagesId}".format(
         **p
     )
@@ -368,22 +415,30 @@ def create_bucket(call: Call) -> Any:
     call.need("storage.buckets.create", call.world.project_name)
     name = call.body["name"]
     if name in call.world.buckets:
-        raise already(f"b/{name}")
-    call.world.add_bucket(name, Bucket(call.body.get("location", "US").upper(), call.body.get("labels", {})))
+        theirs = "The requested bucket name is not available."
+        ours = "Your previous request to create the named bucket succeeded and you already own it."
+        raise CloudError(409, "conflict", ours if call.world.buckets[name].owner is None else theirs)
+    made = Bucket(call.body.get("location", "US").upper(), call.body.get("labels", {}))
+    made.settings = {key: call.body[key] for key in ("lifecycle", "encryption") if key in call.body}
+    call.world.add_bucket(name, made)
     return show_bucket(call.world, name)
 
 
 def show_bucket(world: World, name: str) -> dict[str, Any]:
     bucket = world.buckets[name]
-    kind = "multi-region" if "-" not in bucket.location else "region"
+    kind = "region" if "-" in bucket.location else "dual-region" if bucket.location[-1].isdigit() else "multi-region"
+    placed = {"customPlacementConfig": {"dataLocations": list(bucket.data_locations)}} if bucket.data_locations else {}
     return {
+        **bucket.settings,
+        **placed,
+        "billing": {"requesterPays": bucket.requester_pays},
         "kind": "storage#bucket",
         "id": name,
         "name": name,
         "location": bucket.location,
         "locationType": kind,
         "labels": bucket.labels,
-        "projectNumber": world.number,
+        "projectNumber": bucket.owner or world.number,
     }
 
 
@@ -416,6 +471,8 @@ def get_object(call: Call) -> Any:
     if call.path["object"] not in bucket.objects:
         raise missing(f"b/{call.path['bucket']}/o/{call.path['object']}")
     data, generation = bucket.objects[call.path["object"]]
+    if call.first("generation") not in ("", str(generation)):
+        raise missing(f"b/{call.path['bucket']}/o/{call.path['object']}")
     return data if call.first("alt") == "media" else _object(call.path["bucket"], call.path["object"], data, generation)
 
 
@@ -435,7 +492,8 @@ def insert_object(call: Call) -> Any:
     _, meta, media, _ = call.raw.split(boundary)
     name = json.loads(meta.split(b"\r\n\r\n", 1)[1])["name"]
     bucket = call.world.buckets[call.path["bucket"]]
-    if call.first("ifGenerationMatch") == "0" and name in bucket.objects:
+    there = bucket.objects[name][1] if name in bucket.objects else 0
+    if call.first("ifGenerationMatch") and call.first("ifGenerationMatch") != str(there):
         raise CloudError(412, "conditionNotMet", "At least one of the pre-conditions you specified did not hold.")
     data = media.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n")
     bucket.objects[name] = (data, call.world.next_generation())
@@ -449,7 +507,54 @@ def _object(bucket: str, name: str, data: bytes, generation: int) -> dict[str, A
         "bucket": bucket,
         "generation": str(generation),
         "size": str(len(data)),
+        "crc32c": base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode(),
     }
+
+
+# Secret Manager and Compute Engine
+
+
+def create_secret(call: Call) -> Any:
+    call.need("secretmanager.secrets.create", call.world.project_name)
+    name = f"projects/{call.path['projectsId']}/secrets/{call.first('secretId')}"
+    if name in call.world.secrets:
+        raise already(name)
+    call.world.secrets[name] = {**call.body, "name": name, "versions": []}
+    return show_secret(call.world, name)
+
+
+def show_secret(world: World, name: str) -> dict[str, Any]:
+    return {key: value for key, value in world.secrets[name].items() if key != "versions"}
+
+
+def get_secret(call: Call) -> Any:
+    place = secret_of(call)
+    call.need("secretmanager.secrets.get", place)
+    return show_secret(call.world, place.removeprefix("//secretmanager.googleapis.com/"))
+
+
+def add_version(call: Call) -> Any:
+    place = secret_of(call)
+    call.need("secretmanager.versions.add", place)
+    name = place.removeprefix("//secretmanager.googleapis.com/")
+    call.world.secrets[name]["versions"].append(call.body["payload"]["data"])
+    return {"name": f"{name}/versions/{len(call.world.secrets[name]['versions'])}", "state": "ENABLED"}
+
+
+def access_version(call: Call) -> Any:
+    place = secret_of(call)
+    call.need("secretmanager.versions.access", place)
+    versions = call.world.secrets[place.removeprefix("//secretmanager.googleapis.com/")]["versions"]
+    if not versions:
+        raise missing("versions/latest")
+    return {"payload": {"data": versions[-1]}}
+
+
+def get_subnet(call: Call) -> Any:
+    call.need("compute.subnetworks.get", call.world.project_name)
+    if call.path["subnetwork"] not in call.world.subnets:
+        raise missing(f"subnetworks/{call.path['subnetwork']}")
+    return {"name": call.path["subnetwork"], **call.world.subnets[call.path["subnetwork"]]}
 
 
 # Logging: entries.list with the few comparisons that a caller of ours may write.
@@ -480,6 +585,7 @@ def _matches(entry: dict[str, Any], term: str) -> bool:
 
 _REPOSITORY = "artifactregistry.projects.locations.repositories"
 _ACCOUNT = "iam.projects.serviceAccounts"
+_SECRET = "secretmanager.projects.secrets"
 
 HANDLERS: dict[str, Handler] = {
     "serviceusage.services.batchGet": batch_get_services,
@@ -521,4 +627,12 @@ HANDLERS: dict[str, Handler] = {
     "storage.objects.delete": delete_object,
     "storage.objects.insert": insert_object,
     "logging.entries.list": list_entries,
+    f"{_SECRET}.create": create_secret,
+    f"{_SECRET}.get": get_secret,
+    f"{_SECRET}.addVersion": add_version,
+    f"{_SECRET}.versions.access": access_version,
+    f"{_SECRET}.testIamPermissions": test_permissions(secret_of),
+    f"{_SECRET}.getIamPolicy": get_policy("secretmanager.secrets.getIamPolicy", secret_of),
+    f"{_SECRET}.setIamPolicy": set_policy("secretmanager.secrets.setIamPolicy", secret_of),
+    "compute.subnetworks.get": get_subnet,
 }

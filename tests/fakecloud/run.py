@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import requests
 
 from coldstream.deploy.service import CONFIG_VARIABLE
+from tests.fakecloud import discovery
 from tests.fakecloud.methods import (
     Call,
     Handler,
@@ -23,10 +27,41 @@ from tests.fakecloud.methods import (
     start_operation,
     test_permissions,
 )
-from tests.fakecloud.world import GIB, CloudError, World
+from tests.fakecloud.world import GIB, CloudError, World, image_repository
 
-L4_QUOTA = "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"
-L4_ZONAL_QUOTA = "NvidiaL4GpuAllocPerProjectRegion"
+
+@dataclass(frozen=True)
+class Card:
+    """What Google's page says of a card (https://cloud.google.com/run/docs/configuring/services/gpu, 2026-11-29)."""
+
+    quota: str
+    unit: int
+    least_cpu: int
+    least_gib: int
+    cuda: tuple[int, int]
+    regions: frozenset[str]
+
+
+CARDS = {
+    "nvidia-l4": Card(
+        "NvidiaL4GpuAlloc",
+        1,
+        4,
+        16,
+        (12, 2),
+        frozenset({"us-central1", "us-east4", "europe-west1", "europe-west4", "asia-southeast1"}),
+    ),
+    "nvidia-rtx-pro-6000": Card(
+        "NvidiaRtxPro6000GpuAlloc",
+        1000,
+        20,
+        80,
+        (13, 0),
+        frozenset({"us-central1", "europe-west4", "asia-southeast1", "asia-south2"}),
+    ),
+}
+# What a template has but its revision's name; what is not set is filled in.
+FILLED_IN = {"launchStage": "GA", "ingress": "INGRESS_TRAFFIC_ALL"}
 
 
 def _limits(template: dict[str, Any]) -> tuple[float, float, int]:
@@ -39,48 +74,69 @@ def _limits(template: dict[str, Any]) -> tuple[float, float, int]:
     return cores, gib, int(limits.get("nvidia.com/gpu", "0"))
 
 
-def _check(call: Call, template: dict[str, Any]) -> None:
+def _check(call: Call, template: dict[str, Any], *, beside: float = 0.0) -> None:
     """What Cloud Run refuses at once."""
     world = call.world
     cores, gib, gpus = _limits(template)
-    problems = []
-    if gpus and (cores < 4 or gib < 16):
-        problems.append("GPU nvidia-l4 requires at least 4 CPU and 16Gi memory.")
-    if gpus and template.get("nodeSelector", {}).get("accelerator") != "nvidia-l4":
-        problems.append("nvidia.com/gpu requires node_selector.accelerator.")
-    probe = template["containers"][0].get("startupProbe", {})
-    budget = probe.get("failureThreshold", 3) * probe.get("periodSeconds", 10)
-    if budget > (1800 if gpus else 240) or probe.get("periodSeconds", 10) > 240:
-        problems.append("startup_probe: failure_threshold x period_seconds is out of range.")
-    if probe.get("timeoutSeconds", 1) > probe.get("periodSeconds", 10):
-        problems.append("startup_probe: timeout_seconds must not exceed period_seconds.")
+    problems = [*_card_problems(call, template, cores, gib, gpus), *_probe_problems(template, gpus)]
     if not 1 <= template.get("maxInstanceRequestConcurrency", 80) <= 1000:
         problems.append("max_instance_request_concurrency must be 1-1000.")
     if problems:
         raise CloudError(400, "INVALID_ARGUMENT", " ".join(problems))
-    _check_quota(world, template, cores, gib, gpus)
+    _check_quota(world, template, cores, gib, gpus, beside)
     email = template.get("serviceAccount", "")
-    if email not in world.accounts:
+    if not world.seen(email):
         raise CloudError(404, "NOT_FOUND", f"Service account {email} does not exist.")
     call.need("iam.serviceAccounts.actAs", world.account_name(email))
-    if template["containers"][0]["image"] not in world.images and call.first("validateOnly") != "true":
-        raise CloudError(404, "NOT_FOUND", f"Image '{template['containers'][0]['image']}' not found.")
+    _check_image(call, template)
+    _check_secrets(world, template, email)
 
 
-def _check_quota(world: World, template: dict[str, Any], cores: float, gib: float, gpus: int) -> None:
+def _card_problems(call: Call, template: dict[str, Any], cores: float, gib: float, gpus: int) -> list[str]:
+    if not gpus:
+        return []
+    kind = template.get("nodeSelector", {}).get("accelerator", "")
+    card = CARDS.get(kind)
+    if card is None:
+        return ["nvidia.com/gpu requires node_selector.accelerator."]
+    problems = []
+    if cores < card.least_cpu or gib < card.least_gib:
+        problems.append(f"GPU {kind} requires at least {card.least_cpu} CPU and {card.least_gib}Gi memory.")
+    if call.path["locationsId"] not in card.regions:
+        problems.append(f"Accelerator {kind} is not available in region {call.path['locationsId']}.")
+    return problems
+
+
+def _probe_problems(template: dict[str, Any], gpus: int) -> list[str]:
+    problems = []
+    probe = template["containers"][0].get("startupProbe", {})
+    budget = probe.get("failureThreshold", 3) * probe.get("periodSeconds", 10)
+    if budget > (1800 if gpus else 240) or probe.get("periodSeconds", 10) > 240:
+        problems.append("startup_probe: failure_threshold x period_seconds is out of range.")
+    for name in ("startupProbe", "livenessProbe"):
+        probe = template["containers"][0].get(name, {})
+        if probe.get("timeoutSeconds", 1) >= probe.get("periodSeconds", 10):
+            problems.append(f"{name}: timeout_seconds must be smaller than period_seconds.")
+    return problems
+
+
+def _check_quota(world: World, template: dict[str, Any], cores: float, gib: float, gpus: int, beside: float) -> None:
+    """The service's own maximum, and what an old revision's instance takes beside it while the new one starts."""
     most = template.get("scaling", {}).get("maxInstanceCount", 100)
     if gpus:
-        name = L4_QUOTA if template.get("gpuZonalRedundancyDisabled") else L4_ZONAL_QUOTA
-        if name == L4_QUOTA and world.quotas.get(name, 3) == 0 and world.quota_auto_grant:
-            world.quotas[name] = 3
-        if most > world.quotas.get(name, 3 if name == L4_QUOTA else 0):
-            kind = "without" if name == L4_QUOTA else "with"
+        card = CARDS[template["nodeSelector"]["accelerator"]]
+        single = bool(template.get("gpuZonalRedundancyDisabled"))
+        name = f"{card.quota}{'NoZonalRedundancy' if single else ''}PerProjectRegion"
+        if single and world.quotas.get(name, 0) == 0 and world.quota_auto_grant:
+            world.quotas[name] = 3 * card.unit
+        if most * card.unit > world.quotas.get(name, 0):
+            kind = "without" if single else "with"
             text = f"You do not have quota for using GPUs {kind} zonal redundancy."
             raise CloudError(400, "FAILED_PRECONDITION", text)
     violated = []
     for name, asked, default in (
-        ("CpuAllocPerProjectRegion", most * cores * 1000, 20_000),
-        ("MemAllocPerProjectRegion", most * gib * GIB, 40 * GIB),
+        ("CpuAllocPerProjectRegion", (most + beside) * cores * 1000, 20_000),
+        ("MemAllocPerProjectRegion", (most + beside) * gib * GIB, 40 * GIB),
     ):
         allowed = world.quotas.get(name, default)
         if asked > allowed:
@@ -88,6 +144,46 @@ def _check_quota(world: World, template: dict[str, Any], cores: float, gib: floa
     if violated:
         text = "Max instances must be set lower to set the requested total CPU. Quota violated:\n" + "\n".join(violated)
         raise CloudError(400, "FAILED_PRECONDITION", text)
+
+
+def _check_image(call: Call, template: dict[str, Any]) -> None:
+    """Cloud Run's own agent reads the image: it comes late after its API, and needs a grant in other projects."""
+    world, image = call.world, template["containers"][0]["image"]
+    agent = f"service-{world.number}@serverless-robot-prod.iam.gserviceaccount.com"
+    refusal = CloudError(
+        403,
+        "PERMISSION_DENIED",
+        f"Google Cloud Run Service Agent {agent} must have permission to read the image, {image}. Ensure that the "
+        "provided container image URL is correct and that the above account has permission to access the image. If "
+        "you just enabled the Cloud Run API, the permissions might take a few minutes to propagate.",
+    )
+    if not world.agent("run.googleapis.com"):
+        raise refusal
+    repository = image_repository(image)
+    if repository is not None and repository.split("/")[1] != world.project:
+        member, permission = f"serviceAccount:{agent}", "artifactregistry.repositories.downloadArtifacts"
+        if not world.iam.allowed(member, permission, world.repository_name(repository)):
+            raise refusal
+    if call.first("validateOnly") != "true" and not _there(world, image):
+        raise CloudError(404, "NOT_FOUND", f"Image '{image}' not found.")
+
+
+def _there(world: World, image: str) -> bool:
+    name, _, digest = image.partition("@")
+    if digest:
+        return any(key.startswith(f"{name}:") and value == digest for key, value in world.images.items())
+    return image in world.images
+
+
+def _check_secrets(world: World, template: dict[str, Any], email: str) -> None:
+    for item in template["containers"][0].get("env", []):
+        name = item.get("valueSource", {}).get("secretKeyRef", {}).get("secret")
+        if name is None:
+            continue
+        place = world.secret_name(name) if name.startswith("projects/") else name
+        if not world.iam.allowed(f"serviceAccount:{email}", "secretmanager.versions.access", place):
+            text = f"Permission denied on secret: {name} for Revision service account {email}."
+            raise CloudError(400, "FAILED_PRECONDITION", text)
 
 
 def create_service(call: Call) -> Any:
@@ -100,7 +196,8 @@ def create_service(call: Call) -> Any:
     _check(call, call.body["template"])
     if call.first("validateOnly") == "true":
         return {"name": f"{place}/operations/validate", "done": True, "response": _typed({"name": name})}
-    world.services[name] = {**call.body, "name": name, "creator": call.principal, "createTime": world.timestamp()}
+    made = {"name": name, "creator": call.principal, "createTime": world.timestamp()}
+    world.services[name] = {**FILLED_IN, **call.body, **made}
     return _apply(world, name, call.body)
 
 
@@ -114,10 +211,46 @@ def patch_service(call: Call) -> Any:
         raise CloudError(
             409, "ABORTED", f"Conflict for resource '{name}': version '{call.body['etag']}' was specified."
         )
-    _check(call, call.body["template"])
+    world.masks.append(call.first("updateMask"))
+    after = _updated(before, call.body, call.first("updateMask"))
+    if after.get("template") != before.get("template"):
+        _check(call, after["template"], beside=0.0 if _stopped(before) else 1.0)
     if call.first("validateOnly") == "true":
         return {"name": f"{name}/operations/validate", "done": True, "response": _typed({"name": name})}
-    return _apply(world, name, call.body)
+    world.services[name] = after
+    return _apply(world, name, after)
+
+
+SETTABLE = frozenset(
+    name
+    for name, field in discovery.document("run")["schemas"]["GoogleCloudRunV2Service"]["properties"].items()
+    if not field.get("readOnly") and name not in ("name", "etag")
+)
+
+
+def _updated(before: dict[str, Any], body: dict[str, Any], mask: str) -> dict[str, Any]:
+    """The service after an update. Without a mask it is replaced: what the body leaves out is cleared."""
+    paths = sorted(SETTABLE) if mask in ("", "*") else mask.split(",")
+    after = copy.deepcopy(before)
+    for path in paths:
+        _set(after, copy.deepcopy(body), path.split("."))
+    filled = {key: value for key, value in FILLED_IN.items() if key not in after}
+    return {**after, **filled}
+
+
+def _set(after: dict[str, Any], body: dict[str, Any], path: list[str]) -> None:
+    name, *rest = path
+    if rest:
+        _set(after.setdefault(name, {}), body.get(name, {}), rest)
+    elif name in body:
+        after[name] = body[name]
+    else:
+        after.pop(name, None)
+
+
+def _stopped(service: dict[str, Any]) -> bool:
+    scaling = service.get("scaling", {})
+    return scaling.get("scalingMode") == "MANUAL" and not scaling.get("manualInstanceCount")
 
 
 def _apply(world: World, name: str, body: dict[str, Any]) -> Any:
@@ -126,7 +259,7 @@ def _apply(world: World, name: str, body: dict[str, Any]) -> Any:
         f"{name}/revisions/{template.get('revision') or name.rsplit('/', 1)[1] + '-' + str(world.next_generation())}"
     )
     known = world.revisions.get(revision)
-    if known is not None and known["template"] != template:
+    if known is not None and _content(known["template"]) != _content(template):
         raise CloudError(409, "ALREADY_EXISTS", f"Revision named '{revision.rsplit('/', 1)[1]}' already exists.")
     names = {item.rsplit("/", 1)[1] for item in world.revisions if item.startswith(f"{name}/")} | {
         revision.rsplit("/", 1)[1]
@@ -136,7 +269,6 @@ def _apply(world: World, name: str, body: dict[str, Any]) -> Any:
             raise CloudError(400, "INVALID_ARGUMENT", f"Revision {target['revision']} in traffic does not exist.")
     if sum(target.get("percent", 0) for target in body.get("traffic", [])) not in (0, 100):
         raise CloudError(400, "INVALID_ARGUMENT", "traffic percentages must add up to 100")
-    service |= body
     service["etag"] = f'"{world.next_generation()}"'
     service["updateTime"] = world.timestamp()
     service["latestCreatedRevision"] = revision
@@ -159,6 +291,10 @@ def _apply(world: World, name: str, body: dict[str, Any]) -> Any:
     return show_operation(world, operation)
 
 
+def _content(template: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in template.items() if key not in ("client", "clientVersion")}
+
+
 def _typed(service: dict[str, Any]) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.cloud.run.v2.Service", **service}
 
@@ -179,11 +315,30 @@ def _refusal(world: World, template: dict[str, Any]) -> str | None:
     """Why the container cannot start, in the words of its log."""
     bucket = _model_bucket(template)
     if bucket is None:
-        return None
+        return _driver_refusal(world, template)
     account = f"serviceAccount:{template['serviceAccount']}"
+    if bucket in world.buckets and world.buckets[bucket].requester_pays:
+        return f"gs://{bucket}: Bucket is a requester pays bucket but no user project provided."
     if bucket not in world.buckets or not world.iam.allowed(account, "storage.objects.get", world.bucket_name(bucket)):
         return f"AccessDenied: gs://{bucket}: storage.objects.get is missing for {template['serviceAccount']}"
-    return None
+    return _driver_refusal(world, template)
+
+
+def _driver_refusal(world: World, template: dict[str, Any]) -> str | None:
+    card = CARDS.get(template.get("nodeSelector", {}).get("accelerator", ""))
+    name = template["containers"][0]["image"]
+    known = {
+        **world.image_cuda,
+        **{
+            f"{key.rpartition(':')[0]}@{world.images[key]}": value
+            for key, value in world.image_cuda.items()
+            if key in world.images
+        },
+    }
+    needed = known.get(name)
+    if card is None or needed is None or needed[0] <= card.cuda[0]:
+        return None
+    return f"RuntimeError: The NVIDIA driver on your system is too old (found version {card.cuda[0]}0{card.cuda[1]}0)."
 
 
 def _ready_in(world: World, template: dict[str, Any]) -> float:
@@ -289,19 +444,80 @@ def list_revisions(call: Call) -> Any:
 
 def list_services(call: Call) -> Any:
     call.need("run.services.list", call.world.project_name)
-    return {"services": [show_service(call.world, name) for name in call.world.services]}
+    location = "projects/{projectsId}/locations/{locationsId}".format(**call.path)
+    if location.endswith("/-"):
+        raise CloudError(400, "INVALID_ARGUMENT", 'Location must be a valid region, and cannot be the "-" wildcard.')
+    names = [name for name in call.world.services if name.startswith(f"{location}/")]
+    return {"services": [show_service(call.world, name) for name in names]}
 
 
-def application(world: World, http: str, path: str, authorization: str, body: bytes) -> tuple[int, Any]:
-    """The deployed server behind its door: (status, JSON)."""
+# Jobs
+
+
+def create_job(call: Call) -> Any:
+    world = call.world
+    call.need("run.jobs.create", world.project_name)
+    place = "projects/{projectsId}/locations/{locationsId}".format(**call.path)
+    name = f"{place}/jobs/{call.first('jobId')}"
+    if name in world.jobs:
+        raise already(name)
+    task = call.body["template"]["template"]
+    _check(call, {**task, "scaling": {"maxInstanceCount": call.body["template"].get("taskCount", 1)}})
+    world.jobs[name] = {**call.body, "name": name}
+    answer = {"@type": "type.googleapis.com/google.cloud.run.v2.Job", **world.jobs[name]}
+    operation = f"{place}/operations/{world.next_generation()}"
+    return show_operation(world, start_operation(world, operation, 2.0, lambda: answer))
+
+
+def job_of(call: Call) -> str:
+    name = "projects/{projectsId}/locations/{locationsId}/jobs/{jobsId}".format(**call.path)
+    if name not in call.world.jobs:
+        raise missing(name)
+    return name
+
+
+def run_job(call: Call) -> Any:
+    world, name = call.world, job_of(call)
+    call.need("run.jobs.run", world.project_name)
+    place, short = name.split("/jobs/")
+
+    def finish() -> dict[str, Any]:
+        resource = {"type": "cloud_run_job", "labels": {"job_name": short}}
+        task = world.jobs[name]["template"]["template"]
+        refusal = _driver_refusal(world, task) or world.job_fails
+        for line in world.job_prints if refusal is None else [refusal]:
+            world.log(resource, line)
+        if refusal is not None:
+            raise CloudError(400, "FAILED_PRECONDITION", "Task task0 failed with message: The container exited with 1.")
+        return {"@type": "type.googleapis.com/google.cloud.run.v2.Execution", "name": f"{name}/executions/1"}
+
+    operation = f"{place}/operations/{world.next_generation()}"
+    return show_operation(world, start_operation(world, operation, 60.0, finish))
+
+
+def delete_job(call: Call) -> Any:
+    world, name = call.world, job_of(call)
+    call.need("run.jobs.delete", world.project_name)
+    gone = {"@type": "type.googleapis.com/google.cloud.run.v2.Job", **world.jobs.pop(name)}
+    operation = f"{name.split('/jobs/')[0]}/operations/{world.next_generation()}"
+    return show_operation(world, start_operation(world, operation, 2.0, lambda: gone))
+
+
+def application(world: World, http: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any]:
+    """The deployed server behind its door: (status, JSON). Google's front end keeps /healthz to itself."""
     _, _, host, *rest = path.split("/")
+    if rest == ["healthz"]:
+        return 404, "<html><title>Error 404 (Not Found)!!1</title>"
     tag, _, short = host.rpartition("---")
     name = next((item for item in world.services if item.endswith(f"/services/{short}")), None)
     if name is None:
         return 404, {"error": "no such service"}
-    refused = _door(world, name, authorization)
+    # X-Serverless-Authorization is looked at first, and then Authorization is the server's alone.
+    given = headers.get("X-Serverless-Authorization") or headers.get("Authorization", "")
+    refused = _door(world, name, given)
     if refused is not None:
         return refused, {"error": "the invoker is not allowed"}
+    world.container.heard.append(dict(headers))
     service = world.services[name]
     wanted = [item for item in service.get("traffic", []) if (item.get("tag") == tag if tag else item.get("percent"))]
     if not wanted:
@@ -313,8 +529,12 @@ def application(world: World, http: str, path: str, authorization: str, body: by
         return 503, {"error": "not ready"}
     if world.container.server is not None:
         return _passed_on(world.container.server(_config(world.revisions[revision])), http, "/".join(rest), body)
-    if rest == ["ready"]:
+    if rest and rest[-1] in ("ready", "readyz", "health", "live", "ping"):
         return 200, {"status": "ready"}
+    if world.container.key is not None and headers.get("Authorization") != f"Bearer {world.container.key}":
+        return 401, {"error": "the API key is not one of this server's"}
+    if rest == ["v1", "chat", "completions"] and http == "POST":
+        return 200, {"choices": [{"message": {"role": "assistant", "content": world.container.default_answer}}]}
     if rest == ["generate"] and http == "POST":
         task = json.loads(body)["type"]
         return world.container.status, world.container.answers.get(task, world.container.default_answer)
@@ -359,4 +579,7 @@ HANDLERS: dict[str, Handler] = {
     f"{_SERVICE}.revisions.get": get_revision,
     f"{_SERVICE}.revisions.list": list_revisions,
     "run.projects.locations.operations.get": get_operation,
+    "run.projects.locations.jobs.create": create_job,
+    "run.projects.locations.jobs.run": run_job,
+    "run.projects.locations.jobs.delete": delete_job,
 }

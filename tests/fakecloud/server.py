@@ -22,9 +22,10 @@ from google.protobuf import json_format
 
 from tests.fakecloud import build, discovery, methods, run
 from tests.fakecloud.methods import Call
-from tests.fakecloud.world import ALWAYS_ON, CloudError, World
+from tests.fakecloud.world import ALWAYS_ON, GCLOUD_PROJECT, CloudError, World
 
 HANDLERS = {**methods.HANDLERS, **build.HANDLERS, **run.HANDLERS}
+PAID = {"run", "cloudbuild", "artifactregistry"}
 NEVER_OFF = {"www.googleapis.com", "storage.googleapis.com"}
 
 
@@ -79,8 +80,20 @@ class FakeCloud:
         self.world.requests.append((method.id, path))
         if self.world.on_request is not None:
             self.world.on_request(method.id)
-        self._refuse_when_off(f"{service}.googleapis.com")
         principal = self._principal(request.authorization)
+        self._refuse_by_quota_project(service, principal, request.quota_project)
+        if service in self.world.perimeter:
+            text = "Request is prohibited by organization's policy. vpcServiceControlsUniqueIdentifier: abc123."
+            raise CloudError(403, "PERMISSION_DENIED", text, reason="SECURITY_POLICY_VIOLATED")
+        if _reads(method) and (status := self.world.hiccups()) is not None:
+            name = "RESOURCE_EXHAUSTED" if status == 429 else "UNAVAILABLE"
+            raise CloudError(status, name, "Please try again.")
+        self._refuse_when_off(f"{service}.googleapis.com")
+        if not self.world.billing and service in PAID:
+            text = (
+                f"This API method requires billing to be enabled. Please enable billing on project {self.world.number}."
+            )
+            raise CloudError(403, "PERMISSION_DENIED", text, reason="BILLING_DISABLED")
         variables = {key: unquote(value) for key, value in variables.items()}
         call = Call(self.world, method.id, variables, query, body or {}, principal, request.raw, request.content_type)
         return HANDLERS[method.id](call)
@@ -97,6 +110,28 @@ class FakeCloud:
             self.world.violations += problems
             raise CloudError(400, "INVALID_ARGUMENT", "; ".join(problems))
         return body
+
+    def _refuse_by_quota_project(self, service: str, principal: str, quota_project: str) -> None:
+        """A call is charged to the project that it names; a user's that names none, to gcloud's own."""
+        api = f"{service}.googleapis.com"
+        if api in NEVER_OFF and not quota_project:
+            return
+        if not quota_project and principal.startswith("user:"):
+            text = f"{api} has not been used in project {GCLOUD_PROJECT} before or it is disabled."
+            raise CloudError(403, "PERMISSION_DENIED", text, reason="SERVICE_DISABLED")
+        if not quota_project:
+            return
+        if api == "www.googleapis.com":
+            text = f"Google OAuth2 API has not been used in project {quota_project} before or it is disabled."
+            raise CloudError(403, "PERMISSION_DENIED", text, reason="SERVICE_DISABLED")
+        place = self.world.resource_of_project(quota_project)
+        if not self.world.iam.allowed(principal, "serviceusage.services.use", place):
+            text = (
+                f"Caller does not have required permission to use project {quota_project}. Grant the caller the "
+                "roles/serviceusage.serviceUsageConsumer role, or a custom role with the serviceusage.services.use "
+                "permission."
+            )
+            raise CloudError(403, "PERMISSION_DENIED", text, reason="USER_PROJECT_DENIED")
 
     def _refuse_when_off(self, api: str) -> None:
         if api in self.world.apis | ALWAYS_ON | NEVER_OFF:
@@ -117,9 +152,16 @@ class _Server(ThreadingHTTPServer):
         """A client that went away is no news."""
 
 
+def _reads(method: discovery.Method) -> bool:
+    """Looking changes nothing; a few looks are POSTs."""
+    looks = ("testIamPermissions", "getIamPolicy", "troubleshoot", "entries.list")
+    return method.http == "GET" or method.id.endswith(looks)
+
+
 class _Request:
-    def __init__(self, authorization: str, raw: bytes, content_type: str) -> None:
+    def __init__(self, authorization: str, raw: bytes, content_type: str, quota_project: str) -> None:
         self.authorization, self.raw, self.content_type = authorization, raw, content_type
+        self.quota_project = quota_project
 
 
 def _handler(cloud: FakeCloud) -> type[BaseHTTPRequestHandler]:
@@ -133,10 +175,12 @@ def _handler(cloud: FakeCloud) -> type[BaseHTTPRequestHandler]:
             parts = urlsplit(self.path)
             if parts.path.startswith("/app/"):
                 with cloud._lock:
-                    status, answer = run.application(cloud.world, self.command, parts.path, authorization, raw)
+                    headers = dict(self.headers.items())
+                    status, answer = run.application(cloud.world, self.command, parts.path, headers, raw)
                 return self._send(status, answer)
             host, _, rest = parts.path.lstrip("/").partition("/")
-            request = _Request(authorization, raw, self.headers.get("Content-Type", ""))
+            charged = self.headers.get("x-goog-user-project", "")
+            request = _Request(authorization, raw, self.headers.get("Content-Type", ""), charged)
             try:
                 service = host.removesuffix(".googleapis.com")
                 query = parse_qs(parts.query, keep_blank_values=True)
@@ -206,7 +250,9 @@ _STATUS = {
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     409: grpc.StatusCode.ALREADY_EXISTS,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
 }
 
 
@@ -221,7 +267,8 @@ class _IamAdmin(grpc.GenericRpcHandler):
         if not details.method.startswith("/google.iam.admin.v1.IAM/") or name not in _GRPC:
             return None
         request_type, response_type, http, template = _GRPC[name]
-        authorization = dict(details.invocation_metadata).get("authorization", "")
+        metadata = dict(details.invocation_metadata)
+        authorization, charged = metadata.get("authorization", ""), metadata.get("x-goog-user-project", "")
 
         def answer(message: Any, context: Any) -> Any:
             fields = json_format.MessageToDict(message)
@@ -231,7 +278,8 @@ class _IamAdmin(grpc.GenericRpcHandler):
             query = {f"options.{key}": [str(value)] for key, value in options.items()}
             raw = json.dumps(fields).encode() if http == "POST" and fields else b""
             try:
-                reply = self._cloud.answer("iam", http, path, query, _Request(authorization, raw, "application/json"))
+                request = _Request(authorization, raw, "application/json", charged)
+                reply = self._cloud.answer("iam", http, path, query, request)
             except CloudError as error:
                 code = grpc.StatusCode.ABORTED if error.status == "ABORTED" else _STATUS.get(error.code)
                 context.abort(code or grpc.StatusCode.INVALID_ARGUMENT, error.message)

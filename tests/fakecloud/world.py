@@ -1,16 +1,24 @@
-"""The state of the fake: one project, its buckets, accounts, repository, builds, services, and what time it is."""
+"""The state of the fake: projects, their buckets, accounts, repository, builds, services, and what time it is.
+
+The default is a new project as Google makes one: small quotas, no quota for a card, nothing known everywhere at once.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from tests.fakecloud.iam import Iam
 
 EPOCH = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 ALWAYS_ON = frozenset({"serviceusage.googleapis.com", "storage.googleapis.com", "logging.googleapis.com"})
+# gcloud's own project, which a user's calls are charged to when they name none; our APIs are off there.
+GCLOUD_PROJECT = "764086051850"
+Absent = Literal["404", "empty", "403"]
+"""What testIamPermissions answers about a resource that does not exist."""
 GIB = 1024**3
 
 
@@ -39,11 +47,18 @@ class SimClock:
 
 @dataclass
 class Bucket:
-    """Objects by name; `location` in capitals, as the API answers it."""
+    """Objects by name; `location` in capitals, as the API answers it. `owner` is another project's number.
+
+    `settings` are the rest of what the API has of it, as it was sent.
+    """
 
     location: str
     labels: dict[str, str] = field(default_factory=dict)
     objects: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    owner: str | None = None
+    data_locations: tuple[str, ...] = ()
+    requester_pays: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,11 +86,19 @@ class Container:
     default_answer: Any = "Paris is the capital of France."
     status: int = 200
     server: Callable[[str], str] | None = None
+    cuda: tuple[int, int] | None = None
+    key: str | None = None
+    heard: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass
 class World:
-    """One project and everything in it; tests turn its knobs before and while the tool runs."""
+    """One project and everything in it; tests turn its knobs before and while the tool runs.
+
+    `absent` is what testIamPermissions says of what is not there, by service. Every `hiccup`-th read is answered with
+    429 or 503 in turn. New accounts are seen after `account_delay` seconds, service agents `agent_delay` after their
+    API was turned on.
+    """
 
     clock: SimClock = field(default_factory=SimClock)
     project: str = "demo-project"
@@ -85,7 +108,34 @@ class World:
     billing: bool = True
     organisation_policies: dict[str, dict[str, Any]] = field(default_factory=dict)
     quotas: dict[str, int] = field(default_factory=dict)
+    unlisted_quotas: set[str] = field(default_factory=set)
     quota_auto_grant: bool = True
+    absent: dict[str, Absent] = field(
+        default_factory=lambda: {
+            "storage": "404",
+            "iam": "404",
+            "artifactregistry": "403",
+            "run": "empty",
+            "secretmanager": "empty",
+        }
+    )
+    hiccup: int = 23
+    reads: int = 0
+    account_delay: float = 20.0
+    agent_delay: float = 45.0
+    enabled_at: dict[str, float] = field(default_factory=dict)
+    other_projects: dict[str, str] = field(default_factory=dict)
+    perimeter: set[str] = field(default_factory=set)
+    secrets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    subnets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    masks: list[str] = field(default_factory=list)
+    job_prints: list[str] = field(default_factory=lambda: ["42 tokens/s"])
+    job_fails: str | None = None
+    barred_build_regions: set[str] = field(default_factory=set)
+    build_pools: set[str] | None = None
+    source_checked_at_once: bool = True
+    image_cuda: dict[str, tuple[int, int] | None] = field(default_factory=dict)
     buckets: dict[str, Bucket] = field(default_factory=dict)
     accounts: dict[str, dict[str, Any]] = field(default_factory=dict)
     repositories: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -115,27 +165,64 @@ class World:
         return f"//cloudresourcemanager.googleapis.com/projects/{self.project}"
 
     def bucket_name(self, bucket: str) -> str:
-        return self._under_project(f"//storage.googleapis.com/projects/_/buckets/{bucket}")
+        owner = self.buckets[bucket].owner if bucket in self.buckets else None
+        return self._under_project(f"//storage.googleapis.com/projects/_/buckets/{bucket}", owner)
+
+    def hiccups(self) -> int | None:
+        """The status that this read fails with, now and then; None when it is answered."""
+        self.reads += 1
+        if not self.hiccup or self.reads % self.hiccup:
+            return None
+        return 429 if self.reads // self.hiccup % 2 else 503
+
+    def project_number(self, project: str) -> str | None:
+        """The number of a project, by its id or number; None for one that is not there."""
+        known = {self.project: self.number, **self.other_projects}
+        return known.get(project) or (project if project in known.values() else None)
+
+    def resource_of_project(self, project: str) -> str:
+        """The full name of a project's resource, by its id or number."""
+        known = {self.number: self.project, **{number: name for name, number in self.other_projects.items()}}
+        return f"//cloudresourcemanager.googleapis.com/projects/{known.get(project, project)}"
+
+    def seen(self, email: str) -> bool:
+        """Whether an account is known everywhere by now."""
+        account = self.accounts.get(email)
+        return account is not None and self.clock.now() >= account.get("seenAt", 0.0)
+
+    def agent(self, api: str) -> bool:
+        """Whether the service agent of an API is there by now."""
+        return self.clock.now() >= self.enabled_at.get(api, -self.agent_delay) + self.agent_delay
 
     def add_bucket(self, name: str, bucket: Bucket) -> None:
         """A bucket with the policy it is born with (https://cloud.google.com/storage/docs/access-control/iam-roles)."""
         self.buckets[name] = bucket
         place = self.bucket_name(name)
+        if bucket.owner is not None:
+            return
         for basic, legacy in (("projectOwner", "Owner"), ("projectEditor", "Owner"), ("projectViewer", "Reader")):
             self.iam.grant(place, f"roles/storage.legacyBucket{legacy}", f"{basic}:{self.project}")
             self.iam.grant(place, f"roles/storage.legacyObject{legacy}", f"{basic}:{self.project}")
+
+    def email(self, account_id: str) -> str:
+        """The address of a service account; a project that belongs to a domain is written backwards."""
+        domain, _, name = self.project.rpartition(":")
+        return f"{account_id}@{f'{name}.{domain}' if domain else name}.iam.gserviceaccount.com"
 
     def account_name(self, email: str) -> str:
         return self._under_project(f"//iam.googleapis.com/projects/{self.project}/serviceAccounts/{email}")
 
     def repository_name(self, name: str) -> str:
-        return self._under_project(f"//artifactregistry.googleapis.com/{name}")
+        return self._under_project(f"//artifactregistry.googleapis.com/{name}", name.split("/")[1])
+
+    def secret_name(self, name: str) -> str:
+        return self._under_project(f"//secretmanager.googleapis.com/{name}")
 
     def service_name(self, name: str) -> str:
         return self._under_project(f"//run.googleapis.com/{name}")
 
-    def _under_project(self, name: str) -> str:
-        self.iam.parents[name] = self.project_name
+    def _under_project(self, name: str, project: str | None = None) -> str:
+        self.iam.parents[name] = self.project_name if project is None else self.resource_of_project(project)
         return name
 
     def timestamp(self, at: float | None = None) -> str:
@@ -158,3 +245,10 @@ class World:
             "textPayload": text,
         }
         self.logs.append({"at": when, "entry": entry})
+
+
+def image_repository(image: str) -> str | None:
+    """The repository of an image in Artifact Registry, as its API names it."""
+    pattern = r"([a-z0-9-]+)-docker\.pkg\.dev/((?:[a-z0-9-]+(?:\.[a-z0-9-]+)+/)?[a-z0-9-]+)/([a-z0-9-]+)/"
+    found = re.match(pattern, image)
+    return f"projects/{found[2].replace('/', ':')}/locations/{found[1]}/repositories/{found[3]}" if found else None

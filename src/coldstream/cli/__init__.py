@@ -28,7 +28,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "demo": ("demo",),
         "chat": ("chat",),
         "bench": ("bench",),
-        "deploy": ("doctor", "plan", "deploy", "status", "logs", "rollback", "destroy", "export"),
+        "deploy": ("doctor", "plan", "deploy", "job", "status", "logs", "token", "rollback", "destroy", "export"),
     }
 )
 """Module of this package -> the commands that it registers."""

@@ -1,9 +1,9 @@
-"""`coldstream doctor | plan | deploy | status | logs | rollback | destroy | export`: from a bucket to Cloud Run."""
+"""`coldstream doctor | plan | deploy | job | status | logs | token | ...`: from a bucket to Cloud Run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import wraps
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
     from coldstream.deploy.access import Grant, Make
     from coldstream.deploy.doctor import Report
+    from coldstream.deploy.plan import Plan
     from coldstream.deploy.session import Job
 
 _DEFAULT_CONFIG = Path("coldstream.toml")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Data instead of a table.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Ask Google nothing: no quota, no deployed service, no credentials.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -47,6 +51,7 @@ class Kind:
     """What kind of service it is."""
 
     cpu_only: Annotated[bool, typer.Option("--cpu", help="A service without a GPU, for small models.")] = False
+    card: Annotated[str | None, typer.Option(help="l4 or rtx-pro-6000. [default: l4]")] = None
     public: Annotated[
         bool, typer.Option("--public", help="Anybody who knows the address may use it, at your expense.")
     ] = False
@@ -88,7 +93,7 @@ class Format(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (doctor, plan, deploy, status, logs, rollback, destroy, export):
+    for command in (doctor, plan, deploy, job, status, logs, token, rollback, destroy, export):
         app.command()(_spelled_out(command))
 
 
@@ -192,10 +197,11 @@ def plan(
     kind: Kind = Kind(),
     size: Size = Size(),
     instances: Instances = Instances(),
+    offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
     """What a deployment would be: memory, concurrency, cost, and what it would change. Reads headers only."""
-    made = _job(ctx, place, kind, size, instances).plan()
+    made = _plan(ctx, place, kind, size, instances, offline=offline)
     from coldstream.deploy import plan as planning
     from coldstream.deploy import show
 
@@ -212,6 +218,13 @@ def deploy(
     size: Size = Size(),
     instances: Instances = Instances(),
     canary: Annotated[int, typer.Option(min=1, max=100, help="Percent of traffic for the new revision.")] = 100,
+    no_overlap: Annotated[
+        bool, typer.Option("--no-overlap", help="The old revision's instances go first; for a tight quota.")
+    ] = False,
+    refresh_base: Annotated[
+        bool, typer.Option("--refresh-base", help="Build anew on today's base image, with nothing cached.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="A table that lives, instead of lines.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan; change nothing.")] = False,
 ) -> None:
     """Put a model on Cloud Run: check, build, start without traffic, ask it, then move the traffic.
@@ -220,7 +233,9 @@ def deploy(
     """
     from coldstream.deploy import apply, show, smoke
 
-    job, console = _job(ctx, place, kind, size, instances), _console()
+    extra = {"overlap": False} if no_overlap else {}
+    job, console = _job(ctx, place, kind, size, instances, extra=extra, refresh_base=refresh_base), _console()
+    questions = smoke.questions(job.settings, job.wanted.smoke)
     found = job.examine()
     show.report(console, found, everything=False)
     if found.exit_code == 1 and not dry_run:
@@ -228,21 +243,47 @@ def deploy(
     made = job.plan()
     show.plan(console, made)
     if dry_run:
-        apply.validate(job.session.google, made)
-        console.print("Cloud Run accepts the service as it is planned")
+        console.print(apply.validate(job.session.google, made), markup=False)
         raise typer.Exit(found.exit_code)
     if made.fit.instances < 1:
         raise DeployError(f"the quota {made.fit.limited_by} does not hold one instance; {'; '.join(made.proposals)}")
-    questions = smoke.questions(job.settings, job.wanted.smoke)
-    result = apply.apply(
-        job.session.google,
-        made,
-        questions,
-        canary=canary,
-        clock=job.session.clock,
+    with show.progress(console, live=watch) as tell:
+        result = apply.apply(
+            job.session.google, made, job.wanted, questions, canary=canary, clock=job.session.clock, tell=tell
+        )
+    show.deployed(console, result, job.target, questions[0].body)
+
+
+def job(
+    ctx: typer.Context,
+    script: Annotated[Path, typer.Option(help="A Python file; its text travels with the job.")],
+    place: Place = Place(),
+    kind: Kind = Kind(),
+    size: Size = Size(),
+    argument: Annotated[
+        list[str] | None, typer.Option("--argument", help="Given to the script; may be repeated.")
+    ] = None,
+) -> None:
+    """Run a script once on the service's machine, with its image and account; prints what the script printed."""
+    from coldstream.deploy import job as jobs
+    from coldstream.deploy import show
+
+    try:
+        text = script.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"--script {script}: cannot be read ({exc})") from exc
+    wanted = jobs.Script(script.name, text, tuple(argument or ()))
+    work, console = _job(ctx, place, kind, size), _console(stderr=True)
+    lines = jobs.run(
+        work.session.google,
+        work.plan(),
+        work.wanted,
+        wanted,
+        clock=work.session.clock,
         tell=lambda event: show.event(console, event),
     )
-    show.deployed(console, result, job.target, questions[0].body)
+    for line in lines:
+        typer.echo(line)
 
 
 def status(
@@ -283,6 +324,17 @@ def logs(
         raise typer.Exit(0) from None
 
 
+def token(
+    ctx: typer.Context,
+    place: Place = Place(),
+) -> None:
+    """Print an identity token for a private service, good for an hour: what its callers send as a bearer token."""
+    from coldstream.deploy import lifecycle
+
+    job = _job(ctx, place, model_needed=False)
+    typer.echo(lifecycle.token(job.session.google, job.target))
+
+
 def rollback(
     ctx: typer.Context,
     place: Place = Place(),
@@ -320,12 +372,14 @@ def export(
     form: Annotated[Format, typer.Argument(help="What to write.")],
     place: Place = Place(),
     kind: Kind = Kind(),
+    size: Size = Size(),
     instances: Instances = Instances(),
+    offline: Offline = False,
 ) -> None:
     """The plan in another tool's words: Cloud Run YAML, Terraform, a GKE Deployment, a KServe InferenceService."""
     from coldstream.deploy import export as writing
 
-    made = _job(ctx, place, kind, instances).plan()
+    made = _plan(ctx, place, kind, size, instances, offline=offline)
     write = {
         Format.KNATIVE: writing.knative,
         Format.TERRAFORM: writing.terraform,
@@ -335,9 +389,29 @@ def export(
     typer.echo(write(made), nl=False)
 
 
-def _job(ctx: typer.Context, place: Place, *groups: Kind | Size | Instances, model_needed: bool = True) -> Job:
-    """Settings, the command line on top of them, and the session (which tests put into the context)."""
+def _job(
+    ctx: typer.Context,
+    place: Place,
+    *groups: Kind | Size | Instances,
+    model_needed: bool = True,
+    extra: Mapping[str, Any] | None = None,
+    refresh_base: bool = False,
+) -> Job:
+    """Settings, the command line on top of them, and the session (which tests put into the context).
+
+    Everything that is wrong in the arguments is said before anybody looks for credentials.
+    """
     from coldstream.deploy import session as sessions
+
+    settings, wanted = _read(place, *groups, model_needed=model_needed, extra=extra or {})
+    sessions.named(settings, wanted)
+    session = ctx.obj if isinstance(ctx.obj, sessions.Session) else sessions.open_session(wanted.project)
+    return sessions.Job(sessions.on_todays_base(session) if refresh_base else session, settings, wanted)
+
+
+def _read(
+    place: Place, *groups: Kind | Size | Instances, model_needed: bool, extra: Mapping[str, Any]
+) -> tuple[configuration.Settings, configuration.DeploySettings]:
 
     settings = _settings(place.uri, place.config, model_needed=model_needed)
     options: dict[str, Any] = {"project": place.project, "region": place.region, "service": place.service}
@@ -345,9 +419,18 @@ def _job(ctx: typer.Context, place: Place, *groups: Kind | Size | Instances, mod
         options |= asdict(group)
     # A switch that was not given leaves the file's word in force.
     given = {name: value for name, value in options.items() if value is not False}
-    wanted = settings.deploy.overridden(**given)
-    session = ctx.obj if isinstance(ctx.obj, sessions.Session) else sessions.open_session()
-    return sessions.Job(session, settings, wanted)
+    return settings, settings.deploy.overridden(**given, **extra)
+
+
+def _plan(ctx: typer.Context, place: Place, *groups: Kind | Size | Instances, offline: bool) -> Plan:
+    """The plan; offline with the switch, or where a model lies on this machine, and then without credentials."""
+    from coldstream.deploy import session as sessions
+
+    settings, wanted = _read(place, *groups, model_needed=True, extra={})
+    if not offline and all("://" in model.uri for model in settings.models.values()):
+        return _job(ctx, place, *groups).plan()
+    opened = ctx.obj if isinstance(ctx.obj, sessions.Session) else None
+    return sessions.offline_plan(settings, wanted, opened)
 
 
 def _settings(uri: str | None, config: Path | None, *, model_needed: bool) -> configuration.Settings:

@@ -7,16 +7,18 @@ tests/fakecloud/roles.json holds what the roles contained, and on which day.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Literal
 
 from coldstream.deploy.target import Kind, Resource, Target
 
-Answer = Literal["yes", "no", "unknown"]
+# "warning": a comfort is lost and a deployment works; "unknown": nobody here can know.
+Answer = Literal["yes", "warning", "no", "unknown"]
 
-APIS = (
+_APIS = (
     "run.googleapis.com",
     "cloudbuild.googleapis.com",
     "artifactregistry.googleapis.com",
@@ -26,12 +28,20 @@ APIS = (
     "cloudresourcemanager.googleapis.com",
     "serviceusage.googleapis.com",
     "logging.googleapis.com",
-    # Read-only helpers of the checks themselves.
+)
+# What the checks themselves read with; without one of them an answer is unknown, and a deployment works.
+HELPERS = (
     "policytroubleshooter.googleapis.com",
     "cloudquotas.googleapis.com",
     "orgpolicy.googleapis.com",
     "cloudbilling.googleapis.com",
 )
+
+
+def apis(target: Target) -> tuple[str, ...]:
+    """The APIs of a deployment and of its checks."""
+    secret = () if target.secret is None else ("secretmanager.googleapis.com",)
+    return (*_APIS, *secret, *HELPERS)
 
 
 # Stands for a caller whose credentials do not say whose they are; nothing can be granted to it but by a person.
@@ -45,6 +55,7 @@ class Principal(StrEnum):
     BUILD = "build account"
     RUNTIME = "runtime account"
     INVOKER = "invoker"
+    AGENT = "Cloud Run's service agent"
 
 
 class Place(StrEnum):
@@ -59,11 +70,17 @@ class Place(StrEnum):
     RUNTIME_ACCOUNT = "runtime account"
     INVOKER_ACCOUNT = "invoker account"
     SERVICE = "service"
+    IMAGE_REPOSITORY = "repository of the image"
+    SECRET = "secret"  # noqa: S105  the place, not one
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A row of the table. `role` is what mends it; `public` rows count for a public service only."""
+    """A row of the table. `role` is what mends it.
+
+    `public` rows count for a public service only, `build` rows where an image is built; without a `comfort` row a
+    deployment works, and somebody sees less.
+    """
 
     step: str
     principal: Principal
@@ -71,30 +88,52 @@ class Need:
     place: Place
     role: str
     public: bool = False
+    build: bool = False
+    comfort: bool = False
 
 
-_C, _B, _R, _I = Principal.CALLER, Principal.BUILD, Principal.RUNTIME, Principal.INVOKER
+_C, _B, _R, _I, _A = Principal.CALLER, Principal.BUILD, Principal.RUNTIME, Principal.INVOKER, Principal.AGENT
+_BUILDS = {"build": True}
 
 NEEDS = (
+    Need("apis", _C, "serviceusage.services.use", Place.PROJECT, "roles/serviceusage.serviceUsageConsumer"),
     Need("apis", _C, "serviceusage.services.get", Place.PROJECT, "roles/serviceusage.serviceUsageConsumer"),
     Need("apis", _C, "resourcemanager.projects.get", Place.PROJECT, "roles/browser"),
-    Need("repository", _C, "artifactregistry.repositories.get", Place.REPOSITORY, "roles/artifactregistry.reader"),
-    Need("repository", _C, "artifactregistry.tags.get", Place.REPOSITORY, "roles/artifactregistry.reader"),
-    Need("source bucket", _C, "storage.objects.create", Place.SOURCE_BUCKET, "roles/storage.objectUser"),
-    Need("source bucket", _C, "storage.objects.get", Place.SOURCE_BUCKET, "roles/storage.objectUser"),
-    Need("source bucket", _B, "storage.objects.get", Place.SOURCE_BUCKET, "roles/storage.objectViewer"),
-    Need("build", _C, "cloudbuild.builds.create", Place.PROJECT, "roles/cloudbuild.builds.editor"),
-    Need("build", _C, "cloudbuild.builds.get", Place.PROJECT, "roles/cloudbuild.builds.editor"),
-    Need("build", _C, "cloudbuild.builds.list", Place.PROJECT, "roles/cloudbuild.builds.editor"),
     Need(
-        "push", _B, "artifactregistry.repositories.uploadArtifacts", Place.REPOSITORY, "roles/artifactregistry.writer"
+        "repository",
+        _C,
+        "artifactregistry.repositories.get",
+        Place.REPOSITORY,
+        "roles/artifactregistry.reader",
+        **_BUILDS,
+    ),
+    Need("repository", _C, "artifactregistry.tags.get", Place.REPOSITORY, "roles/artifactregistry.reader", **_BUILDS),
+    Need("source bucket", _C, "storage.buckets.get", Place.SOURCE_BUCKET, "roles/storage.bucketViewer", **_BUILDS),
+    Need("source bucket", _C, "storage.objects.create", Place.SOURCE_BUCKET, "roles/storage.objectUser", **_BUILDS),
+    Need("source bucket", _C, "storage.objects.get", Place.SOURCE_BUCKET, "roles/storage.objectUser", **_BUILDS),
+    Need("source bucket", _B, "storage.objects.get", Place.SOURCE_BUCKET, "roles/storage.objectViewer", **_BUILDS),
+    Need("build", _C, "cloudbuild.builds.create", Place.PROJECT, "roles/cloudbuild.builds.editor", **_BUILDS),
+    Need("build", _C, "cloudbuild.builds.get", Place.PROJECT, "roles/cloudbuild.builds.editor", **_BUILDS),
+    Need("build", _C, "cloudbuild.builds.list", Place.PROJECT, "roles/cloudbuild.builds.editor", **_BUILDS),
+    Need(
+        "push",
+        _B,
+        "artifactregistry.repositories.uploadArtifacts",
+        Place.REPOSITORY,
+        "roles/artifactregistry.writer",
+        **_BUILDS,
     ),
     Need(
-        "push", _B, "artifactregistry.repositories.downloadArtifacts", Place.REPOSITORY, "roles/artifactregistry.writer"
+        "push",
+        _B,
+        "artifactregistry.repositories.downloadArtifacts",
+        Place.REPOSITORY,
+        "roles/artifactregistry.writer",
+        **_BUILDS,
     ),
-    Need("logs", _B, "logging.logEntries.create", Place.PROJECT, "roles/logging.logWriter"),
-    Need("logs", _C, "logging.logEntries.list", Place.PROJECT, "roles/logging.viewer"),
-    Need("act as", _C, "iam.serviceAccounts.actAs", Place.BUILD_ACCOUNT, "roles/iam.serviceAccountUser"),
+    Need("logs", _B, "logging.logEntries.create", Place.PROJECT, "roles/logging.logWriter", **_BUILDS),
+    Need("logs", _C, "logging.logEntries.list", Place.PROJECT, "roles/logging.viewer", comfort=True),
+    Need("act as", _C, "iam.serviceAccounts.actAs", Place.BUILD_ACCOUNT, "roles/iam.serviceAccountUser", **_BUILDS),
     Need("act as", _C, "iam.serviceAccounts.actAs", Place.RUNTIME_ACCOUNT, "roles/iam.serviceAccountUser"),
     Need("deploy", _C, "run.services.create", Place.PROJECT, "roles/run.developer"),
     Need("deploy", _C, "run.services.get", Place.PROJECT, "roles/run.developer"),
@@ -103,7 +142,16 @@ NEEDS = (
     Need("deploy", _C, "run.revisions.get", Place.PROJECT, "roles/run.developer"),
     Need("deploy", _C, "run.revisions.list", Place.PROJECT, "roles/run.developer"),
     Need("deploy", _C, "run.services.setIamPolicy", Place.PROJECT, "roles/run.admin", public=True),
-    Need("read the model", _C, "storage.buckets.get", Place.MODEL_BUCKET, "roles/storage.bucketViewer"),
+    Need(
+        "image",
+        _A,
+        "artifactregistry.repositories.downloadArtifacts",
+        Place.IMAGE_REPOSITORY,
+        "roles/artifactregistry.reader",
+    ),
+    Need("keys", _C, "secretmanager.versions.access", Place.SECRET, "roles/secretmanager.secretAccessor"),
+    Need("keys", _R, "secretmanager.versions.access", Place.SECRET, "roles/secretmanager.secretAccessor"),
+    Need("read the model", _C, "storage.buckets.get", Place.MODEL_BUCKET, "roles/storage.bucketViewer", comfort=True),
     Need("read the model", _C, "storage.objects.get", Place.MODEL_BUCKET, "roles/storage.objectViewer"),
     Need("read the model", _C, "storage.objects.list", Place.MODEL_BUCKET, "roles/storage.objectViewer"),
     Need("read the model", _R, "storage.objects.get", Place.MODEL_BUCKET, "roles/storage.objectViewer"),
@@ -119,6 +167,30 @@ NEEDS = (
     Need("invoke", _I, "run.routes.invoke", Place.SERVICE, "roles/run.invoker"),
 )
 
+# On what besides a project a role may be granted, by the lowest resource that Google's list names for it
+# (https://cloud.google.com/iam/docs/roles-permissions); a role that is not in here goes on a project alone.
+GRANTABLE: Mapping[str, frozenset[Kind]] = MappingProxyType(
+    {
+        "roles/artifactregistry.reader": frozenset({Kind.REPOSITORY}),
+        "roles/artifactregistry.writer": frozenset({Kind.REPOSITORY}),
+        "roles/storage.bucketViewer": frozenset({Kind.BUCKET}),
+        "roles/storage.objectUser": frozenset({Kind.BUCKET}),
+        "roles/storage.objectViewer": frozenset({Kind.BUCKET}),
+        "roles/iam.serviceAccountUser": frozenset({Kind.ACCOUNT}),
+        "roles/iam.serviceAccountOpenIdTokenCreator": frozenset({Kind.ACCOUNT}),
+        "roles/run.invoker": frozenset({Kind.SERVICE}),
+        "roles/run.developer": frozenset({Kind.SERVICE}),
+        "roles/run.admin": frozenset({Kind.SERVICE}),
+        "roles/secretmanager.secretAccessor": frozenset({Kind.SECRET}),
+    }
+)
+
+
+def grantable(role: str, kind: Kind) -> bool:
+    """Whether a resource of the kind takes the role in its policy."""
+    return kind is Kind.PROJECT or kind in GRANTABLE.get(role, frozenset())
+
+
 # What the checks themselves read, and what lets a caller mend things; asked for, never granted.
 GRANTING = {
     Kind.PROJECT: "resourcemanager.projects.setIamPolicy",
@@ -126,12 +198,14 @@ GRANTING = {
     Kind.REPOSITORY: "artifactregistry.repositories.setIamPolicy",
     Kind.ACCOUNT: "iam.serviceAccounts.setIamPolicy",
     Kind.SERVICE: "run.services.setIamPolicy",
+    Kind.SECRET: "secretmanager.secrets.setIamPolicy",
 }
 MAKING = {
     "apis": "serviceusage.services.enable",
     Kind.REPOSITORY: "artifactregistry.repositories.create",
     Kind.BUCKET: "storage.buckets.create",
     Kind.ACCOUNT: "iam.serviceAccounts.create",
+    Kind.SECRET: "secretmanager.secrets.create",
 }
 
 
@@ -180,6 +254,8 @@ def principal_member(principal: Principal, target: Target, caller: str) -> str:
         Principal.BUILD: target.build_account,
         Principal.RUNTIME: target.runtime_account,
         Principal.INVOKER: target.invoker_account,
+        # https://cloud.google.com/iam/docs/service-agents; NUMBER stands where the project does not say it.
+        Principal.AGENT: f"service-{target.number or 'NUMBER'}@serverless-robot-prod.iam.gserviceaccount.com",
     }.get(principal)
     return caller if email is None else f"serviceAccount:{email}"
 
@@ -189,6 +265,12 @@ def resources(place: Place, target: Target) -> tuple[Resource, ...]:
     buckets = {Place.MODEL_BUCKET: target.model_buckets, Place.PHOTO_BUCKET: target.photo_buckets}
     if place in buckets:
         return tuple(target.resource(Kind.BUCKET, name) for name in buckets[place])
+    if place is Place.SECRET:
+        return () if target.secret is None else (target.resource(Kind.SECRET),)
+    if place is Place.IMAGE_REPOSITORY:
+        # What lies in the project itself its agent reads anyway.
+        repository = target.image_repository
+        return () if repository is None or repository.project == target.project else (repository,)
     single = {
         Place.PROJECT: (Kind.PROJECT, None),
         Place.SOURCE_BUCKET: (Kind.BUCKET, target.source_bucket),
@@ -204,17 +286,26 @@ def resources(place: Place, target: Target) -> tuple[Resource, ...]:
 def needs(target: Target) -> Iterator[tuple[Need, Resource]]:
     """Every need of a target with the resource it is about."""
     for need in NEEDS:
-        if need.public and not target.public:
+        if (need.public and not target.public) or (need.build and target.own_image is not None):
             continue
         for resource in resources(need.place, target):
             yield need, resource
 
 
 def made_resources(target: Target) -> tuple[Resource, ...]:
-    """What a deployment makes when it is not there: the accounts that are ours, the repository, the source bucket."""
-    accounts = [target.resource(Kind.ACCOUNT, email) for email in target.accounts if target.dedicated(email)]
+    """What a deployment makes when it is not there: the accounts that are ours, the repository, the source bucket.
+
+    An image of one's own needs neither of the latter two, nor an account that builds. A secret is made by a fix alone.
+    """
+    builds = target.own_image is None
+    emails = [email for email in target.accounts if target.dedicated(email)]
+    accounts = [target.resource(Kind.ACCOUNT, email) for email in emails if builds or email != target.build_account]
     bucket = target.resource(Kind.BUCKET, target.source_bucket)
-    return (*accounts, target.resource(Kind.REPOSITORY), bucket)
+    return (
+        *accounts,
+        *((target.resource(Kind.REPOSITORY), bucket) if builds else ()),
+        *resources(Place.SECRET, target),
+    )
 
 
 def asked_of_caller(target: Target) -> dict[Resource, tuple[str, ...]]:
@@ -224,10 +315,12 @@ def asked_of_caller(target: Target) -> dict[Resource, tuple[str, ...]]:
         if need.principal is Principal.CALLER:
             asked.setdefault(resource, []).append(need.permission)
     project = target.resource(Kind.PROJECT)
-    granted_on = (*made_resources(target), *resources(Place.PHOTO_BUCKET, target), target.resource(Kind.SERVICE))
+    others = (*resources(Place.PHOTO_BUCKET, target), *resources(Place.IMAGE_REPOSITORY, target))
+    granted_on = (*made_resources(target), *others, target.resource(Kind.SERVICE))
     for resource in (*asked, *granted_on):
         asked.setdefault(resource, []).append(GRANTING[resource.kind])
     # What a resource that does not exist yet would inherit is asked of the project.
     inherited = [permission for resource in list(asked) for permission in asked[resource]]
-    asked[project] += [*MAKING.values(), *inherited]
+    making = [permission for kind, permission in MAKING.items() if kind is not Kind.SECRET or target.secret]
+    asked[project] += [*making, *inherited]
     return {resource: tuple(dict.fromkeys(permissions)) for resource, permissions in asked.items()}

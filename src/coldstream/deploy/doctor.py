@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from coldstream.deploy import evidence, plan, quota
-from coldstream.deploy.access import NOBODY, Check, Grant
+from coldstream.deploy import cards, evidence, places, plan, policies, quota
+from coldstream.deploy.access import Check, Grant
 from coldstream.deploy.evidence import Evidence, Said, ask
 from coldstream.deploy.google import Google
 from coldstream.deploy.plan import Model, OpenModel
@@ -30,7 +30,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0: nothing stands in the way. 1: something is missing. 2: something could not be found out."""
+        """0: nothing stands in the way, warnings aside. 1: something is missing. 2: something is not known."""
         answers = {check.answer for check in self.checks}
         return MISSING if "no" in answers else UNKNOWN if "unknown" in answers else OK
 
@@ -64,33 +64,28 @@ def examine(
     google: Google, settings: Settings, wanted: DeploySettings, target: Target, *, open_model: OpenModel
 ) -> Report:
     """Ask everything in parallel, and answer."""
-    names = (
-        "gcp.resourceLocations",
-        "iam.disableServiceAccountCreation",
-        "run.allowedIngress",
-        "run.managed.requireInvokerIam",
-    )
-    with ThreadPoolExecutor(16) as pool:
+    names = policies.asked(wanted)
+    with ThreadPoolExecutor(24) as pool:
         access = pool.submit(evidence.gather, google, target)
         billing = pool.submit(ask, "getBillingInfo", lambda: google.billing_enabled(target.project))
-        buckets = {name: pool.submit(ask, "buckets.get", _bucket(google, name)) for name in target.model_buckets}
-        policies = {name: pool.submit(ask, f"orgpolicy {name}", _policy(google, target, name)) for name in names}
-        limits = pool.submit(plan.limits, google, target.project, target.region)
+        rules = {name: pool.submit(ask, f"orgpolicy {name}", _policy(google, target, name)) for name in names}
+        limits = pool.submit(plan.limits, google, target.project, plan.quota_names(wanted))
         models = {name: pool.submit(_model, settings, name, open_model) for name in settings.models}
+        subnet = pool.submit(ask, "subnetworks.get", _subnet(google, wanted, target)) if wanted.network else None
+        found = access.result()
+        member = found.member
         checks = [
-            *evidence.access_checks(target, access.result()),
+            *evidence.access_checks(found),
             _billing_check(billing.result()),
             *_model_checks(settings, models),
-            *(_region_check(target, name, future.result()) for name, future in buckets.items()),
-            *(_policy_check(target, name, future.result(), _member(access)) for name, future in policies.items()),
+            *(_location_check(target, name, found.buckets[name]) for name in target.model_buckets),
+            *(_policy_check(wanted, target, name, future.result(), member) for name, future in rules.items()),
+            *(() if subnet is None else (_subnet_check(_subnet_name(wanted), subnet.result()),)),
         ]
         read = [future.result() for future in models.values()]
-        checks += _quota_checks(settings, wanted, target, read, limits.result(), _member(access))
-        return Report(target, access.result(), tuple(checks))
-
-
-def _member(access: Future[Evidence]) -> str:
-    return access.result().caller.value or NOBODY
+        checks += _card_checks(wanted, target, limits.result())
+        checks += _quota_checks(settings, wanted, found, read, limits.result())
+        return Report(found.target, found, tuple(checks))
 
 
 def _to_look(said: Said[Any], role: str, member: str, target: Target) -> Grant | None:
@@ -98,12 +93,32 @@ def _to_look(said: Said[Any], role: str, member: str, target: Target) -> Grant |
     return Grant(role, member, target.resource(Kind.PROJECT)) if isinstance(said.error, PermissionRefused) else None
 
 
-def _bucket(google: Google, name: str) -> Callable[[], Mapping[str, Any]]:
-    return lambda: google.bucket(name)
-
-
 def _policy(google: Google, target: Target, name: str) -> Callable[[], Mapping[str, Any]]:
     return lambda: google.organisation_policy(target.project, name)
+
+
+def _subnet(google: Google, wanted: DeploySettings, target: Target) -> Callable[[], Mapping[str, Any]]:
+    # A shared network's subnet is named by its path, with the project that it lies in.
+    project, name = target.project, _subnet_name(wanted)
+    if name.startswith("projects/"):
+        project, name = name.split("/")[1], name.rsplit("/", 1)[1]
+    return lambda: google.subnet(project, target.region, name)
+
+
+def _subnet_name(wanted: DeploySettings) -> str:
+    # Without one Cloud Run takes the subnet that has the network's name, as a network in auto mode has.
+    return str(wanted.subnet or wanted.network)
+
+
+def _subnet_check(name: str, said: Said[Mapping[str, Any]]) -> Check:
+    question = f"subnet {name} has Private Google Access"
+    mend = "gcloud compute networks subnets update SUBNET --region=REGION --enable-private-ip-google-access"
+    if said.value is None:
+        return Check("network", question, "no" if said.missing else "unknown", said.why_not, mend)
+    if said.value.get("privateIpGoogleAccess"):
+        return Check("network", question, "yes", said.call)
+    # All traffic goes through the network, so the model's bucket would not be reached without it.
+    return Check("network", question, "no", f"{said.call}: privateIpGoogleAccess is off", mend)
 
 
 def _model(settings: Settings, name: str, open_model: OpenModel) -> Said[Model]:
@@ -140,66 +155,64 @@ def _model_checks(settings: Settings, models: Mapping[str, Future[Said[Model]]])
     return found
 
 
-def _region_check(target: Target, bucket: str, said: Said[Mapping[str, Any]]) -> Check:
+def _location_check(target: Target, bucket: str, said: Said[Mapping[str, Any]]) -> Check:
     question = f"bucket {bucket} is in {target.region}"
     if said.value is None:
-        return Check("region", question, "unknown", said.why_not)
+        return Check("region", question, "no" if said.missing else "unknown", said.why_not)
+    if said.value["requester_pays"]:
+        advice = "turn it off, or copy the model to a bucket of yours: a service's reads name nobody who pays"
+        return Check("region", question, "no", f"{said.call}: the bucket's readers pay", advice)
     location = str(said.value["location"]).lower()
-    continent = {"us": "us-", "eu": "europe-", "asia": "asia-"}.get(location)
     text = f"{said.call}: it is in {location}"
-    if location == target.region or (continent and target.region.startswith(continent)):
+    if places.covers(location, said.value["locations"], target.region):
         return Check("region", question, "yes", text)
-    advice = f"deploy with --region {location}, or copy the model: every cold start would pay for crossing regions"
-    return Check("region", question, "no", text, advice)
+    where = f"--region {location}" if location in places.COUNTRIES else "a region of its location"
+    advice = f"deploy with {where}, or copy the model: every cold start would pay for crossing regions"
+    return Check("region", question, "warning", text, advice)
 
 
-def _policy_check(target: Target, name: str, said: Said[Mapping[str, Any]], member: str) -> Check:
+def _policy_check(
+    wanted: DeploySettings, target: Target, name: str, said: Said[Mapping[str, Any]], member: str
+) -> Check:
     question = f"organisation policy {name} allows the deployment"
     if said.value is None:
         mend = _to_look(said, "roles/orgpolicy.policyViewer", member, target)
         return Check("policy", question, "unknown", said.why_not, mend)
-    refused = _refused(target, name, said.value.get("rules", []))
-    if refused is None:
+    answer, why = policies.judge(name, said.value.get("rules", []), wanted, target)
+    if answer == "yes":
         return Check("policy", question, "yes", said.call)
-    return Check("policy", question, "no", f"{said.call}: {refused}", "ask the organisation's policy administrator")
+    return Check("policy", question, answer, f"{said.call}: {why}", "ask the organisation's policy administrator")
 
 
-def _refused(target: Target, name: str, rules: list[Mapping[str, Any]]) -> str | None:
-    enforced = any(rule.get("enforce") for rule in rules)
-    if name == "iam.disableServiceAccountCreation":
-        return "service accounts may not be made" if enforced else None
-    if name == "run.managed.requireInvokerIam":
-        return "a service may not be public" if enforced and target.public else None
-    wanted = {"gcp.resourceLocations": target.region, "run.allowedIngress": "all"}[name]
-    return f"{wanted} is not allowed" if not _allows(rules, wanted) else None
-
-
-def _allows(rules: list[Mapping[str, Any]], wanted: str) -> bool:
-    """Whether a list constraint lets a value pass; `in:us-locations` stands for every region of a continent."""
-    for rule in rules:
-        if rule.get("deny_all") or _names(rule, "denied_values", wanted):
-            return False
-    lists = [rule for rule in rules if rule.get("values", {}).get("allowed_values")]
-    return not lists or any(_names(rule, "allowed_values", wanted) for rule in lists)
-
-
-def _names(rule: Mapping[str, Any], field: str, wanted: str) -> bool:
-    for value in rule.get("values", {}).get(field, []):
-        plain = str(value).removeprefix("in:").removeprefix("is:").removesuffix("-locations")
-        if plain == wanted or (str(value).startswith("in:") and wanted.startswith(plain)):
-            return True
-    return False
+def _card_checks(wanted: DeploySettings, target: Target, limits: Mapping[str, Said[Mapping[str, int]]]) -> list[Check]:
+    """Whether the region has the card: by Google's page, as of its date, and by the quota that the API lists."""
+    if wanted.cpu_only:
+        return []
+    card = cards.card(wanted.card)
+    said = limits[card.quota(redundant=wanted.zonal_redundancy)]
+    question = f"{target.region} has {card.title}"
+    regions = f"regions with one: {', '.join(card.regions)}"
+    if said.value is not None and said.value.get(target.region, 0) > 0:
+        return [Check("card", question, "yes", f"{said.call}: {said.value[target.region]}")]
+    if target.region in card.regions:
+        return [Check("card", question, "yes", f"Google's list of {cards.READ_ON}")]
+    if target.region in card.by_invitation:
+        text = f"Google's list of {cards.READ_ON}: by invitation; {said.call} lists none"
+        return [Check("card", question, "unknown", text, f"ask Google, or choose one of {regions}")]
+    listed = said.value is not None and target.region in said.value
+    if listed:
+        return [Check("card", question, "unknown", f"{said.call} lists the region, with 0", regions)]
+    return [Check("card", question, "no", f"Google's list of {cards.READ_ON}; {said.call} lists none", regions)]
 
 
 def _quota_checks(
     settings: Settings,
     wanted: DeploySettings,
-    target: Target,
+    found: Evidence,
     models: list[Said[Model]],
-    limits: Mapping[str, Said[int | None]],
-    member: str,
+    limits: Mapping[str, Said[Mapping[str, int]]],
 ) -> list[Check]:
-    question = "quota holds the instances and a rollout's overlap"
+    question = "quota holds the instances"
     read = tuple(said.value for said in models if said.value is not None)
     if len(read) < len(models):
         return [Check("quota", question, "unknown", "the models could not be read, so their size is not known")]
@@ -207,23 +220,34 @@ def _quota_checks(
         size = plan.choose_size(settings, wanted, read)
     except ColdstreamError as exc:
         return [Check("quota", "the models fit in one instance", "no", str(exc), "choose a smaller model")]
-    asked = quota.demands(
-        size, {name: said.value for name, said in limits.items()}, zonal_redundancy=wanted.zonal_redundancy
-    )
-    instances = wanted.max_instances or 1
-    looks = {item.quota: _to_look(limits[item.quota], "roles/cloudquotas.viewer", member, target) for item in asked}
-    return [_quota_check(item, instances, limits[item.quota], looks[item.quota]) for item in asked]
+    here = plan.of_region(limits, found.target.region)
+    fit = quota.fit(size, here, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy)
+    instances = wanted.max_instances or max(1, fit.instances)
+    checks = []
+    for item in fit.demands:
+        look = _to_look(limits[item.quota], "roles/cloudquotas.viewer", found.member, found.target)
+        checks.append(_quota_check(item, instances, limits[item.quota], look))
+    deployed = found.service.value is not None
+    return [*checks, _overlap_check(fit)] if deployed and wanted.overlap and fit.overlap is False else checks
 
 
-def _quota_check(item: quota.Demand, instances: int, said: Said[int | None], look: Grant | None) -> Check:
-    question = f"quota for {item.label}: {instances} + 1"
+def _quota_check(item: quota.Demand, instances: int, said: Said[Mapping[str, int]], look: Grant | None) -> Check:
+    question = f"quota for {item.label}: {instances}"
     advice = f"ask for more of {item.quota}: https://console.cloud.google.com/iam-admin/quotas"
+    first = (
+        f"; a project's first service with a card usually grants itself {item.first_grant}" if item.first_grant else ""
+    )
     if said.error is not None:
-        return Check("quota", question, "unknown", said.why_not, look or advice)
+        # A quota that is not listed at all is one that the project has no history with, not one that is 0.
+        return Check("quota", question, "unknown", f"{said.why_not}{first if said.missing else ''}", look or advice)
     fits = item.fits(instances)
     text = f"{said.call}: {item.says(instances)}"
-    if item.auto_granted:
-        text += "; a project's first L4 service usually grants itself 3"
     if fits is None:
-        return Check("quota", question, "unknown", text, advice)
+        return Check("quota", question, "unknown", text + first, advice)
     return Check("quota", question, "yes" if fits else "no", text, None if fits else advice)
+
+
+def _overlap_check(fit: quota.Fit) -> Check:
+    text = "; ".join(item.says(fit.instances + 1) for item in fit.crowded)
+    advice = "deploy with --no-overlap: the old revision's instances go first, for minutes without a service"
+    return Check("quota", "quota holds an old instance beside the new ones", "warning", text, advice)

@@ -1,22 +1,30 @@
 """Answers to the access graph's questions: every call is made at once, and what it said is kept with the answer.
 
-The caller is asked about with testIamPermissions, one call a resource. Other principals are asked about with the policy
+Whether a resource is there is asked with `get`: what testIamPermissions says of one that is not differs by service. The
+caller is asked about with testIamPermissions, one call a resource. Other principals are asked about with the policy
 troubleshooter; where that is not available, with the policies of the resource and the project, which show neither
-groups' members nor what is inherited from folders: what they do not show stays unknown.
+groups' members, nor deny policies, nor what is inherited from folders: what they do not show stays unknown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from coldstream.deploy import access
-from coldstream.deploy.access import APIS, MAKING, Answer, Check, Grant, Make, Need, Principal
+from coldstream.deploy.access import HELPERS, MAKING, Answer, Check, Grant, Make, Need, Principal
 from coldstream.deploy.google import Google
 from coldstream.deploy.target import Kind, Resource, Target
-from coldstream.errors import ApiDisabled, ColdstreamError, MissingExtra, ResourceNotFound
+from coldstream.errors import (
+    AccessBarred,
+    ApiDisabled,
+    ColdstreamError,
+    MissingExtra,
+    ResourceNotFound,
+)
 
 WORKERS = 24
 
@@ -64,77 +72,136 @@ class Question:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that the calls said about access."""
+    """Everything that the calls said about access. `target` knows the project's number, where it was said."""
 
+    target: Target
     caller: Said[str]
     apis: Said[Mapping[str, bool]]
-    parent: Said[str]
+    project: Said[Mapping[str, str]]
     held: Mapping[Resource, Said[frozenset[str]]]
-    accounts: Mapping[str, Said[bool]]
+    there: Mapping[Resource, Said[bool]]
+    buckets: Mapping[str, Said[Mapping[str, Any]]]
     service: Said[Mapping[str, Any] | None]
     others: Mapping[Question, tuple[Answer, str]]
 
+    @property
+    def member(self) -> str:
+        """The caller's IAM member."""
+        return self.target.caller or self.caller.value or access.NOBODY
+
     def exists(self, resource: Resource) -> bool | None:
         """Whether a resource is there; None when nobody would say. An API that is off has nothing."""
-        if resource.kind is Kind.ACCOUNT and (seen := self.accounts.get(resource.name)) is not None and not seen.error:
-            return seen.value
+        if resource.kind is Kind.PROJECT:
+            return True
         if resource.kind is Kind.SERVICE and not self.service.error:
             return self.service.value is not None
-        said = self.held.get(resource)
-        if said is None:
-            return None
-        if said.missing or isinstance(said.error, ApiDisabled):
-            return resource.kind is Kind.PROJECT
-        return True if said.error is None else None
+        said = self.there.get(resource)
+        if said is not None and said.error is None:
+            return said.value
+        if said is not None and isinstance(said.error, ApiDisabled):
+            return False
+        held = self.held.get(resource)
+        # Who holds a permission on it knows that it is there; who holds none may be told nothing of one that is not.
+        return True if held is not None and held.value else None
 
     def caller_may(self, permission: str, resource: Resource) -> bool | None:
-        """Whether the caller holds a permission; on what is not there yet, as it would be inherited."""
-        place = resource
-        if self.exists(resource) is False and resource.kind is not Kind.PROJECT:
-            place = Resource(Kind.PROJECT, resource.project, resource.project)
-        said = self.held.get(place)
-        return None if said is None or said.value is None else permission in said.value
+        """Whether the caller holds a permission: on the resource, or on the project, from which it is inherited."""
+        project = Resource(Kind.PROJECT, resource.project, resource.project)
+        places = [project] if self.exists(resource) is False else [resource, project]
+        values = [said.value for place in places if (said := self.held.get(place)) is not None and not said.missing]
+        if any(value is not None and permission in value for value in values):
+            return True
+        return None if not values or None in values else False
+
+    def said_of(self, resource: Resource) -> Said[Any]:
+        """The call that answers for the caller's permissions on a resource."""
+        project = Resource(Kind.PROJECT, resource.project, resource.project)
+        fallback = self.held.get(project, self.held[self.target.resource(Kind.PROJECT)])
+        return fallback if self.exists(resource) is False else self.held.get(resource, fallback)
 
 
 def gather(google: Google, target: Target) -> Evidence:
     """Ask everything, in parallel."""
-    questions = tuple(_questions(target))
-    asked = access.asked_of_caller(target)
     with ThreadPoolExecutor(WORKERS) as pool:
+        asked_project = pool.submit(ask, "projects.get", lambda: google.project(target.project))
+        if any(need.principal is Principal.AGENT for need, _ in access.needs(target)):
+            # A service agent's name has the project's number in it.
+            target = _numbered(target, asked_project.result())
+        questions = tuple(_questions(target))
         caller = pool.submit(ask, "oauth2.userinfo", google.caller)
-        apis = pool.submit(ask, "services.batchGet", lambda: google.enabled_apis(target.project, APIS))
-        parent = pool.submit(ask, "projects.get", lambda: google.project_parent(target.project))
+        apis = pool.submit(ask, "services.batchGet", lambda: google.enabled_apis(target.project, access.apis(target)))
         service = pool.submit(ask, "services.get", lambda: google.service(target.service_name))
         held = {
             resource: pool.submit(ask, f"testIamPermissions on {resource}", _test(google, resource, permissions))
-            for resource, permissions in asked.items()
+            for resource, permissions in access.asked_of_caller(target).items()
         }
-        accounts = {
-            email: pool.submit(ask, "serviceAccounts.get", _exists(google, target.project, email))
-            for email in target.accounts
+        buckets = {name: pool.submit(ask, "buckets.get", _bucket(google, name)) for name in _bucket_names(target)}
+        there = {
+            resource: pool.submit(ask, f"{resource.kind}s.get", _exists(google, resource))
+            for resource in _looked_for(target)
         }
         troubled = {item: pool.submit(ask, "policytroubleshooter", _troubleshoot(google, item)) for item in questions}
         unanswered = [item for item, future in troubled.items() if future.result().value in (None, "unknown")]
-        policies = _policies(google, pool, target, unanswered)
-        known = parent.result()
-        others = {item: _other(item, future.result(), policies, known) for item, future in troubled.items()}
+        policies, project = _policies(google, pool, unanswered), asked_project.result()
+        others = {item: _other(item, future.result(), policies, project) for item, future in troubled.items()}
+        seen = {name: future.result() for name, future in buckets.items()}
         return Evidence(
+            _numbered(target, project),
             caller.result(),
             apis.result(),
-            known,
+            project,
             {resource: future.result() for resource, future in held.items()},
-            {email: future.result() for email, future in accounts.items()},
+            {resource: future.result() for resource, future in there.items()} | _buckets_there(target, seen),
+            seen,
             service.result(),
             others,
         )
 
 
+def _numbered(target: Target, project: Said[Mapping[str, str]]) -> Target:
+    return replace(target, number=(project.value or {}).get("number"))
+
+
+def _bucket_names(target: Target) -> tuple[str, ...]:
+    source = () if target.own_image is not None else (target.source_bucket,)
+    return tuple(dict.fromkeys((*source, *target.model_buckets, *target.photo_buckets)))
+
+
+def _bucket(google: Google, name: str) -> Callable[[], Mapping[str, Any]]:
+    return lambda: google.bucket(name)
+
+
+def _buckets_there(target: Target, seen: Mapping[str, Said[Mapping[str, Any]]]) -> dict[Resource, Said[bool]]:
+    return {
+        target.resource(Kind.BUCKET, name): Said(said.call, value=not said.missing)
+        if said.missing or said.value is not None
+        else Said(said.call, error=said.error)
+        for name, said in seen.items()
+    }
+
+
+def _looked_for(target: Target) -> tuple[Resource, ...]:
+    """What may not be there: all that a deployment makes, and accounts that somebody else did; buckets are apart."""
+    accounts = [target.resource(Kind.ACCOUNT, email) for email in target.accounts]
+    made = access.made_resources(target)
+    return tuple(item for item in dict.fromkeys((*accounts, *made)) if item.kind is not Kind.BUCKET)
+
+
+def _exists(google: Google, resource: Resource) -> Callable[[], bool]:
+    def look() -> bool:
+        if resource.kind is Kind.ACCOUNT:
+            return google.account_exists(resource.project, resource.name)
+        try:
+            (google.secret if resource.kind is Kind.SECRET else google.repository)(resource.name)
+        except ResourceNotFound:
+            return False
+        return True
+
+    return look
+
+
 def _test(google: Google, resource: Resource, permissions: tuple[str, ...]) -> Callable[[], frozenset[str]]:
     return lambda: google.test_permissions(resource, permissions)
-
-
-def _exists(google: Google, project: str, email: str) -> Callable[[], bool]:
-    return lambda: google.account_exists(project, email)
 
 
 def _troubleshoot(google: Google, question: Question) -> Callable[[], Answer]:
@@ -163,9 +230,12 @@ class _Policies:
     roles: Mapping[str, Said[frozenset[str]]]
 
 
-def _policies(google: Google, pool: ThreadPoolExecutor, target: Target, questions: list[Question]) -> _Policies:
-    project = target.resource(Kind.PROJECT)
-    places = dict.fromkeys(place for item in questions for place in (item.resource, project))
+def _project_of(resource: Resource) -> Resource:
+    return Resource(Kind.PROJECT, resource.project, resource.project)
+
+
+def _policies(google: Google, pool: ThreadPoolExecutor, questions: list[Question]) -> _Policies:
+    places = dict.fromkeys(place for item in questions for place in (item.resource, _project_of(item.resource)))
     policies = {place: pool.submit(ask, f"getIamPolicy on {place}", _policy(google, place)) for place in places}
     bindings = {place: future.result() for place, future in policies.items()}
     names = {item["role"] for said in bindings.values() if said.value for item in said.value["bindings"]}
@@ -181,22 +251,24 @@ def _role(google: Google, name: str) -> Callable[[], frozenset[str]]:
     return lambda: google.role_permissions(name)
 
 
-def _other(item: Question, troubled: Said[Answer], policies: _Policies, parent: Said[str]) -> tuple[Answer, str]:
+def _other(
+    item: Question, troubled: Said[Answer], policies: _Policies, project_said: Said[Mapping[str, str]]
+) -> tuple[Answer, str]:
     if troubled.value in ("yes", "no"):
         return troubled.value, "policytroubleshooter"
     first = troubled.why_not if troubled.error else "policytroubleshooter: part of the policy is hidden from the caller"
-    project = Resource(Kind.PROJECT, item.resource.project, item.resource.project)
+    project = _project_of(item.resource)
     answers = [_in_policy(item, policies.bindings[place], policies.roles) for place in (item.resource, project)]
     places = f"the policies of {item.resource} and {project}"
     if "yes" in answers:
-        return "yes", f"getIamPolicy: granted in {places}"
+        return "unknown", f"{first}; getIamPolicy: granted in {places}, which show no deny policy"
     if "unknown" in answers:
         hidden = [
             policies.bindings[place].why_not for place in (item.resource, project) if policies.bindings[place].error
         ]
         why = hidden[0] if hidden else f"a group, a condition or a role in {places} may or may not grant it"
         return "unknown", f"{first}; {why}"
-    if parent.value == "":
+    if project_said.value is not None and not project_said.value["parent"]:
         return "no", f"getIamPolicy: not in {places}, and the project has no parent"
     return "unknown", f"{first}; not in {places}, but a folder or the organisation might grant it"
 
@@ -223,69 +295,111 @@ def _in_policy(item: Question, policy: Said[dict[str, Any]], roles: Mapping[str,
 # From evidence to checks.
 
 
-def access_checks(target: Target, evidence: Evidence) -> tuple[Check, ...]:
+def access_checks(evidence: Evidence) -> tuple[Check, ...]:
     """The graph, answered."""
+    target = evidence.target
     return (
-        _apis_check(target, evidence),
-        *(_made_check(target, evidence, resource) for resource in access.made_resources(target)),
-        *(_check(target, evidence, need, resource) for need, resource in access.needs(target)),
+        *_apis_checks(evidence),
+        *(_made_check(evidence, resource) for resource in access.made_resources(target)),
+        *(_check(evidence, need, resource) for need, resource in access.needs(target)),
     )
 
 
-def _apis_check(target: Target, evidence: Evidence) -> Check:
-    project = target.resource(Kind.PROJECT)
-    said, question = evidence.apis, f"the {len(APIS)} APIs are on"
+def _apis_checks(evidence: Evidence) -> list[Check]:
+    every = access.apis(evidence.target)
+    needed = tuple(api for api in every if api not in HELPERS)
+    return [
+        _apis_check(evidence, needed, f"the {len(needed)} APIs are on", "no"),
+        _apis_check(evidence, HELPERS, f"the {len(HELPERS)} APIs that checks read with are on", "warning"),
+    ]
+
+
+def _apis_check(evidence: Evidence, wanted: tuple[str, ...], question: str, when_off: Answer) -> Check:
+    project = evidence.target.resource(Kind.PROJECT)
+    said = evidence.apis
     if said.value is None:
-        return Check("apis", question, "unknown", said.why_not, Make(project, apis=APIS))
-    off = tuple(api for api in APIS if not said.value.get(api, False))
+        return Check("apis", question, "unknown", said.why_not, Make(project, apis=wanted))
+    off = tuple(api for api in wanted if not said.value.get(api, False))
     if not off:
         return Check("apis", question, "yes", said.call)
     may = evidence.caller_may(MAKING["apis"], project)
     names = ", ".join(api.removesuffix(".googleapis.com") for api in off)
     whom = "the caller may turn them on" if may else "the caller may not turn them on"
-    return Check("apis", question, "no", f"{said.call}: off: {names}; {whom}", Make(project, apis=off))
+    return Check("apis", question, when_off, f"{said.call}: off: {names}; {whom}", Make(project, apis=off))
 
 
-def _made_check(target: Target, evidence: Evidence, resource: Resource) -> Check:
-    question, make = f"{resource} is there, or can be made", Make(resource, region=target.region)
-    step = {Kind.ACCOUNT: "accounts", Kind.REPOSITORY: "repository"}.get(resource.kind, "source bucket")
+_STEPS: Mapping[Kind, str] = MappingProxyType(
+    {
+        Kind.ACCOUNT: "accounts",
+        Kind.REPOSITORY: "repository",
+        Kind.BUCKET: "source bucket",
+        Kind.SECRET: "keys",
+    }
+)
+
+
+def _made_check(evidence: Evidence, resource: Resource) -> Check:
+    question = f"{resource} is there, or can be made"
+    step, make = _STEPS[resource.kind], Make(resource, region=evidence.target.region)
     there = evidence.exists(resource)
     if there:
-        return Check(step, question, "yes", "it is there")
-    project = target.resource(Kind.PROJECT)
+        return _owner_check(evidence, resource, step, question)
+    project = evidence.target.resource(Kind.PROJECT)
     may = evidence.caller_may(MAKING[resource.kind], project)
+    if resource.kind is Kind.SECRET and there is False:
+        text = "not there; `coldstream doctor --fix` makes it, with a key of its own in it"
+        return Check(step, question, "no", text, make)
     evidence_text = f"{'not there' if there is False else 'cannot be seen'}; {evidence.held[project].call}"
     if there is False and may:
         return Check(step, question, "yes", f"{evidence_text}: the caller may make it")
     if may is None or there is None:
-        said = evidence.held[project] if may is None else evidence.held.get(resource, evidence.held[project])
+        said = evidence.held[project] if may is None else evidence.there.get(resource, evidence.held[project])
         return Check(step, question, "unknown", said.why_not if said.error else evidence_text, make)
     return Check(step, question, "no", f"{evidence_text}: {MAKING[resource.kind]} is missing", make)
 
 
-def _check(target: Target, evidence: Evidence, need: Need, resource: Resource) -> Check:
+def _owner_check(evidence: Evidence, resource: Resource, step: str, question: str) -> Check:
+    """Whose the source bucket is: a bucket's name is everybody's to take, and who has it may exchange what we build."""
+    if resource.kind is not Kind.BUCKET:
+        return Check(step, question, "yes", "it is there")
+    question = f"{resource} is the project's own"
+    said, number = evidence.buckets[resource.name], evidence.target.number
+    if said.value is None or number is None:
+        why = said.why_not if said.value is None else evidence.project.why_not
+        return Check(step, question, "unknown", why)
+    owner = said.value["project_number"]
+    if owner == number:
+        return Check(step, question, "yes", f"{said.call}: project {owner}")
+    advice = 'name another with source_bucket = "..." under [deploy]'
+    return Check(step, question, "no", f"{said.call}: it belongs to project {owner}, not {number}", advice)
+
+
+def _check(evidence: Evidence, need: Need, resource: Resource) -> Check:
     question = f"{need.principal}: {need.permission} on {resource}"
-    member = access.principal_member(need.principal, target, evidence.caller.value or access.NOBODY)
-    answer, why = _answer(target, evidence, need, resource)
+    member = access.principal_member(need.principal, evidence.target, evidence.member)
+    answer, why = _answer(evidence, need, resource)
     if answer == "yes":
         return Check(need.step, question, answer, why)
+    if answer == "no" and need.comfort:
+        answer = "warning"
     return Check(need.step, question, answer, why, Grant(need.role, member, _granted_on(evidence, resource)))
 
 
 def _granted_on(evidence: Evidence, resource: Resource) -> Resource:
     # A service that is not deployed yet has no policy to grant on; everything else is made before it is granted on.
     if resource.kind is Kind.SERVICE and not evidence.exists(resource):
-        return Resource(Kind.PROJECT, resource.project, resource.project)
+        return _project_of(resource)
     return resource
 
 
-def _answer(target: Target, evidence: Evidence, need: Need, resource: Resource) -> tuple[Answer, str]:
+def _answer(evidence: Evidence, need: Need, resource: Resource) -> tuple[Answer, str]:
     if need.principal is Principal.CALLER:
         return _callers_answer(evidence, need, resource)
+    target = evidence.target
     email = _email(need.principal, target)
-    if evidence.exists(target.resource(Kind.ACCOUNT, email)) is False:
+    if need.principal is not Principal.AGENT and evidence.exists(target.resource(Kind.ACCOUNT, email)) is False:
         return "no", f"account {email} is not there yet"
-    if resource.kind in (Kind.BUCKET, Kind.REPOSITORY) and evidence.exists(resource) is False:
+    if resource.kind is not Kind.SERVICE and evidence.exists(resource) is False:
         return "no", f"{resource} is not there yet"
     answer, why = evidence.others[Question(email, need.permission, _granted_on(evidence, resource))]
     deploy_grants_it = need.principal is Principal.INVOKER and evidence.caller_may(
@@ -298,14 +412,10 @@ def _answer(target: Target, evidence: Evidence, need: Need, resource: Resource) 
 
 def _callers_answer(evidence: Evidence, need: Need, resource: Resource) -> tuple[Answer, str]:
     may = evidence.caller_may(need.permission, resource)
-    there = evidence.exists(resource)
-    project = Resource(Kind.PROJECT, resource.project, resource.project)
-    said = evidence.held[project if there is False else resource]
+    there, said = evidence.exists(resource), evidence.said_of(resource)
+    if may is None and isinstance(said.error, AccessBarred) and need.permission in str(said.error):
+        return "no", said.why_not
     if may is None:
-        return "unknown", said.why_not
-    where = (
-        f"{said.call} ({resource} is not there yet)"
-        if there is False and resource.kind is not Kind.PROJECT
-        else said.call
-    )
+        return "unknown", said.why_not if said.error else f"{said.call}: {resource} cannot be seen"
+    where = f"{said.call} ({resource} is not there yet)" if there is False else said.call
     return ("yes" if may else "no"), where

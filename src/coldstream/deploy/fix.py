@@ -17,7 +17,7 @@ from coldstream.deploy.doctor import Report
 from coldstream.deploy.evidence import Evidence
 from coldstream.deploy.google import Google
 from coldstream.deploy.target import LABELS, Kind, Resource, Target
-from coldstream.errors import DeployError, ResourceConflict
+from coldstream.errors import CloudUnavailable, DeployError, ResourceConflict
 
 PATIENCE = 900.0
 ATTEMPTS = 5
@@ -87,7 +87,7 @@ def _caller_may(found: Evidence, target: Target, item: Make | Grant) -> bool:
 def command(item: Make | Grant, target: Target) -> str:
     """The gcloud command that does it."""
     if isinstance(item, Grant):
-        return _policy_command("add", item, target)
+        return _policy_command("add", item)
     project = f"--project={target.project}"
     labels = ",".join(f"{key}={value}" for key, value in LABELS.items())
     if item.apis:
@@ -99,31 +99,38 @@ def command(item: Make | Grant, target: Target) -> str:
     if item.resource.kind is Kind.REPOSITORY:
         words = ["gcloud", "artifacts", "repositories", "create", target.repository, "--repository-format=docker"]
         return shlex.join([*words, f"--location={target.region}", f"--labels={labels}", project])
+    if item.resource.kind is Kind.SECRET:
+        name = item.resource.name.rsplit("/", 1)[1]
+        words = ["gcloud", "secrets", "create", name, "--replication-policy=automatic", f"--labels={labels}", project]
+        # A key that nobody has seen; head and base64 are on every machine that has gcloud.
+        return f"head -c 32 /dev/urandom | base64 | tr '+/' '-_' | {shlex.join([*words, '--data-file=-'])}"
     words = ["gcloud", "storage", "buckets", "create", f"gs://{item.resource.name}", f"--location={target.region}"]
     return shlex.join([*words, "--uniform-bucket-level-access", "--public-access-prevention", project])
 
 
-def undo(item: Grant, target: Target) -> str:
+def undo(item: Grant) -> str:
     """The gcloud command that takes a grant back."""
-    return _policy_command("remove", item, target)
+    return _policy_command("remove", item)
 
 
-def _policy_command(verb: str, item: Grant, target: Target) -> str:
-    name = item.resource.name
-    place = {
-        Kind.PROJECT: ["projects", f"{verb}-iam-policy-binding", name],
-        Kind.BUCKET: ["storage", "buckets", f"{verb}-iam-policy-binding", f"gs://{name}"],
-        Kind.REPOSITORY: ["artifacts", "repositories", f"{verb}-iam-policy-binding", target.repository],
-        Kind.ACCOUNT: ["iam", "service-accounts", f"{verb}-iam-policy-binding", name],
-        Kind.SERVICE: ["run", "services", f"{verb}-iam-policy-binding", target.service],
+def _policy_command(verb: str, item: Grant) -> str:
+    name, project = item.resource.name, f"--project={item.resource.project}"
+    short, parts = name.rsplit("/", 1)[-1], name.split("/")
+    place, where = {
+        Kind.PROJECT: (["projects", f"{verb}-iam-policy-binding", name], ["--condition=None"]),
+        Kind.BUCKET: (["storage", "buckets", f"{verb}-iam-policy-binding", f"gs://{name}"], []),
+        Kind.REPOSITORY: (
+            ["artifacts", "repositories", f"{verb}-iam-policy-binding", short],
+            [f"--location={parts[3] if len(parts) > 3 else ''}", project],
+        ),
+        Kind.ACCOUNT: (["iam", "service-accounts", f"{verb}-iam-policy-binding", name], [project]),
+        Kind.SERVICE: (
+            ["run", "services", f"{verb}-iam-policy-binding", short],
+            [f"--region={parts[3] if len(parts) > 3 else ''}", project],
+        ),
+        Kind.SECRET: (["secrets", f"{verb}-iam-policy-binding", short], [project]),
     }[item.resource.kind]
-    where = {
-        Kind.REPOSITORY: [f"--location={target.region}", f"--project={target.project}"],
-        Kind.ACCOUNT: [f"--project={target.project}"],
-        Kind.SERVICE: [f"--region={target.region}", f"--project={target.project}"],
-    }.get(item.resource.kind, [])
-    condition = ["--condition=None"] if item.resource.kind is Kind.PROJECT else []
-    return shlex.join(["gcloud", *place, f"--member={item.member}", f"--role={item.role}", *condition, *where])
+    return shlex.join(["gcloud", *place, f"--member={item.member}", f"--role={item.role}", *where])
 
 
 def script(items: tuple[Make | Grant, ...], target: Target) -> str:
@@ -149,7 +156,7 @@ def undo_script(items: tuple[Grant, ...], target: Target) -> str:
         "set -eu",
         "",
     ]
-    return "\n".join([*lines, *(undo(item, target) for item in items)]) + "\n"
+    return "\n".join([*lines, *(undo(item) for item in items)]) + "\n"
 
 
 # Doing it.
@@ -166,37 +173,61 @@ def grant_all(google: Google, grants: tuple[Grant, ...], *, clock: Clock, tell: 
     """Add what is not there; what was added, so that it can be undone."""
     added = []
     for item in grants:
-        if item.role in FORBIDDEN:
-            raise DeployError(f"{item.role} is never granted; this is a bug in coldstream.deploy.access")
-        if add(google, item, clock=clock):
+        if item.role in FORBIDDEN or not access.grantable(item.role, item.resource.kind):
+            raise DeployError(f"{item} is never granted; this is a bug in coldstream.deploy.access")
+        if add(google, item, clock=clock, tell=tell):
             tell(f"granted {item}")
             added.append(item)
     return tuple(added)
 
 
-def add(google: Google, item: Grant, *, clock: Clock) -> bool:
+def add(google: Google, item: Grant, *, clock: Clock, tell: Tell) -> bool:
     """Add one grant under the policy's etag; whether it was missing.
+
+    Accounts and resources that were made a moment ago are not known everywhere yet: they are waited for.
+
+    Raises:
+        DeployError: others keep changing the policy, or Google refused.
+    """
+    # A write that Google did not answer may have been made: it counts as ours when it is found there.
+    sent = False
+
+    def once() -> bool:
+        nonlocal sent
+        policy = google.policy(item.resource)
+        plain = [binding for binding in policy["bindings"] if "condition" not in binding]
+        if any(binding["role"] == item.role and item.member in binding["members"] for binding in plain):
+            return sent
+        policy["bindings"].append({"role": item.role, "members": [item.member]})
+        sent = True
+        google.set_policy(item.resource, policy)
+        return True
+
+    for attempt in range(ATTEMPTS):
+        try:
+            return ground.patiently(str(item), once, clock=clock, tell=tell)
+        except (ResourceConflict, CloudUnavailable):
+            clock.sleep(1.0 + attempt)
+    raise DeployError(f"{item}: others keep changing the policy of {item.resource}; run this again")
+
+
+def remove(google: Google, resource: Resource, member: str, *, clock: Clock) -> bool:
+    """Take every role of a member from a resource's own policy; whether it had one.
 
     Raises:
         DeployError: others keep changing the policy, or Google refused.
     """
     for attempt in range(ATTEMPTS):
-        policy = google.policy(item.resource)
-        plain = [binding for binding in policy["bindings"] if "condition" not in binding]
-        if any(binding["role"] == item.role and item.member in binding["members"] for binding in plain):
+        policy = google.policy(resource)
+        kept = [{**item, "members": [one for one in item["members"] if one != member]} for item in policy["bindings"]]
+        if kept == policy["bindings"]:
             return False
-        policy["bindings"].append({"role": item.role, "members": [item.member]})
         try:
-            google.set_policy(item.resource, policy)
+            google.set_policy(resource, {**policy, "bindings": [item for item in kept if item["members"]]})
             return True
         except ResourceConflict:
             clock.sleep(1.0 + attempt)
-        except DeployError as exc:
-            # An account made a moment ago is not known everywhere yet.
-            if "does not exist" not in str(exc) or attempt == ATTEMPTS - 1:
-                raise
-            clock.sleep(5.0 * (attempt + 1))
-    raise DeployError(f"{item}: others keep changing the policy of {item.resource}; run this again")
+    raise DeployError(f"{member}: others keep changing the policy of {resource}; run this again")
 
 
 def wait_until_met(examine: Callable[[], Report], wanted: frozenset[Grant], *, clock: Clock, tell: Tell) -> Report:

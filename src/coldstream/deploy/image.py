@@ -11,15 +11,18 @@ import gzip
 import io
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from coldstream.deploy.access import NEEDS, Grant, Need, Principal, principal_member, resources
+from coldstream.deploy.cards import Card, wheels
 from coldstream.deploy.target import Target
 from coldstream.errors import DeployError
+from coldstream.settings import DeploySettings
 
 Variant = Literal["gpu", "cpu"]
 
@@ -29,18 +32,32 @@ BUILD_TIMEOUT = 3600
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The files of a build: path to content, and which Dockerfile they are for."""
+    """The files of a build: path to content, which Dockerfile they are for, and the Dockerfile's arguments.
+
+    `base_of` is the day whose base image is wanted; without one, whichever the build's cache has.
+    """
 
     variant: Variant
     files: Mapping[str, bytes]
+    arguments: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    base_of: str | None = None
 
     @property
     def tag(self) -> str:
-        """The image's tag; the same files give the same one."""
+        """The image's tag; the same files and arguments give the same one."""
         digest = sha256()
         for name in sorted(self.files):
             digest.update(f"{len(name)}:{name}:{len(self.files[name])}:".encode() + self.files[name])
+        for name, value in sorted(self.arguments.items()):
+            digest.update(f"{name}={value}\n".encode())
+        digest.update((self.base_of or "").encode())
         return f"{self.variant}-{digest.hexdigest()[:12]}"
+
+    @property
+    def torch(self) -> str | None:
+        """The version of torch that is installed, from torch.txt; None where there is none."""
+        pinned = self.files.get("torch.txt", b"").decode().strip()
+        return pinned.removeprefix("torch==") or None
 
     def archive(self) -> bytes:
         """A .tar.gz whose bytes depend on nothing but the files."""
@@ -75,6 +92,13 @@ def context(variant: Variant) -> Context:
     # By itself, so that another version of anything else leaves torch's layer as it is.
     files["torch.txt"] = "".join(line for line in pinned.splitlines(True) if line.startswith("torch==")).encode()
     return Context(variant, files)
+
+
+def for_card(built: Context, card: Card) -> Context:
+    """With torch from the index whose build the card's driver runs."""
+    if built.torch is None:
+        return built
+    return replace(built, arguments={**built.arguments, "TORCH_INDEX": wheels(card, built.torch)})
 
 
 def package_files(package: Path) -> dict[str, bytes]:
@@ -127,20 +151,60 @@ def _project_name(requirement: str) -> str:
     return requirement
 
 
-def build_request(target: Target, built: Context, source_object: str) -> dict[str, Any]:
-    """A Cloud Build that makes one image; the layers of the last one are its cache."""
+def build_request(
+    target: Target, built: Context, source_object: str, generation: int, *, immutable: bool, wanted: DeploySettings
+) -> dict[str, Any]:
+    """A Cloud Build that makes one image from one generation of its source; the last one's layers are its cache.
+
+    A repository whose tags cannot be moved has no tag that means the last one.
+    """
     image, cache = f"{target.image}:{built.tag}", f"{target.image}:{built.variant}-cache"
-    args = ["build", "--cache-from", cache, "--build-arg", "BUILDKIT_INLINE_CACHE=1", "-t", image, "-t", cache, "."]
+    args = ["build", "--build-arg", "BUILDKIT_INLINE_CACHE=1", "-t", image]
+    if built.base_of is not None:
+        args += ["--pull", "--no-cache"]
+    elif not immutable:
+        args += ["--cache-from", cache]
+    args += [] if immutable else ["-t", cache]
+    args += [word for name, value in sorted(built.arguments.items()) for word in ("--build-arg", f"{name}={value}")]
+    options: dict[str, Any] = {"logging": "CLOUD_LOGGING_ONLY"}
+    if wanted.build_pool is not None:
+        options["pool"] = {"name": wanted.build_pool}
     return {
-        "source": {"storage_source": {"bucket": target.source_bucket, "object_": source_object}},
-        "steps": [{"name": BUILDER, "env": ["DOCKER_BUILDKIT=1"], "args": args}],
-        "images": [image, cache],
+        # Whoever else may write to the bucket cannot exchange a generation.
+        "source": {
+            "storage_source": {
+                "bucket": target.source_bucket,
+                "object_": source_object,
+                "generation": generation,
+            }
+        },
+        "steps": [{"name": BUILDER, "env": ["DOCKER_BUILDKIT=1"], "args": [*args, "."]}],
+        "images": [image] if immutable else [image, cache],
         "timeout": {"seconds": BUILD_TIMEOUT},
         "service_account": f"projects/{target.project}/serviceAccounts/{target.build_account}",
         # A build with an account of its own must say where its logs go, and may not use Cloud Build's own bucket.
-        "options": {"logging": "CLOUD_LOGGING_ONLY"},
+        "options": options,
         "tags": ["coldstream", built.tag],
     }
+
+
+# What Cloud Build says when it refuses to begin -> what mends it.
+BARRED_REGION = "cannot run builds in this region"
+_REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        BARRED_REGION: "name another with deploy.build_region",
+        "allowedWorkerPools": "an organisation policy wants a private pool; name it with deploy.build_pool",
+    }
+)
+
+
+def refused(target: Target, said: str) -> tuple[str, Grant | None]:
+    """What mends a build that was refused at once, by the words of the refusal: advice, or a grant."""
+    if "could not resolve source" in said and "storage.objects" in said:
+        need = next(item for item in NEEDS if item.step == "source bucket" and item.principal is Principal.BUILD)
+        return "the build account may not read the source", _grant(target, need)
+    advice = next((text for mark, text in _REFUSED.items() if mark in said), "")
+    return advice, None
 
 
 RUNNING = frozenset({"PENDING", "QUEUED", "WORKING"})

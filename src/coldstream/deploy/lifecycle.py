@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from coldstream.deploy import apply, service
+from coldstream.deploy import apply, fix, places, service
 from coldstream.deploy.clock import Clock
 from coldstream.deploy.evidence import Said, ask
 from coldstream.deploy.google import Google, wait
 from coldstream.deploy.service import PREVIOUS_ANNOTATION
-from coldstream.deploy.target import LABELS, Target
-from coldstream.errors import DeployError, ResourceNotFound
+from coldstream.deploy.target import LABELS, Kind, Resource, Target
+from coldstream.errors import CloudUnavailable, DeployError, ResourceNotFound
 
 Tell = Callable[[str], None]
 
@@ -69,6 +71,19 @@ def _revision(item: Mapping[str, Any], shares: Mapping[str, int], deployed: Mapp
     }
 
 
+# Access
+
+
+def token(google: Google, target: Target) -> str:
+    """An identity token of the invoker for the service.
+
+    Raises:
+        ResourceNotFound: the service is not deployed.
+        PermissionRefused: the caller may not make tokens of the invoker.
+    """
+    return google.identity_token(target.invoker_account, str(deployed_service(google, target)["uri"]))
+
+
 # Logs
 
 
@@ -97,7 +112,12 @@ def logs(
     since = query.since
     seen: dict[str, str] = {}
     while True:
-        entries = google.log_entries(query.target.project, query.text(since), newest=newest)
+        try:
+            entries = google.log_entries(query.target.project, query.text(since), newest=newest)
+        except CloudUnavailable:
+            if not follow:
+                raise
+            entries = ()
         for entry in entries:
             if entry["id"] not in seen:
                 yield entry
@@ -162,7 +182,8 @@ def inventory(
 ) -> tuple[tuple[Remains, ...], tuple[str, ...]]:
     """What destroy would remove, in order; and what it leaves alone, with the reason.
 
-    The repository, the source bucket and the build account serve every service of the project: they go with the last.
+    The repository serves the services of a region, the source bucket and the build account those of the project, and
+    the accounts that read and call those of one name: each goes with the last that uses it.
     """
     found: list[Remains] = []
     left = [f"model bucket {name}: yours" for name in target.model_buckets]
@@ -171,21 +192,72 @@ def inventory(
         least = int(deployed.get("scaling", {}).get("min_instance_count", 0))
         cost = f"{least} instances around the clock" if least else "nothing while nobody asks"
         found.append(Remains(f"service {target.service}", cost, lambda: _remove_service(google, target, clock, tell)))
-    others = _other_services(google, target)
-    own = [email for email in target.accounts if target.dedicated(email)]
-    if others:
-        left.append(f"repository, source bucket and build account: {', '.join(others)} use them too")
-        own = [email for email in own if email != target.build_account]
-    else:
-        found += _storage(google, target, left, clock, tell)
-    found += [item for email in own for item in _account(google, target, email)]
+    others = _others(google, target)
+    found += _shared(google, target, others, left, clock, tell)
+    own = _own_accounts(target, others, left)
+    granting = _places(target, deployed, going=frozenset(item.what for item in found))
+    found += [item for email in own for item in _account(google, target, email, granting, clock)]
     return tuple(found), tuple(left)
 
 
-def _other_services(google: Google, target: Target) -> list[str]:
-    services = [item for item in google.services(target.location) if item["name"] != target.service_name]
-    ours = [item for item in services if item.get("labels", {}).items() >= LABELS.items()]
-    return [item["name"].rsplit("/", 1)[1] for item in ours]
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """Services of ours beside the one that goes, as (region, name); `unseen` are regions that nobody may look into."""
+
+    services: tuple[tuple[str, str], ...]
+    unseen: tuple[str, ...]
+
+    def told(self, services: Iterable[tuple[str, str]]) -> str:
+        named = [f"{name} in {region}" for region, name in services]
+        return ", ".join(named + [f"{region} could not be looked into" for region in self.unseen[:3]])
+
+
+def _others(google: Google, target: Target) -> _Others:
+    regions = sorted({*places.COUNTRIES, target.region})
+    with ThreadPoolExecutor(24) as pool:
+        asked = {
+            region: pool.submit(ask, f"services.list {region}", _services(google, target, region)) for region in regions
+        }
+        said = {region: future.result() for region, future in asked.items()}
+    services = [
+        (region, item["name"].rsplit("/", 1)[1])
+        for region, answer in said.items()
+        for item in answer.value or ()
+        if item["name"] != target.service_name and _ours(item)
+    ]
+    return _Others(tuple(services), tuple(region for region, answer in said.items() if answer.error is not None))
+
+
+def _services(google: Google, target: Target, region: str) -> Callable[[], tuple[Mapping[str, Any], ...]]:
+    return lambda: google.services(f"projects/{target.project}/locations/{region}")
+
+
+def _shared(
+    google: Google, target: Target, others: _Others, left: list[str], clock: Clock, tell: Tell
+) -> list[Remains]:
+    """The repository, unless this region has another service; the source bucket, unless the project has one."""
+    found = []
+    here = [item for item in others.services if item[0] == target.region]
+    if here or target.region in others.unseen:
+        left.append(f"repository {target.repository}: {others.told(here)}")
+    else:
+        found += _repository(google, target, left, clock, tell)
+    if others.services or others.unseen:
+        left.append(f"bucket {target.source_bucket} and the build account: {others.told(others.services)}")
+    else:
+        found += _source_bucket(google, target, left)
+    return found
+
+
+def _own_accounts(target: Target, others: _Others, left: list[str]) -> list[str]:
+    own = [email for email in target.accounts if target.dedicated(email)]
+    if others.services or others.unseen:
+        own = [email for email in own if email != target.build_account]
+    same = [item for item in others.services if item[1] == target.service]
+    if same or others.unseen:
+        left.append(f"the accounts of {target.service}: {others.told(same)}")
+        return []
+    return own
 
 
 def _remove_service(google: Google, target: Target, clock: Clock, tell: Tell) -> None:
@@ -193,27 +265,27 @@ def _remove_service(google: Google, target: Target, clock: Clock, tell: Tell) ->
     wait(pending, clock=clock, limit=300, tick=lambda waited: tell(f"removing the service: {waited:.0f} s"))
 
 
-def _storage(google: Google, target: Target, left: list[str], clock: Clock, tell: Tell) -> list[Remains]:
-    found = []
-    repository: Said[Mapping[str, Any]] = ask("repositories.get", lambda: google.repository(target.repository_name))
-    if repository.value is not None and _ours(repository.value):
+def _repository(google: Google, target: Target, left: list[str], clock: Clock, tell: Tell) -> list[Remains]:
+    said: Said[Mapping[str, Any]] = ask("repositories.get", lambda: google.repository(target.repository_name))
+    if said.value is not None and _ours(said.value):
         cost = "$0.10 a GiB and month for its images"
-        found.append(
-            Remains(f"repository {target.repository}", cost, lambda: _remove_repository(google, target, clock, tell))
-        )
-    elif not repository.missing:
-        left.append(
-            f"repository {target.repository}: {'not made by coldstream' if repository.value else repository.why_not}"
-        )
-    bucket: Said[Mapping[str, Any]] = ask("buckets.get", lambda: google.bucket(target.source_bucket))
-    if bucket.value is not None and _ours(bucket.value):
+        what = f"repository {target.repository}"
+        return [Remains(what, cost, lambda: _remove_repository(google, target, clock, tell))]
+    if not said.missing:
+        left.append(f"repository {target.repository}: {'not made by coldstream' if said.value else said.why_not}")
+    return []
+
+
+def _source_bucket(google: Google, target: Target, left: list[str]) -> list[Remains]:
+    said: Said[Mapping[str, Any]] = ask("buckets.get", lambda: google.bucket(target.source_bucket))
+    project: Said[Mapping[str, str]] = ask("projects.get", lambda: google.project(target.project))
+    owned = said.value is not None and said.value["project_number"] == (project.value or {}).get("number")
+    if said.value is not None and owned and _ours(said.value):
         cost = "$0.02 a GiB and month for sources"
-        found.append(
-            Remains(f"bucket {target.source_bucket}", cost, lambda: _remove_bucket(google, target.source_bucket))
-        )
-    elif not bucket.missing:
-        left.append(f"bucket {target.source_bucket}: {'not made by coldstream' if bucket.value else bucket.why_not}")
-    return found
+        return [Remains(f"bucket {target.source_bucket}", cost, lambda: _remove_bucket(google, target.source_bucket))]
+    if not said.missing:
+        left.append(f"bucket {target.source_bucket}: {'not made by coldstream' if said.value else said.why_not}")
+    return []
 
 
 def _ours(resource: Mapping[str, Any]) -> bool:
@@ -231,10 +303,45 @@ def _remove_bucket(google: Google, name: str) -> None:
     google.delete_bucket(name)
 
 
-def _account(google: Google, target: Target, email: str) -> list[Remains]:
+def _places(target: Target, deployed: Mapping[str, Any] | None, *, going: frozenset[str]) -> tuple[Resource, ...]:
+    """Whatever outlives a deployment and may name its accounts in its policy."""
+    buckets = dict.fromkeys((*target.model_buckets, *target.photo_buckets, *_buckets_of(deployed)))
+    shared = [target.resource(Kind.BUCKET, target.source_bucket), target.resource(Kind.REPOSITORY)]
+    shared = [place for place in shared if str(place) not in going]
+    secret = [] if target.secret is None else [target.resource(Kind.SECRET)]
+    ours = [target.resource(Kind.BUCKET, name) for name in buckets]
+    return (target.resource(Kind.PROJECT), *ours, *shared, *secret)
+
+
+def _buckets_of(deployed: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The gs:// buckets of the configuration that a service carries; whoever destroys need not have the file."""
+    containers = (deployed or {}).get("template", {}).get("containers", [])
+    texts = [str(item.get("value", "")) for container in containers for item in container.get("env", [])]
+    return tuple(dict.fromkeys(match for text in texts for match in re.findall(r"gs://([a-z0-9][a-z0-9._-]+)", text)))
+
+
+def _account(google: Google, target: Target, email: str, granting: tuple[Resource, ...], clock: Clock) -> list[Remains]:
+    """Its grants elsewhere, then the account: a grant of an account that is gone would stay in the policy for ever."""
     if ask("serviceAccounts.get", lambda: google.account_exists(target.project, email)).value is not True:
         return []
-    return [Remains(f"account {email}", "nothing", lambda: google.delete_account(target.project, email))]
+    member = f"serviceAccount:{email}"
+    granted = [place for place in granting if _names(google, place, member)]
+    bindings = [
+        Remains(f"grants of {email} on {place}", "nothing", _ungrant(google, place, member, clock)) for place in granted
+    ]
+    return [*bindings, Remains(f"account {email}", "nothing", lambda: google.delete_account(target.project, email))]
+
+
+def _names(google: Google, place: Resource, member: str) -> bool:
+    said = ask(f"getIamPolicy on {place}", lambda: google.policy(place))
+    return said.value is not None and any(member in item["members"] for item in said.value["bindings"])
+
+
+def _ungrant(google: Google, place: Resource, member: str, clock: Clock) -> Callable[[], None]:
+    def action() -> None:
+        fix.remove(google, place, member, clock=clock)
+
+    return action
 
 
 def destroy(items: tuple[Remains, ...], *, tell: Tell) -> None:

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any, Protocol
 
-from coldstream.deploy import image, quota, service, sizing
+from coldstream.deploy import cards, image, quota, service, sizing
 from coldstream.deploy.evidence import Said, ask
 from coldstream.deploy.google import Google
 from coldstream.deploy.quota import Fit
-from coldstream.deploy.service import Change, Scaling
-from coldstream.deploy.sizing import CPU, GIB, L4, Prices, Size, Weights, Wish
+from coldstream.deploy.service import Change, Options, Scaling
+from coldstream.deploy.sizing import CPU, GIB, Prices, Size, Weights, Wish
 from coldstream.deploy.target import Target
 from coldstream.errors import DeployError, SettingsError
 from coldstream.settings import DeploySettings, Device, Settings
@@ -37,6 +37,7 @@ class OpenedCheckpoint(Protocol):
 
 OpenModel = Callable[[str], OpenedCheckpoint]
 MakeContext = Callable[[image.Variant], image.Context]
+DigestOf = Callable[[str], str | None]
 
 
 def open_model(uri: str) -> OpenedCheckpoint:
@@ -57,7 +58,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `coldstream deploy` does. `changes` is empty when it would change nothing."""
+    """What `coldstream deploy` does. `changes` is empty when it would change nothing.
+
+    `kept` is what somebody set on the deployed service and a deployment leaves alone; `warnings` stop nothing.
+    `image` is named by its tag; the template names it by its digest where that is known already.
+    """
 
     target: Target
     models: tuple[Model, ...]
@@ -70,6 +75,10 @@ class Plan:
     deployed: Mapping[str, Any] | None
     changes: tuple[Change, ...]
     proposals: tuple[str, ...]
+    options: Options
+    overlap: bool
+    kept: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def revision(self) -> str:
@@ -90,18 +99,26 @@ def read_models(settings: Settings, opener: OpenModel) -> tuple[Model, ...]:
         return tuple(pool.map(read, settings.models))
 
 
-def limits(google: Google, project: str, region: str) -> dict[str, Said[int | None]]:
-    """Cloud Run's limits in a region, asked for in parallel."""
-    names = (quota.CPU_QUOTA, quota.MEMORY_QUOTA, quota.L4_QUOTA, quota.L4_REDUNDANT_QUOTA)
+def limits(google: Google, project: str, names: tuple[str, ...]) -> dict[str, Said[Mapping[str, int]]]:
+    """Cloud Run's limits in every region, asked for in parallel."""
     with ThreadPoolExecutor(len(names)) as pool:
-        asked = {
-            name: pool.submit(ask, f"quotaInfos.get {name}", _quota(google, project, region, name)) for name in names
-        }
-        return {name: future.result() for name, future in asked.items()}
+        said = {name: pool.submit(ask, f"quotaInfos.get {name}", _quota(google, project, name)) for name in names}
+        return {name: future.result() for name, future in said.items()}
 
 
-def _quota(google: Google, project: str, region: str, name: str) -> Callable[[], int | None]:
-    return lambda: google.quota(project, region, name)
+def _quota(google: Google, project: str, name: str) -> Callable[[], Mapping[str, int]]:
+    return lambda: google.quota(project, name)
+
+
+def quota_names(wanted: DeploySettings) -> tuple[str, ...]:
+    """The limits that a plan with these settings asks for; a card's, where there is one."""
+    plain = (quota.CPU_QUOTA, quota.MEMORY_QUOTA)
+    return plain if wanted.cpu_only else (*plain, cards.card(wanted.card).quota(redundant=wanted.zonal_redundancy))
+
+
+def of_region(said: Mapping[str, Said[Mapping[str, int]]], region: str) -> dict[str, int | None]:
+    """The limits in one region; None where nobody says."""
+    return {name: None if item.value is None else item.value.get(region) for name, item in said.items()}
 
 
 def make_plan(
@@ -113,37 +130,80 @@ def make_plan(
     limits: Mapping[str, int | None],
     deployed: Mapping[str, Any] | None,
     context: MakeContext,
+    digest_of: DigestOf = lambda _: None,
 ) -> Plan:
-    """The whole plan; pure, but for `context`, which reads the installed package that the image is made from.
+    """The whole plan; pure, but for `context`, which reads the installed package that the image is made from, and
+    `digest_of`, which may know the digest behind an image's tag.
 
     Raises:
-        DeployError: the models do not fit in any instance, or the region's quota does not hold even one.
+        DeployError: the models do not fit in any instance, or the card's driver does not run the image.
         SettingsError: the configuration is larger than a service can carry, or names API keys, which are not carried.
     """
     _refuse_keys(settings)
     size = choose_size(settings, wanted, models)
     fit = quota.fit(size, limits, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy)
     scaling = Scaling(min(wanted.min_instances, max(1, fit.instances)), max(1, fit.instances), wanted.request_timeout)
-    built = None if wanted.image else context("gpu" if size.gpu else "cpu")
-    name = wanted.image or f"{target.image}:{built.tag if built else ''}"
-    config = service.config_text(_on_device(settings, size))
+    built = _context(wanted, size, context)
+    options, name = service.options(wanted), wanted.image or f"{target.image}:{built.tag if built else ''}"
+    pinned = _pinned(name, digest_of(name))
+    body = service.template(
+        target,
+        size,
+        scaling,
+        # A built image's tag says what is in it; one of somebody's own may be moved, so its digest is what counts.
+        image=pinned if wanted.image else name,
+        config=_config(_on_device(settings, size)),
+        revision_of_model=_digest(models),
+        options=options,
+    )
+    revision = service.revision_name(target.service, body, deployed)
+    template = {"revision": revision, **service.pinned(service.upon(deployed, body), pinned)}
+    spec = service.service(target, template, scaling, [], options=options, deployed=deployed)
+    return Plan(
+        target=target,
+        models=models,
+        size=size,
+        fit=fit,
+        scaling=scaling,
+        context=built,
+        image=name,
+        template=template,
+        deployed=deployed,
+        changes=service.diff(deployed, spec),
+        proposals=tuple(_proposals(settings, wanted, models, fit, limits)),
+        options=options,
+        overlap=wanted.overlap,
+        kept=service.kept(deployed),
+        warnings=tuple(_warnings(wanted, size, fit, deployed)),
+    )
+
+
+def _pinned(name: str, digest: str | None) -> str:
+    """The image by its digest, where that is known."""
+    tagged = ":" in name.rpartition("/")[2]
+    return name if digest is None else f"{name.rpartition(':')[0] if tagged else name}@{digest}"
+
+
+def _context(wanted: DeploySettings, size: Size, context: MakeContext) -> image.Context | None:
+    """What is built, for the card's driver; nothing for an image of one's own, whose CUDA version may be named."""
+    if wanted.image is not None:
+        if wanted.image_cuda is not None and size.card is not None:
+            cards.check_image(size.card, cards.read_cuda(wanted.image_cuda))
+        return None
+    if wanted.image_cuda is not None:
+        raise SettingsError("deploy.image_cuda is about deploy.image; an image that is built here follows the card")
+    built = context("gpu" if size.gpu else "cpu")
+    return built if size.card is None else image.for_card(built, size.card)
+
+
+def _config(settings: Settings) -> str:
+    config = service.config_text(settings)
     if len(config.encode()) > MOST_CONFIG:
         raise SettingsError(
             f"the configuration has {len(config.encode())} bytes; a service carries {MOST_CONFIG} at most. Images that "
             "are an input's default travel in it, as base64; name a gs:// object of a bucket in images.buckets instead"
         )
-    template = service.template(
-        target,
-        size,
-        scaling,
-        image=name,
-        config=config,
-        revision_of_model=_digest(models),
-        redundancy=wanted.zonal_redundancy,
-    )
-    changes = service.diff(deployed, service.service(target, template, scaling, []))
-    proposals = tuple(_proposals(settings, wanted, models, fit, limits))
-    return Plan(target, models, size, fit, scaling, built, name, template, deployed, changes, proposals)
+    return config
 
 
 def _on_device(settings: Settings, size: Size) -> Settings:
@@ -169,9 +229,38 @@ def _refuse_keys(settings: Settings) -> None:
     for name in ("api_keys_env", "api_keys_file"):
         if getattr(settings.server, name) is not None:
             raise SettingsError(
-                f"server.{name}: deploy carries no secrets to Cloud Run, where callers are let in by IAM; take it out "
-                "of the coldstream.toml that is deployed, and give people roles/run.invoker"
+                f"server.{name}: deploy carries no secrets from this machine to Cloud Run; name a secret of Secret "
+                "Manager in server.api_keys_secret, or take it out and give people roles/run.invoker"
             )
+
+
+def _warnings(wanted: DeploySettings, size: Size, fit: Fit, deployed: Mapping[str, Any] | None) -> list[str]:
+    """What deserves to be known before it costs something, and stops nothing."""
+    found = []
+    if deployed is not None and wanted.overlap and fit.instances and fit.overlap is False:
+        short = "; ".join(item.says(fit.instances + 1) for item in fit.crowded)
+        found.append(
+            f"while the new revision starts, one of the old one runs beside it, and the quota may not hold both "
+            f"({short}); --no-overlap lets the old one go first, for minutes without a service"
+        )
+    if size.card is not None and wanted.image is not None and wanted.image_cuda is None:
+        newest = ".".join(str(part) for part in size.card.cuda)
+        found.append(
+            f"{size.card.title} has driver {size.card.driver} (CUDA {newest}): whether {wanted.image} "
+            "runs on it is not known here; say deploy.image_cuda to have it checked"
+        )
+    if wanted.network is not None:
+        found.append(
+            f"all traffic goes through {wanted.network}: its subnet needs Private Google Access, and an address for "
+            "each instance and its successor (a /26 or larger); in another project's network Cloud Run's service agent "
+            "needs roles/compute.networkUser"
+        )
+    if wanted.encryption_key is not None:
+        found.append(
+            "the service agents of Cloud Run, Artifact Registry and Cloud Storage need "
+            f"roles/cloudkms.cryptoKeyEncrypterDecrypter on {wanted.encryption_key}; that is not checked here"
+        )
+    return found
 
 
 def choose_size(settings: Settings, wanted: DeploySettings, models: tuple[Model, ...]) -> Size:
@@ -187,7 +276,8 @@ def choose_size(settings: Settings, wanted: DeploySettings, models: tuple[Model,
         zonal_redundancy=wanted.zonal_redundancy,
     )
     weights = tuple(model.weights for model in models)
-    return sizing.size(weights, CPU if wanted.cpu_only else L4, wish, prices=Prices())
+    machine = CPU if wanted.cpu_only else sizing.with_card(cards.card(wanted.card))
+    return sizing.size(weights, machine, wish, prices=Prices())
 
 
 def _digest(models: tuple[Model, ...]) -> str:
@@ -202,11 +292,11 @@ def _proposals(
         return []
     found = []
     goal = wanted.max_instances or quota.DEFAULT_MAX_INSTANCES
-    if fit.instances:
+    if fit.instances and fit.instances < goal:
         found.append(f"{fit.instances} instances instead of {goal}: {fit.limited_by} is {limits[fit.limited_by]}")
     for label, other in (
         ("--cpu-count 4 --memory 16", wanted.overridden(cpu=4, memory_gib=16)),
-        ("--cpu", wanted.overridden(cpu_only=True, cpu=None, memory_gib=None)),
+        ("--cpu", replace(wanted, cpu_only=True, cpu=None, memory_gib=None)),
     ):
         more = _instances(settings, other, models, limits)
         if more > fit.instances:
@@ -237,12 +327,14 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
         ("memory", _memory(size)),
         ("host memory", f"{size.host_bytes / GIB:.1f} GiB of {size.memory_gib} GiB while loading"),
         ("concurrency", f"{size.concurrency} requests an instance, {size.context} tokens of context each"),
-        ("startup probe", f"GET /ready every {size.probe_period} s, {size.probe_failures} times"),
+        ("startup probe", f"GET {service.READY} every {size.probe_period} s, {size.probe_failures} times"),
         ("instances", f"{plan.scaling.min_instances} to {plan.scaling.max_instances}"),
         ("quota", demands),
         ("first token", f"about {size.seconds_to_first_token:.0f} s after a request that finds no instance"),
         ("cost", f"${size.dollars_per_hour:.2f} an hour and instance, about {_per_million(size)} per million tokens"),
         *(("assumed", text) for text in size.assumptions),
+        *(("warning", text) for text in plan.warnings),
+        *(("kept", text) for text in plan.kept),
         *(("instead", text) for text in plan.proposals),
         ("image", plan.image),
         ("revision", plan.revision),
@@ -269,6 +361,7 @@ def _per_million(size: Size) -> str:
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain data."""
     size = {**asdict(plan.size), "needed_bytes": plan.size.needed_bytes}
+    size |= {"machine": plan.size.machine, "gpu": plan.size.gpu}
     size["dollars_per_million_tokens"] = plan.size.dollars_per_million_tokens
     return {
         "target": asdict(plan.target),
@@ -280,5 +373,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "template": dict(plan.template),
         "changes": [asdict(change) for change in plan.changes],
         "proposals": list(plan.proposals),
+        "kept": list(plan.kept),
+        "warnings": list(plan.warnings),
         "models": [{"name": item.name, "revision": item.revision, **asdict(item.weights)} for item in plan.models],
     }

@@ -1,7 +1,7 @@
-"""What a region lets a project run at once, and the plan that fits in it; pure, but for nothing.
+"""What a region lets a project run at once, and the plan that fits in it; pure.
 
-Units as Cloud Quotas answers them: milli-vCPU, bytes, GPUs. Cloud Run holds max_instances x size against the limit when
-a revision is made; while traffic moves, the old revision's instances still run beside the new one's first.
+Units as Cloud Quotas answers them: milli-vCPU, bytes, cards. Cloud Run holds a service's max_instances x size against
+the limit when a revision is made; while a new revision starts, the old one's instances still run beside its first.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from coldstream.deploy.sizing import GIB, Size
 
 CPU_QUOTA = "CpuAllocPerProjectRegion"
 MEMORY_QUOTA = "MemAllocPerProjectRegion"
-L4_QUOTA = "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"
-L4_REDUNDANT_QUOTA = "NvidiaL4GpuAllocPerProjectRegion"
 DEFAULT_MAX_INSTANCES = 3
+# What a project's first service with a card usually grants itself, without zonal redundancy.
+FIRST_GRANT = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What `instances` need at once, and one more for the rollout's overlap."""
+    """What each instance takes from one quota; `limit` is None where nobody knows."""
 
     quota: str
     label: str
@@ -28,61 +28,87 @@ class Demand:
     limit: int | None
     unit: str
     scale: float
+    first_grant: int = 0
 
     @property
     def auto_granted(self) -> bool:
-        # The first L4 deployment of a project usually grants itself 3 without zonal redundancy: 0 is not a refusal.
-        return self.quota == L4_QUOTA and self.limit == 0
+        """Whether a limit of 0 is no refusal, since a first deployment usually raises it by itself."""
+        return self.limit == 0 and self.first_grant > 0
+
+    @property
+    def most(self) -> int | None:
+        """The most instances that the limit holds."""
+        if self.limit is None:
+            return None
+        return self.first_grant if self.auto_granted else self.limit // self.each
 
     def fits(self, instances: int) -> bool | None:
-        """Whether the limit holds `instances` and the overlap; None when nobody knows."""
+        """Whether the limit holds so many; None when nobody knows."""
         if self.limit is None or self.auto_granted:
             return None
-        return (instances + 1) * self.each <= self.limit
+        return instances * self.each <= self.limit
 
     def says(self, instances: int) -> str:
         """The sum, for people."""
-        need = (instances + 1) * self.each / self.scale
+        need = instances * self.each / self.scale
         have = "unknown" if self.limit is None else f"{self.limit / self.scale:g} {self.unit}"
-        return f"{instances} instances + 1 while a rollout overlaps need {need:g} {self.unit}; the limit is {have}"
+        return f"{instances} instance{'s' * (instances != 1)} need {need:g} {self.unit}; the limit is {have}"
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How many instances a region's limits hold. `limited_by` names the quota that said so."""
+    """How many instances a region's limits hold. `limited_by` names the quota that said so.
+
+    `overlap` is whether one more fits beside them, as while a new revision starts; None when nobody knows.
+    """
 
     instances: int
     limited_by: str | None
     demands: tuple[Demand, ...]
 
+    @property
+    def overlap(self) -> bool | None:
+        answers = [item.fits(self.instances + 1) for item in self.demands]
+        return False if False in answers else None if None in answers else True
+
+    @property
+    def crowded(self) -> tuple[Demand, ...]:
+        """The demands that do not hold one more."""
+        return tuple(item for item in self.demands if item.fits(self.instances + 1) is False)
+
+
+def names(size: Size, *, zonal_redundancy: bool) -> tuple[str, ...]:
+    """The quotas that an instance takes from."""
+    return tuple(item.quota for item in demands(size, {}, zonal_redundancy=zonal_redundancy))
+
 
 def demands(size: Size, limits: Mapping[str, int | None], *, zonal_redundancy: bool) -> tuple[Demand, ...]:
     """What one instance takes from each quota."""
-    gpu = L4_REDUNDANT_QUOTA if zonal_redundancy else L4_QUOTA
-    label = f"L4 {'with' if zonal_redundancy else 'without'} zonal redundancy"
     wanted = [
         Demand(CPU_QUOTA, "CPU", size.cpu * 1000, limits.get(CPU_QUOTA), "vCPU", 1000),
         Demand(MEMORY_QUOTA, "memory", size.memory_gib * GIB, limits.get(MEMORY_QUOTA), "GiB", GIB),
     ]
-    return (*wanted, Demand(gpu, label, 1, limits.get(gpu), "GPU", 1)) if size.gpu else tuple(wanted)
+    if size.card is None:
+        return tuple(wanted)
+    quota, unit = size.card.quota(redundant=zonal_redundancy), size.card.quota_unit
+    label = f"{size.card.title.removeprefix('NVIDIA ')} {'with' if zonal_redundancy else 'without'} zonal redundancy"
+    grant = 0 if zonal_redundancy else FIRST_GRANT
+    return (*wanted, Demand(quota, label, unit, limits.get(quota), "GPU", unit, first_grant=grant))
 
 
 def fit(size: Size, limits: Mapping[str, int | None], *, wanted: int | None, zonal_redundancy: bool) -> Fit:
-    """The wanted number of instances, or the most that fit beside a rollout; 0 when not even one does.
+    """The wanted number of instances, or the most that the limits hold; 0 when not even one fits.
 
-    Without a wish: three, or one where a limit is not known.
+    Without a wish: up to three, and fewer where one more would not fit while a new revision starts; one where a limit
+    is not known. The first deployment of one instance never fails for an overlap that it does not have.
     """
     asked = demands(size, limits, zonal_redundancy=zonal_redundancy)
     # A limit that nobody may see is not counted on: Cloud Run refuses a service whose sum is above it.
     unseen = any(item.limit is None for item in asked)
     goal = wanted or (1 if unseen else DEFAULT_MAX_INSTANCES)
-    # The grant that a first deployment makes is 3; planning for more would count on what nobody promised.
-    most = {
-        item.quota: (2 if item.auto_granted else item.limit // item.each - 1)
-        for item in asked
-        if item.limit is not None
-    }
+    most = {item.quota: item.most for item in asked if item.most is not None}
     tightest = min(most, key=lambda name: most[name], default=None)
-    if tightest is None or most[tightest] >= goal:
+    if tightest is None:
         return Fit(goal, None, asked)
-    return Fit(max(0, most[tightest]), tightest, asked)
+    room = most[tightest] if wanted else max(min(1, most[tightest]), most[tightest] - 1)
+    return Fit(goal, None, asked) if room >= goal else Fit(max(0, room), tightest, asked)

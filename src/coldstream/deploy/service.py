@@ -6,22 +6,49 @@ import base64
 import json
 import mimetypes
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from coldstream.deploy.sizing import Size
 from coldstream.deploy.target import LABELS, Target
 from coldstream.errors import SettingsError
-from coldstream.settings import InputSettings, Settings
+from coldstream.settings import DeploySettings, InputSettings, Settings
 
 CANDIDATE = "candidate"
 MODEL_ANNOTATION = "coldstream.dev/model"
 PROVEN_ANNOTATION = "coldstream.dev/proven"
 PREVIOUS_ANNOTATION = "coldstream.dev/previous"
 CONFIG_VARIABLE = "COLDSTREAM_TOML"
+KEYS_VARIABLE = "COLDSTREAM_API_KEYS"
+# Cloud Run does not tell a container its project; with it the server's log lines join Google's traces.
+PROJECT_VARIABLE = "GOOGLE_CLOUD_PROJECT"
+_VARIABLES = frozenset({CONFIG_VARIABLE, KEYS_VARIABLE, PROJECT_VARIABLE})
 BY_REVISION = "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION"
+CONTAINER = "coldstream"
+READY, LIVE = "/ready", "/live"
+INGRESS: Mapping[str, str] = MappingProxyType(
+    {
+        "all": "INGRESS_TRAFFIC_ALL",
+        "internal": "INGRESS_TRAFFIC_INTERNAL_ONLY",
+        "internal-and-cloud-load-balancing": "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER",
+    }
+)
+# Of an existing revision's template: what somebody may have set and a deployment keeps. With it a template is another
+# one, and so is the name of its revision; what Google fills in by itself must not be in here.
+_KEPT = (
+    "vpc_access",
+    "session_affinity",
+    "volumes",
+    "encryption_key",
+    "encryption_key_revocation_action",
+    "encryption_key_shutdown_duration",
+    "service_mesh",
+)
+# Fields of a template that are ours alone: without a wish for them they go.
+_OURS = ("node_selector", "gpu_zonal_redundancy_disabled", "revision", "client", "client_version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,59 +60,188 @@ class Scaling:
     request_timeout: int
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What may be wanted of a service beside its size. None (and no label) leaves what an existing service has."""
+
+    ingress: str | None = None
+    network: str | None = None
+    subnet: str | None = None
+    session_affinity: bool | None = None
+    liveness: bool = True
+    encryption_key: str | None = None
+    binary_authorization: bool | None = None
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    redundancy: bool = False
+
+
+def options(wanted: DeploySettings) -> Options:
+    """From the settings. An image of one's own may be older than the path that a liveness probe asks."""
+    return Options(
+        ingress=wanted.ingress,
+        network=wanted.network,
+        subnet=wanted.subnet,
+        session_affinity=wanted.session_affinity,
+        liveness=wanted.image is None if wanted.liveness is None else wanted.liveness,
+        encryption_key=wanted.encryption_key,
+        binary_authorization=wanted.binary_authorization,
+        labels=wanted.labels,
+        redundancy=wanted.zonal_redundancy,
+    )
+
+
 def template(
-    target: Target, size: Size, scaling: Scaling, *, image: str, config: str, revision_of_model: str, redundancy: bool
+    target: Target, size: Size, scaling: Scaling, *, image: str, config: str, revision_of_model: str, options: Options
 ) -> dict[str, Any]:
-    """What a revision is made from. Its name is derived from its content: the same template is the same revision."""
-    limits = {"cpu": str(size.cpu), "memory": f"{size.memory_gib}Gi"}
+    """What a revision is made from, without its name."""
     body: dict[str, Any] = {
-        "labels": dict(LABELS),
+        "labels": {**LABELS, **options.labels},
         "annotations": {MODEL_ANNOTATION: revision_of_model},
         "service_account": target.runtime_account,
         "execution_environment": "EXECUTION_ENVIRONMENT_GEN2",
         "timeout": f"{scaling.request_timeout}s",
         "max_instance_request_concurrency": size.concurrency,
         "scaling": {"max_instance_count": scaling.max_instances},
-        "containers": [
-            {
-                "name": "coldstream",
-                "image": image,
-                "ports": [{"name": "http1", "container_port": 8080}],
-                "env": [{"name": CONFIG_VARIABLE, "value": config}],
-                "resources": {
-                    "limits": {**limits, "nvidia.com/gpu": "1"} if size.gpu else limits,
-                    # Billed by instance and never throttled between requests: the engine's loop is a thread.
-                    "cpu_idle": False,
-                    "startup_cpu_boost": True,
-                },
-                "startup_probe": {
-                    "http_get": {"path": "/ready", "port": 8080},
-                    "period_seconds": size.probe_period,
-                    "timeout_seconds": size.probe_period,
-                    "failure_threshold": size.probe_failures,
-                },
-            }
-        ],
+        "containers": [_container(target, size, image=image, config=config, liveness=options.liveness)],
     }
-    if size.gpu:
-        body["node_selector"] = {"accelerator": "nvidia-l4"}
-        body["gpu_zonal_redundancy_disabled"] = not redundancy
-    return {"revision": f"{target.service}-{_digest(body)}", **body}
+    if size.card is not None:
+        body["node_selector"] = {"accelerator": size.card.accelerator}
+        body["gpu_zonal_redundancy_disabled"] = not options.redundancy
+    if options.network is not None:
+        interface = {"network": options.network} | ({"subnetwork": options.subnet} if options.subnet else {})
+        # Private Google Access answers on Google's public addresses: without ALL_TRAFFIC the model would go around it.
+        body["vpc_access"] = {"egress": "ALL_TRAFFIC", "network_interfaces": [interface]}
+    if options.session_affinity is not None:
+        body["session_affinity"] = options.session_affinity
+    if options.encryption_key is not None:
+        body["encryption_key"] = options.encryption_key
+    return body
+
+
+def _container(target: Target, size: Size, *, image: str, config: str, liveness: bool) -> dict[str, Any]:
+    limits = {"cpu": str(size.cpu), "memory": f"{size.memory_gib}Gi"}
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": image,
+        "ports": [{"name": "http1", "container_port": 8080}],
+        "env": [
+            {"name": CONFIG_VARIABLE, "value": config},
+            {"name": PROJECT_VARIABLE, "value": target.project},
+            *_keys(target),
+        ],
+        "resources": {
+            "limits": {**limits, "nvidia.com/gpu": "1"} if size.gpu else limits,
+            # Billed by instance and never throttled between requests: the engine's loop is a thread.
+            "cpu_idle": False,
+            "startup_cpu_boost": True,
+        },
+        "startup_probe": {
+            "http_get": {"path": READY, "port": 8080},
+            "period_seconds": size.probe_period,
+            # The API's own words differ on whether both may be equal; smaller is right by either.
+            "timeout_seconds": max(1, size.probe_period - 1),
+            "failure_threshold": size.probe_failures,
+        },
+    }
+    if liveness:
+        probe = {"period_seconds": 30, "timeout_seconds": 10, "failure_threshold": 4}
+        container["liveness_probe"] = {"http_get": {"path": LIVE, "port": 8080}, **probe}
+    return container
+
+
+def _keys(target: Target) -> list[dict[str, Any]]:
+    if target.secret is None:
+        return []
+    source = {"secret": target.secret, "version": "latest"}
+    return [{"name": KEYS_VARIABLE, "value_source": {"secret_key_ref": source}}]
+
+
+def revision_name(service_name: str, body: Mapping[str, Any], deployed: Mapping[str, Any] | None) -> str:
+    """A revision's name, derived from what it is made from: the same template is the same revision."""
+    others = {key: value for key, value in foreign(deployed).items() if key not in body}
+    return f"{service_name}-{_digest({**body, 'foreign': others} if others else body)}"
+
+
+def pinned(template: Mapping[str, Any], image: str) -> dict[str, Any]:
+    """The template with another reference to its image."""
+    containers = [{**item, "image": image} if _is_ours(item) else item for item in template["containers"]]
+    return {**template, "containers": containers}
+
+
+def upon(deployed: Mapping[str, Any] | None, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Our template over that of a deployed service: what is ours is replaced, what somebody else set stays."""
+    if deployed is None or not deployed.get("template"):
+        return dict(body)
+    before = deployed["template"]
+    kept = {key: value for key, value in before.items() if key not in _OURS}
+    merged = {**kept, **body}
+    for room in ("labels", "annotations"):
+        merged[room] = {**before.get(room, {}), **body.get(room, {})}
+    (ours,) = body["containers"]
+    others = [item for item in before.get("containers", []) if not _is_ours(item)]
+    mine: Mapping[str, Any] = next((item for item in before.get("containers", []) if _is_ours(item)), {})
+    merged["containers"] = [_container_upon(mine, ours), *others]
+    return merged
+
+
+def _is_ours(container: Mapping[str, Any]) -> bool:
+    # Only the container that takes requests has a port.
+    return container.get("name") == CONTAINER or bool(container.get("ports"))
+
+
+def _container_upon(before: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in before.items() if key not in ("startup_probe", "liveness_probe")}
+    env = [*ours["env"], *(item for item in before.get("env", []) if item["name"] not in _VARIABLES)]
+    return {**kept, **ours, "env": env}
+
+
+def foreign(deployed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What somebody else set in the template of a deployed service, as far as it makes another revision."""
+    if deployed is None:
+        return {}
+    before = deployed.get("template", {})
+    found = {key: before[key] for key in _KEPT if before.get(key)}
+    others = [item for item in before.get("containers", []) if not _is_ours(item)]
+    mine: Mapping[str, Any] = next((item for item in before.get("containers", []) if _is_ours(item)), {})
+    env = [item for item in mine.get("env", []) if item["name"] not in _VARIABLES]
+    extra = {
+        key: mine[key] for key in ("args", "command", "volume_mounts", "working_dir", "depends_on") if mine.get(key)
+    }
+    return found | ({"sidecars": others} if others else {}) | ({"env": env} if env else {}) | extra
 
 
 def service(
-    target: Target, template: Mapping[str, Any], scaling: Scaling, traffic: list[dict[str, Any]]
+    target: Target,
+    template: Mapping[str, Any],
+    scaling: Scaling,
+    traffic: list[dict[str, Any]],
+    *,
+    options: Options = Options(),
+    deployed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole service. Private: only who holds run.routes.invoke gets in, unless the target is public."""
-    return {
+    """What is set on the service, and nothing else: its keys are the mask of an update.
+
+    Private: only who holds run.routes.invoke gets in, unless the target is public.
+    """
+    before = deployed or {}
+    spec: dict[str, Any] = {
         "name": target.service_name,
-        "labels": dict(LABELS),
-        "ingress": "INGRESS_TRAFFIC_ALL",
+        "labels": {**before.get("labels", {}), **LABELS, **options.labels},
         "invoker_iam_disabled": target.public,
-        "scaling": {"min_instance_count": scaling.min_instances},
+        "scaling": {**before.get("scaling", {}), "min_instance_count": scaling.min_instances},
         "template": dict(template),
         "traffic": traffic,
     }
+    if options.ingress is not None or deployed is None:
+        spec["ingress"] = INGRESS[options.ingress or "all"]
+    if options.binary_authorization is not None:
+        spec["binary_authorization"] = {"use_default": True} if options.binary_authorization else {}
+    return spec
+
+
+def mask(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that an update of a service names."""
+    return tuple(key for key in spec if key not in ("name", "etag"))
 
 
 def to_revision(revision: str, percent: int = 0, tag: str = "") -> dict[str, Any]:
@@ -124,7 +280,7 @@ def diff(deployed: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> tuple
     before = dict(_flat({} if deployed is None else deployed))
     after = dict(_flat(wanted))
     compared = [path for path in after if not path.startswith(("traffic", "etag", "template.revision"))]
-    gone = [path for path in before if _ours(path) and path not in after]
+    gone = [path for path in before if path.startswith("template.") and path not in after and not _filled_in(path)]
     return tuple(
         Change(path, before.get(path), after.get(path)) for path in [*compared, *gone] if not _same(path, before, after)
     )
@@ -135,10 +291,29 @@ def _same(path: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> boo
     return (before.get(path) or None) == (after.get(path) or None)
 
 
-def _ours(path: str) -> bool:
-    return path.startswith(
-        ("template.containers[0].env", "template.containers[0].resources.limits", "template.node_selector")
-    )
+def _filled_in(path: str) -> bool:
+    return path.startswith(("template.client", "template.revision"))
+
+
+def kept(deployed: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """What somebody set on a deployed service that a deployment leaves as it is, for people."""
+    if deployed is None:
+        return ()
+    service_wide = {key: deployed[key] for key in _KEPT_OF_SERVICE if deployed.get(key)}
+    labels = {key: value for key, value in deployed.get("labels", {}).items() if LABELS.get(key) != value}
+    found = {**service_wide, **({"labels": labels} if labels else {}), **foreign(deployed)}
+    return tuple(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in found.items())
+
+
+_KEPT_OF_SERVICE = (
+    "description",
+    "ingress",
+    "iap_enabled",
+    "custom_audiences",
+    "binary_authorization",
+    "default_uri_disabled",
+    "launch_stage",
+)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -159,7 +334,8 @@ def _digest(body: Mapping[str, Any]) -> str:
 def config_text(settings: Settings) -> str:
     """coldstream.toml for the deployed server: every setting that is not a default, without `[deploy]`.
 
-    The host and the port are Cloud Run's to choose, and are left out. A default image that is a file of this machine
+    The host and the port are Cloud Run's to choose, and are left out. API keys come from the secret that the service
+    mounts as an environment variable. A default image that is a file of this machine
     travels inside it, as a data URL.
 
     Raises:
@@ -176,6 +352,8 @@ def config_text(settings: Settings) -> str:
         tables[f"{where}.sampling"] = _changed(task.sampling)
     for room in ("server", "load", "engine", "images"):
         values = _changed(getattr(settings, room))
+        if values.pop("api_keys_secret", None) is not None:
+            values["api_keys_env"] = KEYS_VARIABLE
         tables[room] = {key: value for key, value in values.items() if key not in ("host", "port")}
     wanted = {name: table for name, table in tables.items() if table or name.count(".") == 1 or ".inputs." in name}
     return "\n".join(_table(name, table) for name, table in wanted.items())

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from coldstream.deploy import plan as planning
-from coldstream.deploy.apply import Deployed, Event
+from coldstream.deploy.apply import STEPS, Deployed, Event, Tell
 from coldstream.deploy.doctor import Report
 from coldstream.deploy.plan import Plan
 from coldstream.deploy.service import Change
 from coldstream.deploy.target import Target
 
-_COLOURS = {"yes": "green", "no": "red", "unknown": "yellow"}
+_COLOURS = {"yes": "green", "warning": "cyan", "no": "red", "unknown": "yellow"}
 
 
 def report(console: Console, found: Report, *, everything: bool) -> None:
@@ -32,7 +35,8 @@ def report(console: Console, found: Report, *, everything: bool) -> None:
     if table.row_count:
         console.print(table)
     counts = {answer: sum(1 for check in found.checks if check.answer == answer) for answer in _COLOURS}
-    console.print(f"{len(found.checks)} checks: {counts['yes']} yes, {counts['no']} no, {counts['unknown']} unknown")
+    told = ", ".join(f"{count} {answer}" for answer, count in counts.items() if count or answer in ("no", "unknown"))
+    console.print(f"{len(found.checks)} checks: {told}")
     if found.exit_code:
         console.print("`coldstream doctor --fix` grants what is missing, or writes the commands for whoever may")
 
@@ -75,6 +79,49 @@ def event(console: Console, what: Event) -> None:
         console.print(f"  [green]{'done' if what.mark == 'done' else 'as it should be'}[/] {text}".rstrip())
 
 
+@contextmanager
+def progress(console: Console, *, live: bool) -> Iterator[Tell]:
+    """Where events go: lines, or one table that lives, with the build's log scrolling above it."""
+    if not live or not console.is_terminal:
+        yield lambda what: event(console, what)
+        return
+    rollout = Rollout()
+    with Live(rollout.table(), console=console, refresh_per_second=4) as screen:
+
+        def tell(what: Event) -> None:
+            rollout.hear(what)
+            if what.mark == "log":
+                screen.console.print(f"  [dim]| {escape(what.text)}[/]")
+            screen.update(rollout.table(), refresh=True)
+
+        yield tell
+
+
+class Rollout:
+    """The steps of a deployment under way: each with its state and the last that was said of it."""
+
+    def __init__(self) -> None:
+        self._rows = {name: ("", "") for name, _ in STEPS}
+
+    def hear(self, what: Event) -> None:
+        """Take an event in; a log line is not a state."""
+        state, said = self._rows[what.step]
+        if what.mark == "begin":
+            self._rows[what.step] = ("working", "")
+        elif what.mark == "note":
+            self._rows[what.step] = (state, what.text)
+        elif what.mark != "log":
+            self._rows[what.step] = ("done" if what.mark == "done" else "as it should be", what.text or said)
+
+    def table(self) -> Table:
+        """The rows as they stand."""
+        table = Table("step", "state", "", box=None, pad_edge=False)
+        for name, (state, said) in self._rows.items():
+            colour = {"working": "yellow", "": "dim"}.get(state, "green")
+            table.add_row(name, f"[{colour}]{state or 'to come'}[/]", escape(_short(said) if said else ""))
+        return table
+
+
 def deployed(console: Console, result: Deployed, target: Target, body: Mapping[str, Any]) -> None:
     """The address and a line to try it with."""
     shares = ", ".join(f"{percent} % {name}" for name, percent in result.shares.items())
@@ -83,13 +130,24 @@ def deployed(console: Console, result: Deployed, target: Target, body: Mapping[s
 
 
 def curl(url: str, target: Target, body: Mapping[str, Any]) -> str:
-    """A shell line that asks the service; a private one wants an identity token."""
-    data = json.dumps(dict(body), ensure_ascii=False).replace("'", "'\\''")
-    token = ""
-    if not target.public:
-        account = f"--impersonate-service-account={target.invoker_account} --audiences={url}"
-        token = f'-H "Authorization: Bearer $(gcloud auth print-identity-token {account})" '
-    return f"curl {token}-H 'Content-Type: application/json' -d '{data}' {url}/generate"
+    """A shell line that asks the service. `coldstream token` makes what a private one wants, as the smoke test did.
+
+    `gcloud auth print-identity-token --impersonate-service-account` would want more than the deployer was granted: the
+    right to make access tokens of the invoker.
+    """
+    data = json.dumps(dict(body), ensure_ascii=False)
+    words = ["curl", "-H", "Content-Type: application/json", "-d", data, f"{url}/generate"]
+    line = shlex.join(words)
+    keys = ""
+    if target.secret is not None:
+        secret = shlex.join(["gcloud", "secrets", "versions", "access", "latest", f"--secret={target.secret}"])
+        keys = f' -H "Authorization: Bearer $({secret})"'
+    if target.public:
+        return f"curl{keys}{line.removeprefix('curl')}"
+    place = [f"--project={target.project}", f"--region={target.region}", f"--service={target.service}"]
+    token = shlex.join(["coldstream", "token", *place])
+    header = "X-Serverless-Authorization" if keys else "Authorization"
+    return f'curl -H "{header}: Bearer $({token})"{keys}{line.removeprefix("curl")}'
 
 
 def status(console: Console, state: Mapping[str, Any]) -> None:
@@ -101,7 +159,7 @@ def status(console: Console, state: Mapping[str, Any]) -> None:
     for item in state["revisions"]:
         limits = item["limits"]
         machine = f"{limits.get('cpu', '?')} vCPU, {limits.get('memory', '?')}"
-        machine += ", L4" if limits.get("nvidia.com/gpu") else ""
+        machine += ", GPU" if limits.get("nvidia.com/gpu") else ""
         traffic = f"{item['percent']} %" + "".join(f" [{tag}]" for tag in item["tags"])
         row = (
             item["name"],

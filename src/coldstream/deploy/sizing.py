@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from coldstream.deploy import cards
+from coldstream.deploy.cards import Card
 from coldstream.errors import DeployError, UnknownArchitecture, UnsupportedConfig
 from coldstream.model.config import ModelConfig
 
@@ -119,13 +121,11 @@ class Weights:
 class Machine:
     """An instance of Cloud Run with what is assumed of it. Bandwidths in bytes a second.
 
-    `memory_bandwidth` is NVIDIA's figure for the L4 and a cautious one for a shared CPU; `efficiency` is the part of it
+    `memory_bandwidth` is NVIDIA's figure for a card and a cautious one for a shared CPU; `efficiency` is the part of it
     that decoding reaches. `fetch` is what a stream from a bucket in the same region is assumed to reach for each vCPU.
     """
 
-    name: str
-    gpu: bool
-    device_bytes: int
+    card: Card | None
     memory_bandwidth: float
     efficiency: float
     fetch_per_cpu: float
@@ -133,22 +133,35 @@ class Machine:
     start_seconds: float
     import_seconds: float
 
+    @property
+    def name(self) -> str:
+        return "CPU" if self.card is None else self.card.title
 
-L4 = Machine(
-    name="NVIDIA L4",
-    gpu=True,
-    device_bytes=int(22.0 * GIB),
-    memory_bandwidth=300e9,
-    efficiency=0.55,
-    fetch_per_cpu=0.15e9,
-    fetch_most=1.0e9,
-    start_seconds=12.0,
-    import_seconds=6.0,
-)
+    @property
+    def gpu(self) -> bool:
+        return self.card is not None
+
+    @property
+    def device_bytes(self) -> int:
+        return 0 if self.card is None else self.card.device_bytes
+
+
+def with_card(card: Card) -> Machine:
+    """An instance with a card."""
+    return Machine(
+        card=card,
+        memory_bandwidth=card.bandwidth,
+        efficiency=0.55,
+        fetch_per_cpu=0.15e9,
+        fetch_most=1.0e9,
+        start_seconds=12.0,
+        import_seconds=6.0,
+    )
+
+
+L4 = with_card(cards.L4)
 CPU = Machine(
-    name="CPU",
-    gpu=False,
-    device_bytes=0,
+    card=None,
     memory_bandwidth=5e9,
     efficiency=0.5,
     fetch_per_cpu=0.1e9,
@@ -166,6 +179,12 @@ class Prices:
     gib: float = 0.000002
     l4: float = 0.0001867
     l4_redundant: float = 0.0002909
+
+    def of(self, card: Card, *, redundant: bool) -> float | None:
+        """The card's own; None for one whose price is not in here."""
+        if card.name != "l4":
+            return None
+        return self.l4_redundant if redundant else self.l4
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +204,7 @@ class Wish:
 class Size:
     """One instance, and what it will do."""
 
-    machine: str
-    gpu: bool
+    card: Card | None
     cpu: int
     memory_gib: int
     concurrency: int
@@ -204,6 +222,14 @@ class Size:
     assumptions: tuple[str, ...] = field(repr=False)
 
     @property
+    def machine(self) -> str:
+        return "CPU" if self.card is None else self.card.title
+
+    @property
+    def gpu(self) -> bool:
+        return self.card is not None
+
+    @property
     def needed_bytes(self) -> int:
         """On the device: weights, keys and values at the concurrency, activations, and the runtime's own."""
         return self.weight_bytes + self.kv_bytes + self.activation_bytes + (GIB if self.gpu else 0)
@@ -215,10 +241,11 @@ class Size:
 
 
 # https://cloud.google.com/run/docs/configuring/services/memory-limits: the least CPU for a memory limit.
-_LEAST_CPU = ((4, 1), (8, 2), (16, 4), (24, 6), (32, 8))
+_LEAST_CPU = ((4, 1), (8, 2), (16, 4), (24, 6), (32, 8), (80, 20))
 _RUNTIME_BYTES = int(1.5 * GIB)
 _IN_FLIGHT_BYTES = GIB
-# Of 1,800 s on a GPU and 240 s without one: https://cloud.google.com/run/docs/configuring/healthchecks.
+# Failures x period: 1,800 s on a GPU. Without one, pages and discovery documents read on 2026-11-29 say 240 s for
+# services (and 240 s at most for one period); the page for jobs has 600 s since this autumn, so 240 s fits both.
 _PROBE_LIMIT = {True: 1800, False: 240}
 
 
@@ -228,10 +255,12 @@ def size(models: tuple[Weights, ...], machine: Machine, wish: Wish, *, prices: P
     Raises:
         DeployError: they do not fit in the largest instance; the message says by how much and what would fit.
     """
-    return _gpu_size(models, machine, wish, prices) if machine.gpu else _cpu_size(models, machine, wish, prices)
+    if machine.card is None:
+        return _cpu_size(models, machine, wish, prices)
+    return _gpu_size(models, machine, machine.card, wish, prices)
 
 
-def _gpu_size(models: tuple[Weights, ...], machine: Machine, wish: Wish, prices: Prices) -> Size:
+def _gpu_size(models: tuple[Weights, ...], machine: Machine, card: Card, wish: Wish, prices: Prices) -> Size:
     weights = sum(model.bytes for model in models)
     activations = max(model.shape.activation_bytes(wish.step_tokens, wish.max_sequences, item=2) for model in models)
     context = _context(models, wish)
@@ -242,21 +271,25 @@ def _gpu_size(models: tuple[Weights, ...], machine: Machine, wish: Wish, prices:
             f"{weights / GIB:.1f} GiB of weights and one sequence of {context} tokens do not fit in the "
             f"{machine.device_bytes / GIB:.0f} GiB of one {machine.name}; quantize the model or lower max_context"
         )
-    cpu = wish.cpu or (4 if weights < 2 * GIB else 8)
     host = _RUNTIME_BYTES + _IN_FLIGHT_BYTES + int(weights * 0.1) + 2 * GIB
-    memory = wish.memory_gib or max(16 if cpu < 8 else 32, math.ceil(host / GIB))
-    _check_gpu_instance(cpu, memory)
+    memory = wish.memory_gib or max(card.least_memory_gib, math.ceil(host / GIB))
+    cpu = wish.cpu or max(card.least_cpu, _least_cpu(memory))
+    _check_gpu_instance(card, cpu, memory)
     kv = sequences * _kv(models, context, item=2)
-    gpu_price = prices.l4_redundant if wish.zonal_redundancy else prices.l4
-    hourly = 3600 * (cpu * prices.vcpu + memory * prices.gib + gpu_price)
+    price = prices.of(card, redundant=wish.zonal_redundancy)
+    hourly = 3600 * (cpu * prices.vcpu + memory * prices.gib + (price or 0.0))
     return _finish(models, machine, cpu, memory, sequences, context, weights, kv, activations, host, hourly)
 
 
-def _check_gpu_instance(cpu: int, memory: int) -> None:
-    # https://cloud.google.com/run/docs/configuring/services/gpu: an L4 wants at least 4 vCPU and 16 GiB.
-    if cpu not in (4, 6, 8) or not 16 <= memory <= 32 or cpu < _least_cpu(memory):
+def _check_gpu_instance(card: Card, cpu: int, memory: int) -> None:
+    """What Cloud Run's page says of sizes; what it does not say is left to Cloud Run's own judgement."""
+    small = cpu < card.least_cpu or memory < card.least_memory_gib
+    large = card is cards.L4 and (cpu not in (4, 6, 8) or memory > 32 or cpu < _least_cpu(memory))
+    if small or large:
+        most = "; use 4 vCPU with 16 GiB, or 8 with 16-32" if card is cards.L4 else ""
         raise DeployError(
-            f"an L4 instance with {cpu} vCPU and {memory} GiB is not possible; use 4 vCPU with 16 GiB, or 8 with 16-32"
+            f"{card.title} with {cpu} vCPU and {memory} GiB is not possible: it wants at least {card.least_cpu} vCPU "
+            f"and {card.least_memory_gib} GiB{most}"
         )
 
 
@@ -329,8 +362,7 @@ def _finish(
     speed = min(sequences, 16) * bandwidth / max(1, max(model.bytes for model in models) / (1 if machine.gpu else 2))
     period, failures = _probe(first, gpu=machine.gpu)
     return Size(
-        machine=machine.name,
-        gpu=machine.gpu,
+        card=machine.card,
         cpu=cpu,
         memory_gib=memory,
         concurrency=sequences,
@@ -370,4 +402,11 @@ def _assumptions(machine: Machine, fetch: float, context: int) -> tuple[str, ...
         f"{'' if machine.gpu else ' a vCPU'}, all slots busy; not measured on Cloud Run",
         "prices of tier 1 regions with instance-based billing, without free tier or discounts; "
         "an idle instance is paid for 10-15 minutes more",
+        *(
+            ()
+            if machine.card in (None, cards.L4)
+            else (
+                f"the price of {machine.name} is not known here and not in the cost: see cloud.google.com/run/pricing",
+            )
+        ),
     )

@@ -9,12 +9,13 @@ import base64
 import struct
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from coldstream.deploy.clock import Clock
-from coldstream.errors import DeployError, PermissionRefused
+from coldstream.deploy.service import READY
+from coldstream.errors import CloudUnavailable, DeployError, PermissionRefused
 from coldstream.settings import InputSettings, Settings, SmokeSettings, TaskSettings
 
 PROMPT = "What is the capital of France?"
@@ -115,37 +116,47 @@ class Reply:
     body: Any
 
 
-Send = Callable[[str, str, str, Mapping[str, Any] | None], Reply]
-
-
-def send(method: str, url: str, token: str, body: Mapping[str, Any] | None) -> Reply:
-    """One request with a bearer token; redirects are not followed.
+def send(method: str, url: str, headers: Mapping[str, str], body: Mapping[str, Any] | None) -> Reply:
+    """One request; redirects are not followed.
 
     Raises:
-        DeployError: no answer.
+        CloudUnavailable: no answer.
     """
     requests = import_module("requests")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         answer = requests.request(method, url, json=body, headers=headers, timeout=330, allow_redirects=False)
     except requests.RequestException as exc:
-        raise DeployError(f"{url}: no answer ({exc})") from exc
+        raise CloudUnavailable(f"{url}: no answer ({exc})") from exc
     try:
         return Reply(answer.status_code, answer.json())
     except ValueError:
         return Reply(answer.status_code, answer.text)
 
 
+def headers(token: str | None, key: str | None) -> dict[str, str]:
+    """How a caller gets in: an identity token for Cloud Run, an API key for the server, or both.
+
+    Cloud Run looks at X-Serverless-Authorization first, and hands Authorization on to the server
+    (https://cloud.google.com/run/docs/authenticating/service-to-service).
+    """
+    if key is None:
+        return {} if token is None else {"Authorization": f"Bearer {token}"}
+    door = {} if token is None else {"X-Serverless-Authorization": f"Bearer {token}"}
+    return {**door, "Authorization": f"Bearer {key}"}
+
+
 @dataclass(frozen=True, slots=True)
 class Door:
-    """A deployed revision: its address, and where tokens for it come from (None for a public service)."""
+    """A deployed revision: its address, where tokens for it come from (None: public), and the server's API key."""
 
     url: str
     token: Callable[[], str] | None
+    key: str | None = field(default=None, repr=False)
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
         """One request."""
-        return send(method, f"{self.url}{path}", "" if self.token is None else self.token(), body)
+        token = None if self.token is None else self.token()
+        return send(method, f"{self.url}{path}", headers(token, self.key), body)
 
 
 def wait_until_ready(door: Door, *, clock: Clock, tick: Callable[[str], None]) -> None:
@@ -157,14 +168,16 @@ def wait_until_ready(door: Door, *, clock: Clock, tick: Callable[[str], None]) -
     begun, pause = clock.now(), 2.0
     while True:
         try:
-            reply = door.ask("GET", "/ready")
+            reply = door.ask("GET", READY)
         except PermissionRefused as exc:
             reply = Reply(403, str(exc))
+        except CloudUnavailable as exc:
+            reply = Reply(503, str(exc))
         if reply.status == 200:
             return
         waited = clock.now() - begun
         if waited > PATIENCE or reply.status not in (401, 403, 429, 500, 502, 503, 504):
-            raise DeployError(f"{door.url}/ready answers {reply.status} after {waited:.0f} s: {reply.body!r:.200}")
+            raise DeployError(f"{door.url}{READY} answers {reply.status} after {waited:.0f} s: {reply.body!r:.200}")
         what = "the invoker's grant to act" if reply.status in (401, 403) else "the model"
         tick(f"waiting for {what}: HTTP {reply.status} after {waited:.0f} s")
         clock.sleep(pause)

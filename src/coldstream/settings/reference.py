@@ -79,19 +79,19 @@ def _sections(cls: type[Any], name: str) -> Iterator[Section]:
         yield Section(name, summary, tuple(_entry(item, key, hints[item.name]) for item, key in plain))
     for item, _ in keyed:
         hint = hints[item.name]
-        if _is_table(hint) and is_dataclass(element(hint)):
+        if _is_table(hint):
             below = f"{name}.{item.name}" if name else item.name
             yield from _sections(element(hint), below if is_dataclass(hint) else f"{below}.NAME")
 
 
 def _entry(item: Field[Any], key: Key, hint: Any) -> Entry:
     required = item.default is MISSING and item.default_factory is MISSING
-    default = "" if required or item.default is None else _toml(item.default)
+    default = "" if item.default is MISSING or item.default is None else _toml(item.default)
     return Entry(item.name, _type(hint), default, key, required)
 
 
 def _is_table(hint: Any) -> bool:
-    return is_dataclass(hint) or (get_origin(hint) not in (None, tuple, Literal, Union, UnionType))
+    return is_dataclass(element(hint))
 
 
 def _type(hint: Any) -> str:
@@ -99,7 +99,9 @@ def _type(hint: Any) -> str:
         hint = next(item for item in get_args(hint) if item is not NoneType)
     if get_origin(hint) is Literal:
         return ", ".join(f"`{item}`" for item in get_args(hint))
-    return "list of texts" if get_origin(hint) is tuple else _WORDS[hint]
+    if get_origin(hint) is None:
+        return _WORDS[hint]
+    return "list of texts" if get_origin(hint) is tuple else "table of texts"
 
 
 def _toml(value: Any) -> str:

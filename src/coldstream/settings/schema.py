@@ -15,6 +15,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Verify = Literal["published", "required"]
 WeightsFrom = Literal["index", "file"]
 InputKind = Literal["text", "choice", "image"]
+CardName = Literal["l4", "rtx-pro-6000"]
+Ingress = Literal["all", "internal", "internal-and-cloud-load-balancing"]
 
 DEFAULT_PORT = 8080
 IMAGE_FORMATS = ("jpeg", "png", "webp", "gif")
@@ -107,7 +109,8 @@ class TaskSettings:
 class ServerSettings:
     """How the HTTP server listens, limits and protects itself.
 
-    API keys come from the environment variable or the file that is named here, never from coldstream.toml itself.
+    API keys come from the environment variable or the file that is named here, never from coldstream.toml itself. A
+    deployed server has them from a secret, which `coldstream deploy` mounts as such a variable.
     """
 
     # Cloud Run reaches the container from outside; IAM guards the door.
@@ -122,6 +125,11 @@ class ServerSettings:
         "an environment variable that holds the API keys", None, example='"COLDSTREAM_API_KEYS"'
     )
     api_keys_file: str | None = key("a file that holds the API keys, one a line", None, example='"/secrets/keys"')
+    api_keys_secret: str | None = key(
+        "a secret of Secret Manager that holds the API keys; for `coldstream deploy`",
+        None,
+        example='"model-keys"',
+    )
     cors_origins: tuple[str, ...] = key("pages of other origins that may call", (), example='["https://example.com"]')
     playground: bool = key("a page at / to try it all out", True)
     log_prompts: bool = key("write prompts into the log", False)
@@ -177,12 +185,18 @@ class SmokeSettings:
 
     prompt: str | None = key("the request's `prompt`", None, example='"How many rows are there?"')
     expect: str | None = key("what the answer must contain", None, example='"SELECT"')
-    inputs: Mapping[str, str] = key("the request's `inputs`", default_factory=_nothing)
+    inputs: Mapping[str, str] = key(
+        "the request's `inputs`", default_factory=_nothing, example='{ context = "CREATE TABLE t (a int)" }'
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class DeploySettings:
-    """Where `coldstream deploy` puts the service, and how large. What is left out the plan chooses."""
+    """Where `coldstream deploy` puts the service, and how large. What is left out the plan chooses.
+
+    Of a service that is there already, `ingress`, `network`, `subnet`, `session_affinity`, `labels`, `encryption_key`
+    and `binary_authorization` that are left out stay as somebody set them.
+    """
 
     project: str | None = key("the project", None, example='"my-project"')
     region: str = key("where the bucket is", "us-central1")
@@ -196,9 +210,26 @@ class DeploySettings:
     invoker_account: str | None = key(
         "who asks the smoke test's questions", None, example='"ask@my-project.iam.gserviceaccount.com"'
     )
+    build_region: str | None = key(
+        "where it is built; left out: in `region`, and globally where the project may not build there",
+        None,
+        example='"europe-west1"',
+    )
+    build_pool: str | None = key(
+        "a private pool that builds", None, example='"projects/P/locations/REGION/workerPools/POOL"'
+    )
+    caller: str | None = key(
+        "the IAM member that deploys, where its credentials do not say (workload identity)",
+        None,
+        example='"principal://iam.googleapis.com/..."',
+    )
     image: str | None = key("an image of your own; builds none", None, example='"REGION-docker.pkg.dev/P/R/IMAGE"')
+    image_cuda: str | None = key(
+        "the CUDA version of that image, which is held against the card's driver", None, example='"12.6"'
+    )
     public: bool = key("anybody may call it", False)
     cpu_only: bool = key("no GPU", False)
+    card: CardName = key("which GPU", "l4")
     zonal_redundancy: bool = key("another quota, and more dollars", False)
     cpu: int | None = key("vCPU", None, at_least=1, example="4")
     memory_gib: int | None = key("GiB of memory", None, at_least=1, example="16")
@@ -208,6 +239,21 @@ class DeploySettings:
         "left out: what the quota holds, at most 3; 1 where nobody may see the quota", None, at_least=1, example="2"
     )
     request_timeout: int = key("seconds a request may take", 600, at_least=1)
+    overlap: bool = key("false: the old revision's instances go before the new one starts", True)
+    ingress: Ingress | None = key("from where it may be called", None, example='"internal"')
+    network: str | None = key("the VPC network that all of its traffic goes through", None, example='"my-network"')
+    subnet: str | None = key("the subnet of that network", None, example='"my-subnet"')
+    session_affinity: bool | None = key("a client's requests go to one instance", None, example="true")
+    liveness: bool | None = key(
+        "ask GET /live every 30 s; left out: of an image that is built here", None, example="false"
+    )
+    encryption_key: str | None = key(
+        "your key for the repository, the source bucket and the instances",
+        None,
+        example='"projects/P/locations/REGION/keyRings/RING/cryptoKeys/KEY"',
+    )
+    binary_authorization: bool | None = key("the project's policy decides on the image", None, example="true")
+    labels: Mapping[str, str] = key("labels of the service", default_factory=_nothing, example='{ team = "search" }')
     smoke: Mapping[str, SmokeSettings] = key("a table for a task's question", default_factory=_nothing)
 
     def overridden(self, **options: Any) -> DeploySettings:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from coldstream.deploy.google.clients import TIMEOUT, Clients
-from coldstream.deploy.google.mapping import called, mapped, module
+from coldstream.deploy.google.clients import ONCE, SECRETS, Clients
+from coldstream.deploy.google.mapping import asked, called, module
 from coldstream.deploy.target import Kind, Resource
 from coldstream.errors import ResourceConflict, ResourceNotFound
 
@@ -16,23 +16,30 @@ Access = Literal["yes", "no", "unknown"]
 class IamCalls(Clients):
     """What is asked and written about access."""
 
-    @called
+    @asked
     def test_permissions(self, resource: Resource, permissions: Sequence[str]) -> frozenset[str]:
         """Those of the permissions that the caller holds on the resource."""
         if resource.kind is Kind.BUCKET:
-            return frozenset(self._bucket(resource.name).test_iam_permissions(list(permissions), timeout=TIMEOUT))
+            return frozenset(self._bucket(resource.name).test_iam_permissions(list(permissions), **ONCE))
+        if resource.kind is Kind.SECRET:
+            body = {"permissions": list(permissions)}
+            answer = self._json("POST", SECRETS, f"v1/{resource.name}:testIamPermissions", body)
+            return frozenset(answer.get("permissions", []))
         request = {"resource": self._iam_name(resource), "permissions": list(permissions)}
-        return frozenset(self._iam_client(resource).test_iam_permissions(request, timeout=TIMEOUT).permissions)
+        return frozenset(self._iam_client(resource).test_iam_permissions(request, **ONCE).permissions)
 
-    @called
+    @asked
     def policy(self, resource: Resource) -> dict[str, Any]:
         """`{"bindings": [{"role", "members", "condition"?}], "etag"}`."""
         if resource.kind is Kind.BUCKET:
-            policy = self._bucket(resource.name).get_iam_policy(requested_policy_version=3, timeout=TIMEOUT)
+            policy = self._bucket(resource.name).get_iam_policy(requested_policy_version=3, **ONCE)
             bindings = [{**item, "members": sorted(item["members"])} for item in policy.bindings]
             return {"bindings": bindings, "etag": policy.etag}
+        if resource.kind is Kind.SECRET:
+            answer = self._json("GET", SECRETS, f"v1/{resource.name}:getIamPolicy?options.requestedPolicyVersion=3")
+            return {"bindings": answer.get("bindings", []), "etag": answer.get("etag", "")}
         request = {"resource": self._iam_name(resource), "options": {"requested_policy_version": 3}}
-        return _plain_policy(self._iam_client(resource).get_iam_policy(request, timeout=TIMEOUT))
+        return _plain_policy(self._iam_client(resource).get_iam_policy(request, **ONCE))
 
     @called
     def set_policy(self, resource: Resource, policy: Mapping[str, Any]) -> None:
@@ -43,29 +50,35 @@ class IamCalls(Clients):
         """
         if resource.kind is Kind.BUCKET:
             bucket = self._bucket(resource.name)
-            wanted = bucket.get_iam_policy(requested_policy_version=3, timeout=TIMEOUT)
+            wanted = bucket.get_iam_policy(requested_policy_version=3, **ONCE)
             if wanted.etag != policy["etag"]:
                 raise ResourceConflict(f"the policy of {resource} changed meanwhile")
             wanted.bindings = [{**item, "members": set(item["members"])} for item in policy["bindings"]]
-            bucket.set_iam_policy(wanted, timeout=TIMEOUT)
+            bucket.set_iam_policy(wanted, **ONCE)
+            return
+        if resource.kind is Kind.SECRET:
+            self._json("POST", SECRETS, f"v1/{resource.name}:setIamPolicy", {"policy": _versioned(policy)})
             return
         request = {"resource": self._iam_name(resource), "policy": _proto_policy(policy)}
-        self._iam_client(resource).set_iam_policy(request, timeout=TIMEOUT)
+        self._iam_client(resource).set_iam_policy(request, **ONCE)
 
-    @called
+    @asked
     def troubleshoot(self, email: str, permission: str, resource: Resource) -> Access:
-        """Whether another principal holds a permission, folders, groups and deny policies included."""
-        access = {"principal": email, "full_resource_name": resource.full_name, "permission": permission}
-        answer = self._troubleshooter().troubleshoot_iam_policy({"access_tuple": access}, timeout=TIMEOUT)
-        known: dict[str, Access] = {"GRANTED": "yes", "NOT_GRANTED": "no"}
-        return known.get(answer.access.name, "unknown")
+        """Whether another principal holds a permission, folders, groups and deny policies included.
 
-    @called
+        Version 3 alone knows deny policies (https://cloud.google.com/policy-intelligence/docs/troubleshoot-access).
+        """
+        access = {"principal": email, "fullResourceName": resource.full_name, "permission": permission}
+        host = "policytroubleshooter.googleapis.com"
+        answer = self._json("POST", host, "v3/iam:troubleshoot", {"accessTuple": access})
+        known: dict[str, Access] = {"CAN_ACCESS": "yes", "CANNOT_ACCESS": "no"}
+        return known.get(answer.get("overallAccessState", ""), "unknown")
+
+    @asked
     def role_permissions(self, role: str) -> frozenset[str]:
         """What a role contains."""
-        return frozenset(self._iam().get_role({"name": role}, timeout=TIMEOUT).included_permissions)
+        return frozenset(self._iam().get_role({"name": role}, **ONCE).included_permissions)
 
-    @called
     def account_exists(self, project: str, email: str) -> bool:
         """Whether the service account is there.
 
@@ -73,11 +86,14 @@ class IamCalls(Clients):
             PermissionRefused: the caller may not see it.
         """
         try:
-            with mapped():
-                self._iam().get_service_account(name=f"projects/{project}/serviceAccounts/{email}", timeout=TIMEOUT)
+            self._account(f"projects/{project}/serviceAccounts/{email}")
         except ResourceNotFound:
             return False
         return True
+
+    @asked
+    def _account(self, name: str) -> None:
+        self._iam().get_service_account(name=name, **ONCE)
 
     @called
     def create_account(self, project: str, email: str, description: str) -> None:
@@ -85,18 +101,18 @@ class IamCalls(Clients):
         account_id = email.split("@", 1)[0]
         account = {"display_name": account_id, "description": description}
         request = {"name": f"projects/{project}", "account_id": account_id, "service_account": account}
-        self._iam().create_service_account(request, timeout=TIMEOUT)
+        self._iam().create_service_account(request, **ONCE)
 
     @called
     def delete_account(self, project: str, email: str) -> None:
         """Remove a service account."""
-        self._iam().delete_service_account(name=f"projects/{project}/serviceAccounts/{email}", timeout=TIMEOUT)
+        self._iam().delete_service_account(name=f"projects/{project}/serviceAccounts/{email}", **ONCE)
 
-    @called
+    @asked
     def identity_token(self, email: str, audience: str) -> str:
         """An identity token of a service account, made by IAM Credentials; any kind of caller may ask for one."""
         request = {"name": f"projects/-/serviceAccounts/{email}", "audience": audience, "include_email": True}
-        return str(self._tokens().generate_id_token(request, timeout=TIMEOUT).token)
+        return str(self._tokens().generate_id_token(request, **ONCE).token)
 
     def _iam_client(self, resource: Resource) -> Any:
         return {
@@ -120,9 +136,14 @@ def _plain_policy(policy: Any) -> dict[str, Any]:
     return {"bindings": bindings, "etag": policy.etag}
 
 
+def _versioned(policy: Mapping[str, Any]) -> dict[str, Any]:
+    version = 3 if any("condition" in item for item in policy["bindings"]) else 1
+    return {"version": version, "etag": policy["etag"], "bindings": policy["bindings"]}
+
+
 def _proto_policy(policy: Mapping[str, Any]) -> Any:
     json_format = module("google.protobuf.json_format")
-    version = 3 if any("condition" in item for item in policy["bindings"]) else 1
+    version = _versioned(policy)["version"]
     message = module("google.iam.v1.policy_pb2").Policy(version=version, etag=policy["etag"])
     for item in policy["bindings"]:
         json_format.ParseDict(item, message.bindings.add())

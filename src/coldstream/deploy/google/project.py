@@ -1,12 +1,13 @@
-"""The project: who calls, which APIs are on, billing, organisation policies, quotas."""
+"""The project: who calls, which APIs are on, billing, organisation policies, quotas, secrets, subnets."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from coldstream.deploy.google.clients import TIMEOUT, Clients
-from coldstream.deploy.google.mapping import called
+from coldstream.deploy.google.clients import ONCE, SECRETS, TIMEOUT, Clients
+from coldstream.deploy.google.mapping import asked, called, module
 from coldstream.deploy.google.operations import Pending, pending, plain
 from coldstream.errors import PermissionRefused
 
@@ -14,51 +15,89 @@ from coldstream.errors import PermissionRefused
 class ProjectCalls(Clients):
     """What is asked about a project."""
 
-    @called
+    @asked
     def caller(self) -> str:
         """The caller's IAM member (`user:...` or `serviceAccount:...`)."""
-        answer = self._session().get(f"{self._endpoints.of('www.googleapis.com')}/oauth2/v2/userinfo", timeout=TIMEOUT)
-        if answer.status_code != 200:
+        place = f"{self._endpoints.of('www.googleapis.com')}/oauth2/v2/userinfo"
+        answer = self._uncharged_session().get(place, timeout=TIMEOUT)
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise module("google.api_core.exceptions").from_http_response(answer)
+        email = str(answer.json().get("email", "")) if answer.status_code == 200 else ""
+        if not email:
+            # A federated identity has no address; its own member name is not told by its token.
             raise PermissionRefused(f"the credentials do not say whose they are (HTTP {answer.status_code})")
-        email = str(answer.json()["email"])
         return f"serviceAccount:{email}" if email.endswith(".gserviceaccount.com") else f"user:{email}"
 
-    @called
+    @asked
     def enabled_apis(self, project: str, apis: Sequence[str]) -> Mapping[str, bool]:
         """Which APIs are on, in one batch (at most 30)."""
         names = [f"projects/{project}/services/{api}" for api in apis]
-        answer = self._usage().batch_get_services({"parent": f"projects/{project}", "names": names}, timeout=TIMEOUT)
+        answer = self._usage().batch_get_services({"parent": f"projects/{project}", "names": names}, **ONCE)
         return {item.name.rsplit("/", 1)[1]: item.state.name == "ENABLED" for item in answer.services}
 
     @called
     def enable_apis(self, project: str, apis: Sequence[str]) -> Pending:
         """Turn APIs on, in one batch (at most 20)."""
         request = {"parent": f"projects/{project}", "service_ids": list(apis)}
-        return pending("turning on the APIs", self._usage().batch_enable_services(request, timeout=TIMEOUT))
+        return pending("turning on the APIs", self._usage().batch_enable_services(request, **ONCE))
 
-    @called
-    def project_parent(self, project: str) -> str:
-        """The folder or organisation that the project belongs to; empty for none."""
-        return str(self._projects().get_project(name=f"projects/{project}", timeout=TIMEOUT).parent)
+    @asked
+    def project(self, project: str) -> Mapping[str, str]:
+        """`{"number", "parent"}`: the parent is a folder or an organisation, or empty for none."""
+        found = self._projects().get_project(name=f"projects/{project}", **ONCE)
+        return {"number": str(found.name).rsplit("/", 1)[1], "parent": str(found.parent)}
 
-    @called
+    @asked
     def billing_enabled(self, project: str) -> bool:
         """Whether a billing account pays for the project."""
-        info = self._billing().get_project_billing_info(name=f"projects/{project}", timeout=TIMEOUT)
+        info = self._billing().get_project_billing_info(name=f"projects/{project}", **ONCE)
         return bool(info.billing_enabled)
 
-    @called
+    @asked
     def organisation_policy(self, project: str, constraint: str) -> Mapping[str, Any]:
         """What is in force for the project after inheritance: `{"rules": [...]}`."""
         name = f"projects/{project}/policies/{constraint}"
-        policy = plain(self._org_policy().get_effective_policy(name=name, timeout=TIMEOUT))
+        policy = plain(self._org_policy().get_effective_policy(name=name, **ONCE))
         return dict(policy.get("spec", {}))
 
-    @called
-    def quota(self, project: str, region: str, quota_id: str) -> int | None:
-        """The limit in a region, in milli-vCPU, bytes or GPUs; None where the answer does not name the region."""
+    @asked
+    def quota(self, project: str, quota_id: str) -> Mapping[str, int]:
+        """The limit of each region, in the quota's own unit; a region that is not named has none of its own."""
         place = f"projects/{project}/locations/global/services/run.googleapis.com/quotaInfos/{quota_id}"
-        for info in self._quotas().get_quota_info(name=place, timeout=TIMEOUT).dimensions_infos:
-            if info.dimensions.get("region") == region or region in info.applicable_locations:
-                return int(info.details.value)
-        return None
+        found = {}
+        for info in self._quotas().get_quota_info(name=place, **ONCE).dimensions_infos:
+            for region in (info.dimensions.get("region"), *info.applicable_locations):
+                if region and region != "global":
+                    found[str(region)] = int(info.details.value)
+        return found
+
+    # Secret Manager and Compute have no client among the dependencies.
+
+    @asked
+    def secret(self, name: str) -> Mapping[str, Any]:
+        """A secret, without what is in it."""
+        return dict(self._json("GET", SECRETS, f"v1/{name}"))
+
+    @asked
+    def secret_value(self, name: str) -> str:
+        """What the newest version of a secret holds."""
+        answer = self._json("GET", SECRETS, f"v1/{name}/versions/latest:access")
+        return base64.b64decode(answer["payload"]["data"]).decode()
+
+    @called
+    def create_secret(self, name: str, labels: Mapping[str, str]) -> None:
+        """Make a secret without a version."""
+        parent, _, short = name.partition("/secrets/")
+        body = {"replication": {"automatic": {}}, "labels": dict(labels)}
+        self._json("POST", SECRETS, f"v1/{parent}/secrets?secretId={short}", body)
+
+    @called
+    def add_secret_version(self, name: str, value: bytes) -> None:
+        """Give a secret a value."""
+        self._json("POST", SECRETS, f"v1/{name}:addVersion", {"payload": {"data": base64.b64encode(value).decode()}})
+
+    @asked
+    def subnet(self, project: str, region: str, name: str) -> Mapping[str, Any]:
+        """A subnet of the project, as Compute Engine has it."""
+        path = f"compute/v1/projects/{project}/regions/{region}/subnetworks/{name}"
+        return dict(self._json("GET", "compute.googleapis.com", path))

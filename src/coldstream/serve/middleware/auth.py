@@ -88,6 +88,10 @@ def read_keys(settings: ServerSettings, environ: Mapping[str, str]) -> ApiKeys:
     Raises:
         SettingsError: the variable or the file is named, but missing or empty; it never serves without keys instead.
     """
+    if settings.api_keys_secret is not None:
+        raise SettingsError(
+            "server.api_keys_secret is what `coldstream deploy` mounts; to serve here, name api_keys_env or _file"
+        )
     texts: list[tuple[str, str]] = []
     if settings.api_keys_env is not None:
         where = f"server.api_keys_env: ${settings.api_keys_env}"

@@ -1,0 +1,159 @@
+"""The cards that Cloud Run has: size, quota, regions, and the driver that decides which images run; pure.
+
+As Google's page had it on 2026-11-29: https://cloud.google.com/run/docs/configuring/services/gpu. One card an instance.
+Regions of the RTX PRO 6000 are those of public deployers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from coldstream.errors import DeployError, SettingsError
+
+READ_ON = "2026-11-29"
+Cuda = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One kind of card. Memory in bytes, `bandwidth` in bytes a second (NVIDIA's figures).
+
+    `quota_unit` is how much of a quota one card takes: Cloud Quotas counts RTX PRO 6000 in thousandths. `cuda` is the
+    newest version that the driver knows, `oldest_cuda` the first that has code for the card.
+    """
+
+    name: str
+    title: str
+    accelerator: str
+    quota_stem: str
+    quota_unit: int
+    least_cpu: int
+    least_memory_gib: int
+    device_bytes: int
+    bandwidth: float
+    driver: str
+    cuda: Cuda
+    oldest_cuda: Cuda
+    regions: tuple[str, ...]
+    by_invitation: tuple[str, ...] = ()
+
+    def quota(self, *, redundant: bool) -> str:
+        """The id of its quota, with or without zonal redundancy."""
+        return f"{self.quota_stem}Alloc{'' if redundant else 'NoZonalRedundancy'}PerProjectRegion"
+
+
+L4 = Card(
+    name="l4",
+    title="NVIDIA L4",
+    accelerator="nvidia-l4",
+    quota_stem="NvidiaL4Gpu",
+    quota_unit=1,
+    least_cpu=4,
+    least_memory_gib=16,
+    device_bytes=22 * 1024**3,
+    bandwidth=300e9,
+    driver="535.216.03",
+    cuda=(12, 2),
+    oldest_cuda=(11, 8),
+    regions=("us-central1", "us-east4", "europe-west1", "europe-west4", "asia-southeast1"),
+    by_invitation=("asia-south1",),
+)
+RTX_PRO_6000 = Card(
+    name="rtx-pro-6000",
+    title="NVIDIA RTX PRO 6000",
+    accelerator="nvidia-rtx-pro-6000",
+    quota_stem="NvidiaRtxPro6000Gpu",
+    quota_unit=1000,
+    least_cpu=20,
+    least_memory_gib=80,
+    device_bytes=94 * 1024**3,
+    bandwidth=1597e9,
+    driver="580",
+    cuda=(13, 0),
+    oldest_cuda=(12, 8),
+    regions=("us-central1", "europe-west4", "asia-southeast1", "asia-south2"),
+)
+CARDS: Mapping[str, Card] = MappingProxyType({card.name: card for card in (L4, RTX_PRO_6000)})
+
+# CUDA builds on https://download.pytorch.org/whl, by torch's version.
+_WHEELS: Mapping[tuple[int, int], tuple[str, ...]] = MappingProxyType(
+    {
+        (2, 9): ("cu126", "cu128", "cu130"),
+        (2, 10): ("cu126", "cu128", "cu130"),
+        (2, 13): ("cu126", "cu129", "cu130", "cu132"),
+    }
+)
+
+
+def card(name: str) -> Card:
+    """The card of a name.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if name not in CARDS:
+        raise SettingsError(f"deploy.card = {name!r}: there are {', '.join(CARDS)}")
+    return CARDS[name]
+
+
+def runs(chosen: Card, cuda: Cuda) -> bool:
+    """Whether the card's driver runs an image of a CUDA version.
+
+    A driver runs every minor version of its own major one, and older major ones
+    (https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html).
+    """
+    return chosen.oldest_cuda <= cuda and cuda[0] <= chosen.cuda[0]
+
+
+def read_cuda(text: str) -> Cuda:
+    """A version as a pair, from "12.6".
+
+    Raises:
+        SettingsError: it is none.
+    """
+    found = re.fullmatch(r"(\d{1,2})\.(\d{1,2})", text)
+    if found is None:
+        raise SettingsError(f'deploy.image_cuda = {text!r}: write it as "12.6"')
+    return int(found[1]), int(found[2])
+
+
+def check_image(chosen: Card, cuda: Cuda) -> None:
+    """Refuse an image that the card's driver does not run.
+
+    Raises:
+        DeployError: the message names both versions.
+    """
+    if not runs(chosen, cuda):
+        raise DeployError(
+            f"the image needs CUDA {_told(cuda)}, and {chosen.title} on Cloud Run has driver {chosen.driver} with CUDA "
+            f"{_told(chosen.cuda)} (as of {READ_ON}); use an image for CUDA {chosen.cuda[0]}.x, or another --card"
+        )
+
+
+def wheels(chosen: Card, torch: str) -> str:
+    """The index that has torch of a version in a build which the card's driver runs.
+
+    Raises:
+        DeployError: none is known.
+    """
+    major, minor = (int(part) for part in torch.split(".")[:2])
+    builds = [build for build in _WHEELS.get((major, minor), ()) if runs(chosen, _cuda_of(build))]
+    # The nearest to the driver's own version leaves least to compatibility between minor versions.
+    best = min(builds, key=lambda build: abs(_cuda_of(build)[1] - chosen.cuda[1]), default=None)
+    if best is None:
+        raise DeployError(
+            f"no CUDA build of torch {torch} for {chosen.title} (driver {chosen.driver}, CUDA {_told(chosen.cuda)}) is "
+            f"known here (as of {READ_ON}); install another torch, or name an image of your own with deploy.image"
+        )
+    return f"https://download.pytorch.org/whl/{best}"
+
+
+def _cuda_of(build: str) -> Cuda:
+    return int(build[2:-1]), int(build[-1])
+
+
+def _told(cuda: Cuda) -> str:
+    return f"{cuda[0]}.{cuda[1]}"

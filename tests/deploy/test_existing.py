@@ -1,0 +1,220 @@
+"""A service that is there already: what somebody set on it stays, and a new revision finds room beside the old one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from coldstream.deploy import image
+from coldstream.deploy.image import Context
+from coldstream.errors import DeployError, SettingsError
+from tests.deploy.conftest import MODEL, Opened, Site, small_context
+from tests.deploy.test_apply import OWN, other_repository
+
+SERVICE_WIDE = {
+    "description": "the shop's",
+    "ingress": "INGRESS_TRAFFIC_INTERNAL_ONLY",
+    "iapEnabled": True,
+    "customAudiences": ["https://shop.example.com"],
+    "binaryAuthorization": {"useDefault": True},
+}
+OF_THE_TEMPLATE = {
+    "sessionAffinity": True,
+    "vpcAccess": {"egress": "PRIVATE_RANGES_ONLY", "networkInterfaces": [{"network": "shop"}]},
+    "encryptionKey": "projects/demo-project/locations/us/keyRings/r/cryptoKeys/k",
+}
+
+
+def somebody_sets(site: Site) -> None:
+    """In the console: on the service, on its template, and a variable of the container."""
+    service = site.service()
+    service |= SERVICE_WIDE
+    service["labels"]["team"] = "shop"
+    service["template"] |= OF_THE_TEMPLATE
+    service["template"]["labels"]["team"] = "shop"
+    service["template"]["containers"][0]["env"].append({"name": "HTTPS_PROXY", "value": "http://proxy"})
+
+
+def kept(site: Site) -> None:
+    service = site.service()
+    assert {key: service.get(key) for key in SERVICE_WIDE} == SERVICE_WIDE
+    assert {key: service["template"].get(key) for key in OF_THE_TEMPLATE} == OF_THE_TEMPLATE
+    assert service["labels"]["team"] == service["template"]["labels"]["team"] == "shop"
+    assert {"name": "HTTPS_PROXY", "value": "http://proxy"} in service["template"]["containers"][0]["env"]
+
+
+def test_what_somebody_set_survives_a_new_revision_and_is_in_the_plan(ready: Site) -> None:
+    ready.deploy()
+    somebody_sets(ready)
+    told = " ".join(ready.job(concurrency=3).plan().kept)
+    assert all(
+        word in told for word in ("the shop's", "INTERNAL_ONLY", "iap_enabled", "session_affinity", "HTTPS_PROXY")
+    )
+    ready.deploy(concurrency=3)
+    kept(ready)
+    assert ready.service()["template"]["maxInstanceRequestConcurrency"] == 3
+
+
+def test_what_somebody_set_survives_traffic_and_a_rollback(ready: Site) -> None:
+    ready.deploy()
+    ready.shelf.models[MODEL] = Opened(revision="ffeeddccbbaa9988")
+    somebody_sets(ready)
+    ready.deploy(canary=20)
+    kept(ready)
+
+
+def test_a_deployment_upon_somebodys_settings_changes_nothing_the_second_time(ready: Site) -> None:
+    ready.deploy()
+    somebody_sets(ready)
+    ready.deploy()
+    made = len(ready.world.revisions)
+    ready.events.clear()
+    ready.deploy()
+    assert ready.steps("done") == []
+    assert len(ready.world.revisions) == made
+
+
+def test_every_update_names_its_fields(ready: Site) -> None:
+    """Google clears what an update without a mask leaves out."""
+    ready.deploy()
+    ready.deploy(concurrency=3)
+    assert ready.world.masks
+    assert all(mask and "*" not in mask for mask in ready.world.masks)
+    assert ready.world.masks[-1] == "annotations,traffic"
+
+
+def test_what_is_wanted_goes_before_what_somebody_set(ready: Site) -> None:
+    ready.deploy()
+    somebody_sets(ready)
+    ready.deploy(ingress="all", session_affinity=False, network="other", labels={"team": "search"})
+    service = ready.service()
+    assert service["ingress"] == "INGRESS_TRAFFIC_ALL"
+    assert not service["template"].get("sessionAffinity")
+    assert service["template"]["vpcAccess"]["networkInterfaces"] == [{"network": "other"}]
+    assert service["labels"]["team"] == "search"
+
+
+def test_a_field_that_the_installed_client_cannot_read_is_refused_and_not_lost(ready: Site) -> None:
+    ready.deploy()
+    ready.service()["template"]["somethingNew"] = {"a": 1}
+    with pytest.raises(DeployError, match=r"(?s)somethingNew.*pip install --upgrade google-cloud-run"):
+        ready.deploy(concurrency=3)
+    assert ready.service()["template"]["somethingNew"] == {"a": 1}
+
+
+def test_a_sidecar_stays_where_it_is(ready: Site) -> None:
+    ready.deploy()
+    sidecar = {"name": "proxy", "image": "us-docker.pkg.dev/proxy/proxy/proxy:1"}
+    ready.service()["template"]["containers"].append(sidecar)
+    ready.deploy(concurrency=3)
+    assert ready.service()["template"]["containers"][1] == sidecar
+
+
+# Room for two revisions.
+
+LARGE: dict[str, Any] = {"cpu": 8, "memory_gib": 32}
+
+
+def test_a_service_that_fills_the_quota_is_deployed_the_first_time(ready: Site) -> None:
+    """8 vCPU and 32 GiB of a new project's 40 GiB: nothing is there to overlap with."""
+    result = ready.deploy(**LARGE)
+    assert ready.shares() == {result.revision: 100}
+    assert ready.job(**LARGE).plan().warnings != ()
+
+
+def test_a_second_revision_without_room_fails_and_leaves_the_first(ready: Site) -> None:
+    first = ready.deploy(**LARGE)
+    with pytest.raises(DeployError, match="Quota violated"):
+        ready.deploy(**LARGE, concurrency=3)
+    assert ready.shares() == {first.revision: 100}
+
+
+def test_without_overlap_the_old_instances_go_first_and_the_new_revision_gets_their_room(ready: Site) -> None:
+    ready.deploy(**LARGE)
+    second = ready.deploy(**LARGE, concurrency=3, overlap=False)
+    assert ready.shares() == {second.revision: 100}
+    assert ready.service()["scaling"].get("scalingMode") != "MANUAL"
+    assert ready.world.masks[-3:] == ["scaling", ready.world.masks[-2], "annotations,traffic"]
+
+
+def test_a_failure_without_overlap_brings_the_old_instances_back(ready: Site) -> None:
+    first = ready.deploy(**LARGE)
+    ready.world.container.ready = False
+    with pytest.raises(DeployError, match="startup probe"):
+        ready.deploy(**LARGE, concurrency=3, overlap=False)
+    assert ready.shares() == {first.revision: 100}
+    assert ready.service()["scaling"].get("scalingMode") != "MANUAL"
+
+
+# Images.
+
+
+def test_a_revision_names_its_image_by_digest(ready: Site) -> None:
+    ready.deploy()
+    assert "@sha256:" in ready.service()["template"]["containers"][0]["image"]
+
+
+def test_another_image_under_the_same_tag_of_ones_own_is_another_revision(ready: Site) -> None:
+    other_repository(ready, readable=True)
+    first = ready.deploy(image=OWN)
+    ready.world.images[OWN] = "sha256:2"
+    second = ready.deploy(image=OWN)
+    assert first.revision != second.revision
+    assert ready.service()["template"]["containers"][0]["image"].endswith("@sha256:2")
+
+
+def test_tags_that_cannot_be_moved_are_not_moved(ready: Site) -> None:
+    """A second build in a repository with immutable tags: no tag that means the last one."""
+    next(iter(ready.world.repositories.values()))["dockerConfig"] = {"immutableTags": True}
+    ready.deploy()
+    session = replace(ready.session(), context=lambda variant: Context(variant, {"Dockerfile": b"FROM other"}))
+    job = replace(ready.job(), session=session)
+    assert job.plan().context is not None
+    tags = {name.rpartition(":")[2] for name in ready.world.images}
+    assert not [tag for tag in tags if tag.endswith("-cache")]
+
+
+def test_todays_base_is_another_image_and_is_built_without_a_cache() -> None:
+    plain = small_context("gpu")
+    fresh = replace(plain, base_of="2026-11-29")
+    assert fresh.tag != plain.tag
+    target = _target()
+    request = image.build_request(target, fresh, "s", 7, immutable=False, wanted=_wanted())
+    words = request["steps"][0]["args"]
+    assert {"--pull", "--no-cache"} <= set(words)
+    assert "--cache-from" not in words
+
+
+def _wanted() -> Any:
+    from coldstream.settings import DeploySettings
+
+    return DeploySettings(project="demo-project")
+
+
+def _target() -> Any:
+    from coldstream.deploy.target import target
+
+    return target(_wanted(), (MODEL,))
+
+
+def test_an_image_for_a_newer_cuda_than_the_driver_is_refused_by_the_plan(ready: Site) -> None:
+    other_repository(ready, readable=True)
+    with pytest.raises(DeployError, match=r"CUDA 13\.0, and NVIDIA L4 on Cloud Run has driver 535.* CUDA 12\.2"):
+        ready.job(image=OWN, image_cuda="13.0").plan()
+    assert ready.job(image=OWN, image_cuda="12.6").plan().warnings == ()
+    with pytest.raises(SettingsError, match="write it as"):
+        ready.job(image=OWN, image_cuda="latest").plan()
+
+
+def test_an_image_whose_cuda_nobody_named_is_warned_of(ready: Site) -> None:
+    other_repository(ready, readable=True)
+    assert "deploy.image_cuda" in " ".join(ready.job(image=OWN).plan().warnings)
+
+
+def test_a_build_takes_torch_for_the_driver_of_its_card(ready: Site) -> None:
+    """torch of PyPI is for CUDA 13, which an L4's driver does not run: the fake's container would not start."""
+    ready.deploy()
+    (build,) = (item["build"] for item in ready.world.builds.values())
+    assert any("TORCH_INDEX=https://download.pytorch.org/whl/cu12" in word for word in build["steps"][0]["args"])

@@ -1,0 +1,107 @@
+"""Organisation policies: each constraint that could stop a deployment, in the words of its rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coldstream.deploy import fix, policies
+from coldstream.deploy.target import target
+from coldstream.settings import DeploySettings
+from tests.deploy.conftest import MODEL, Site
+from tests.deploy.test_doctor import check
+
+POOL = "projects/demo-project/locations/us-central1/workerPools/private"
+KEY = "projects/demo-project/locations/us-central1/keyRings/r/cryptoKeys/k"
+
+
+def judged(name: str, rules: list[dict[str, Any]], **wanted: Any) -> str:
+    settings = DeploySettings(project="demo-project", **wanted)
+    return policies.judge(name, rules, settings, target(settings, (MODEL,)))[0]
+
+
+def allowing(*values: str) -> list[dict[str, Any]]:
+    return [{"values": {"allowed_values": list(values)}}]
+
+
+def denying(*values: str) -> list[dict[str, Any]]:
+    return [{"values": {"denied_values": list(values)}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "wanted", "answer"),
+    [
+        ("gcp.resourceLocations", allowing("in:us-locations"), {}, "yes"),
+        ("gcp.resourceLocations", allowing("in:northamerica-locations"), {}, "yes"),
+        ("gcp.resourceLocations", allowing("in:us-central1-locations"), {}, "yes"),
+        ("gcp.resourceLocations", allowing("is:us-central1"), {}, "yes"),
+        ("gcp.resourceLocations", allowing("in:us-east1-locations"), {}, "no"),
+        ("gcp.resourceLocations", allowing("in:eu-locations"), {"region": "europe-west4"}, "yes"),
+        ("gcp.resourceLocations", allowing("in:eu-locations"), {"region": "europe-west2"}, "no"),
+        ("gcp.resourceLocations", allowing("in:europe-locations"), {"region": "europe-west2"}, "yes"),
+        ("gcp.resourceLocations", allowing("in:low-carbon-locations"), {}, "unknown"),
+        ("gcp.resourceLocations", allowing("in:low-carbon-locations", "us-central1"), {}, "yes"),
+        ("gcp.resourceLocations", denying("in:us-locations"), {}, "no"),
+        ("gcp.resourceLocations", [{"allow_all": True}], {}, "yes"),
+        ("gcp.resourceLocations", [{"deny_all": True}], {}, "no"),
+        ("gcp.resourceLocations", [{"condition": {"expression": "x"}, "deny_all": True}], {}, "unknown"),
+        ("run.allowedIngress", allowing("internal"), {}, "no"),
+        ("run.allowedIngress", allowing("is:internal"), {"ingress": "internal"}, "yes"),
+        ("run.managed.requireInvokerIam", [{"enforce": True}], {"public": True}, "no"),
+        ("run.managed.requireInvokerIam", [{"enforce": True}], {}, "yes"),
+        ("iam.disableServiceAccountCreation", [{"enforce": True}], {}, "no"),
+        ("iam.allowedPolicyMemberDomains", allowing("C012345"), {}, "warning"),
+        ("iam.allowedPolicyMemberDomains", [{"allow_all": True}], {}, "yes"),
+        ("gcp.restrictNonCmekServices", denying("run.googleapis.com"), {}, "no"),
+        ("gcp.restrictNonCmekServices", denying("is:run.googleapis.com"), {"encryption_key": KEY}, "yes"),
+        ("gcp.restrictNonCmekServices", denying("bigquery.googleapis.com"), {}, "yes"),
+        ("run.allowedBinaryAuthorizationPolicies", allowing("default"), {}, "no"),
+        ("run.allowedBinaryAuthorizationPolicies", allowing("default"), {"binary_authorization": True}, "yes"),
+        ("cloudbuild.allowedWorkerPools", allowing(POOL), {}, "no"),
+        ("cloudbuild.allowedWorkerPools", allowing(POOL), {"build_pool": POOL}, "yes"),
+        ("cloudbuild.allowedWorkerPools", allowing("under:organizations/1"), {"build_pool": POOL}, "unknown"),
+        ("run.allowedVPCEgress", allowing("private-ranges-only"), {"network": "shop"}, "no"),
+    ],
+)
+def test_a_rule_lets_a_deployment_pass_or_not(
+    name: str, rules: list[dict[str, Any]], wanted: dict[str, Any], answer: str
+) -> None:
+    assert judged(name, rules, **wanted) == answer
+
+
+def test_every_constraint_is_asked_about_where_it_matters() -> None:
+    plain = set(policies.asked(DeploySettings()))
+    assert {"gcp.resourceLocations", "cloudbuild.allowedWorkerPools"} <= plain
+    assert "run.allowedVPCEgress" in policies.asked(DeploySettings(network="shop"))
+    assert "cloudbuild.allowedWorkerPools" not in policies.asked(DeploySettings(image="i"))
+
+
+def test_a_key_of_the_customers_is_on_everything_that_is_made(owned: Site) -> None:
+    site, job = owned, owned.job(encryption_key=KEY)
+    fix.apply(job.session.google, job.examine, job.examine(), clock=site.world.clock, tell=lambda _: None)
+    site.deploy(encryption_key=KEY)
+    (repository,) = site.world.repositories.values()
+    (bucket,) = (item for name, item in site.world.buckets.items() if name != "models")
+    assert repository["kmsKeyName"] == KEY
+    assert bucket.settings["encryption"] == {"defaultKmsKeyName": KEY}
+    assert site.service()["template"]["encryptionKey"] == KEY
+
+
+@pytest.mark.parametrize(("access", "answer"), [(True, "yes"), (False, "no")])
+def test_a_subnet_without_private_google_access_is_named(ready: Site, access: bool, answer: str) -> None:
+    """All traffic goes through it: without the access nothing reaches the model's bucket."""
+    ready.world.apis.add("compute.googleapis.com")
+    ready.world.subnets["shop"] = {"privateIpGoogleAccess": access}
+    report = ready.job(network="shop-net", subnet="shop").examine()
+    assert check(report, "subnet shop has Private Google Access").answer == answer
+
+
+def test_a_service_behind_a_network_sends_everything_through_it(ready: Site) -> None:
+    ready.deploy(network="shop-net", subnet="shop")
+    access = ready.service()["template"]["vpcAccess"]
+    assert access == {
+        "egress": "ALL_TRAFFIC",
+        "networkInterfaces": [{"network": "shop-net", "subnetwork": "shop"}],
+    }
+    assert any("Private Google Access" in text for text in ready.job(network="shop-net").plan().warnings)
