@@ -48,7 +48,7 @@ MAKERS: Mapping[str, Callable[[], Backend]] = {
 }
 
 
-@pytest.fixture(scope="module", params=MAKERS.values(), ids=MAKERS)
+@pytest.fixture(scope="module", params=list(MAKERS.values()), ids=list(MAKERS))
 def backend(request: pytest.FixtureRequest) -> Backend:
     made: Backend = request.param()
     made.allocate([Group(window, 24) for window in made.windows], SIZE)

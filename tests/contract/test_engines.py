@@ -71,7 +71,7 @@ def pacing() -> Pacing:
     return Pacing()
 
 
-@pytest.fixture(params=MAKERS.values(), ids=MAKERS)
+@pytest.fixture(params=list(MAKERS.values()), ids=list(MAKERS))
 def engine(request: pytest.FixtureRequest, pacing: Pacing) -> Iterator[EngineProtocol]:
     made: EngineProtocol = request.param(pacing)
     yield made

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from coldstream.engine.engine import Engine
+from coldstream.engine.request import Request
 from coldstream.settings import EngineSettings
 from tests.support.late_backend import LAYERS, LateBackend
 from tests.support.parts import VOCAB, Inbox, make_tokenizer, request
@@ -24,7 +25,7 @@ def made(backend: LateBackend) -> Engine:
     return Engine(backend, make_tokenizer(), Config(), EngineSettings(kv_bytes=1 << 14, step_tokens=64))
 
 
-def asked(key: str) -> object:
+def asked(key: str) -> Request:
     return request(key, PROMPT, max_tokens=8, ignore_eos=True)
 
 

@@ -159,8 +159,8 @@ class AsyncLlmEngine:
                     if output.finish_reason is not None:
                         return
         except TimeoutError:
-            error = DeadlineExceeded("the request's deadline passed before it was finished; raise it or ask for less")
-            self._end(mine, "deadline", error=error)
+            late = DeadlineExceeded("the request's deadline passed before it was finished; raise it or ask for less")
+            self._end(mine, "deadline", error=late)
         except Exception as exc:  # whatever the library raises, the request must hear of it
             error = exc if isinstance(exc, ColdstreamError) else EngineError(f"the library failed: {exc!r}")
             self._end(mine, "error", error=error)
