@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from coldstream.engine.grammar import MAX_GRAMMAR_CHARACTERS, Grammars
+from coldstream.engine.grammar import Grammars
+from coldstream.engine.grammar_check import MAX_GRAMMAR_CHARACTERS
 from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
 from tests.support.parts import EOS, VOCAB, make_tokenizer

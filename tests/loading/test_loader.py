@@ -89,6 +89,7 @@ def begin(bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
                 await asyncio.wait({task})
                 if accepting.done():
                     accepting.result().close()
+                context.workers.close()
 
     return begun
 
@@ -105,7 +106,7 @@ def children() -> list[str]:
     listed = subprocess.run(
         ["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True, check=False
     )
-    return [line for line in listed.stdout.splitlines() if "tokenizer_process" in line]
+    return [line for line in listed.stdout.splitlines() if "tokenizer.process" in line]
 
 
 async def test_a_model_is_loaded_without_a_server_and_answers_as_transformers_does(tiny: Tiny, tmp_path: Path) -> None:
@@ -205,5 +206,6 @@ async def test_a_load_that_is_cancelled_while_its_tokenizer_is_built_does_not_st
                 await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.wait({task})
+        context.workers.close()
         assert not threads_left()
         assert not children()

@@ -44,6 +44,7 @@ from coldstream.engine.vision.encoder import ImageEncoder, Sees, check_images
 from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, OutOfMemory
 from coldstream.host.limits import cpu_limit
 from coldstream.settings import EngineSettings
+from coldstream.workers.workers import Workers
 
 # `hold` is somebody else's event: nobody wakes the loop when it is set, unless it is by `release`.
 _HOLD_POLL_SECONDS = 0.05
@@ -71,7 +72,8 @@ class Engine:
     as the model's own gates let it. `hold_images` is the same for requests with images, whose tower lands later; None:
     what holds text holds them. `stop_ids` None takes the tokenizer's. `max_context`, in tokens, can only lower the
     model's own limit; what the memory for keys and values allows may lower it further. `sees` is the vision tower of a
-    model that takes images. `unallocated` are the bytes that the weights will yet take on a GPU.
+    model that takes images. `unallocated` are the bytes that the weights will yet take on a GPU. `workers` find out
+    what a grammar costs; without any, the engine has its own.
 
     Raises:
         OutOfMemory: keys and values for one sequence do not fit.
@@ -92,6 +94,7 @@ class Engine:
         sees: Sees | None = None,
         device: torch.device | str = "cpu",
         unallocated: int = 0,
+        workers: Workers | None = None,
         name: str = "engine",
     ) -> None:
         refuse_unknown_ids(tokenizer, config.vocab_size)
@@ -117,7 +120,7 @@ class Engine:
         self.blocks = Blocks(groups, BLOCK_SIZE, step=step, share=share, together=together)
         self.max_context = min(wanted, self.blocks.capacity)
         self._scheduler = Scheduler(self.blocks, settings.max_sequences, settings.step_tokens)
-        self._grammars = Grammars(tokenizer, vocab_size=config.vocab_size, stop_ids=self._stop_ids)
+        self._grammars = Grammars(tokenizer, vocab_size=config.vocab_size, stop_ids=self._stop_ids, workers=workers)
         self._sees = sees
         threads = settings.threads or cpu_limit()
         self._encoder = ImageEncoder(sees, threads=threads, name=name) if sees is not None else None
@@ -169,7 +172,7 @@ class Engine:
         limits.check(request, vocab_size=self.config.vocab_size, max_context=self.max_context)
         check_images(request, self._sees)
         if request.sampling.grammar is not None:
-            self._grammars.matcher(request.sampling.grammar)
+            self._grammars.prepared(request.sampling.grammar)
 
     def submit(self, request: Request, deliver: Deliver) -> None:
         """Queue a request. Either this raises, or `deliver` gets exactly one event with a `finish_reason`.
@@ -301,7 +304,7 @@ class Engine:
             tokenizer=self.tokenizer,
             stop_ids=self._stop_ids,
             max_context=self.max_context,
-            matcher=None if grammar is None else lambda: self._grammars.matcher(grammar),
+            matcher=None if grammar is None else self._grammars.prepared(grammar),
         )
 
     def _post(self, work: Callable[[], None]) -> None:

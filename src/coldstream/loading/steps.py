@@ -60,11 +60,13 @@ class Opened:
 class LoadSteps:
     """Made on the event loop of the load; all of it but what `LoaderThreads` runs stays there."""
 
-    def __init__(self, model: ModelSettings, settings: Settings, context: LoadContext) -> None:
+    def __init__(self, model: ModelSettings, settings: Settings, context: LoadContext, *, closes_workers: bool) -> None:
         self._model, self._settings = model, settings
         self._state, self._threads, self._timeline = context.state, context.threads, context.timeline
-        self._torch, self._turns = context.torch, context.turns
+        self._torch, self._turns, self._workers = context.torch, context.turns, context.workers
         self._closing = Closing()
+        if closes_workers:
+            self._closing.add(context.workers.close)
         self._when_failed: list[Callable[[ColdstreamError], None]] = []
         self._text_verified, self._verified = threading.Event(), threading.Event()
         self._is_given = False
@@ -127,6 +129,7 @@ class LoadSteps:
 
             if "tokenizer.json" in contents:  # before imports, which wait for one another
                 home.begin(contents["tokenizer.json"], Declared.from_files(contents, source=self._model.uri))
+            from coldstream.engine.tokenizer.templates_apart import TemplatesApart
             from coldstream.engine.tokenizer.tokenizer import Tokenizer
 
             with self._timeline.span("tokenizer", model=self._model.name):
@@ -134,6 +137,7 @@ class LoadSteps:
                     contents,
                     source=self._model.uri,
                     build=home.build,
+                    templates=partial(TemplatesApart, workers=self._workers),
                     keeps_control_tokens=self._model.control_tokens == "keep",
                 )
 
@@ -268,6 +272,7 @@ class LoadSteps:
                 sees=sight,
                 device=decoder.device,
                 unallocated=decoder.unallocated,
+                workers=self._workers,
                 name=self._model.name,
             )
             tokenizer.bound(engine.max_context)

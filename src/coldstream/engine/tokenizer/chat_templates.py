@@ -44,6 +44,11 @@ def read_templates(files: Mapping[str, bytes], config: Mapping[str, Any], source
     return {**_named(inside, f"{source}/{where}: chat_template"), **found}
 
 
+def default_text(texts: Mapping[str, str]) -> str | None:
+    """The text of the default template, or of the first one; None where there is none."""
+    return texts.get(_DEFAULT) or next(iter(texts.values()), None)
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     """One rendering but for its messages."""
@@ -95,8 +100,7 @@ class ChatTemplates:
     @property
     def text(self) -> str | None:
         """The text of the default template, or of the only one."""
-        chosen = self._templates.get(_DEFAULT) or next(iter(self._templates.values()), None)
-        return chosen.text if chosen is not None else None
+        return default_text({name: template.text for name, template in self._templates.items()})
 
     def pick(self, *, tools: bool) -> ChatTemplate:
         """The template for a request.

@@ -16,6 +16,7 @@ from coldstream.engine.tokenizer.added_tokens import Declared
 from coldstream.engine.tokenizer.chat_templates import ChatTemplates, read_templates
 from coldstream.engine.tokenizer.json_file import json_object
 from coldstream.engine.tokenizer.library import LibraryTokenizer
+from coldstream.engine.tokenizer.templates_apart import Renders
 from coldstream.engine.tokenizer.turns import turn_ends
 from coldstream.engine.tokenizer.vocabulary import Vocabulary
 from coldstream.errors import PromptTooLong, TokenizerError
@@ -92,7 +93,7 @@ class Tokenizer:
         *,
         special_tokens: Mapping[str, str],
         stop_ids: frozenset[int],
-        templates: ChatTemplates,
+        templates: Renders,
         generation_defaults: Mapping[str, Any],
         source: str,
     ) -> None:
@@ -111,12 +112,14 @@ class Tokenizer:
         *,
         source: str = "checkpoint",
         build: Callable[..., Backend] = build_backend,
+        templates: Callable[..., Renders] = ChatTemplates,
         keeps_control_tokens: bool = False,
     ) -> Tokenizer:
         """Build it from the bytes of the files named in `file_names.TOKENIZER` and `TEMPLATES_BELOW`; all but
         tokenizer.json may be absent.
 
-        `source` is the checkpoint's URI, for messages. `build` says where the tokenizer lives. With
+        `source` is the checkpoint's URI, for messages. `build` says where the tokenizer lives, `templates` where the
+        chat templates do: in this process only where both are trusted. With
         `keeps_control_tokens` those in a message's text are control tokens.
 
         Raises:
@@ -132,7 +135,7 @@ class Tokenizer:
         backend = build(raw, declared, source=source)
         special = declared.texts
         generation = json_object(files, "generation_config.json", source)
-        templates = ChatTemplates(
+        made_templates = templates(
             read_templates(files, json_object(files, "tokenizer_config.json", source), source),
             special=(text for text, number in backend.added_tokens.items() if number in backend.special_ids),
             added=backend.added_tokens,
@@ -143,7 +146,7 @@ class Tokenizer:
             backend,
             special_tokens=special,
             stop_ids=_stop_ids(backend, special, generation, json_object(files, "config.json", source)),
-            templates=templates,
+            templates=made_templates,
             generation_defaults=generation,
             source=source,
         )
