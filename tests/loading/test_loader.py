@@ -104,7 +104,7 @@ def threads_left(model: str = "m") -> list[str]:
 
 def children() -> list[str]:
     listed = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True, check=False
+        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True, check=False
     )
     return [line for line in listed.stdout.splitlines() if "tokenizer.process" in line]
 

@@ -129,15 +129,16 @@ class LoadSteps:
 
             if "tokenizer.json" in contents:  # before imports, which wait for one another
                 home.begin(contents["tokenizer.json"], Declared.from_files(contents, source=self._model.uri))
-            from coldstream.engine.tokenizer.templates_apart import TemplatesApart
+            from coldstream.engine.tokenizer import templates_apart
             from coldstream.engine.tokenizer.tokenizer import Tokenizer
 
+            templates_apart.begin(self._workers)  # beside the tokenizer's process, which is building
             with self._timeline.span("tokenizer", model=self._model.name):
                 return Tokenizer.load(
                     contents,
                     source=self._model.uri,
                     build=home.build,
-                    templates=partial(TemplatesApart, workers=self._workers),
+                    templates=partial(templates_apart.TemplatesApart, workers=self._workers),
                     keeps_control_tokens=self._model.control_tokens == "keep",
                 )
 

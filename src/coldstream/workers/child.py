@@ -15,22 +15,28 @@ _PASSED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TMPDIR",
 
 
 class Child:
-    """A Python process that runs `entry`, "module:function", with the numbers of its ends of `lines` sockets.
+    """A Python process that runs `entry`, "module:function", with its ends of `lines` sockets, by number, and `more`.
 
     It is the first of a process group, so that its forks end with it. `is_silent`: what it writes is not for our log.
     """
 
     def __init__(
-        self, entry: str, *, lines: int, environ: Mapping[str, str] | None = None, is_silent: bool = False
+        self,
+        entry: str,
+        *more: str,
+        lines: int,
+        environ: Mapping[str, str] | None = None,
+        is_silent: bool = False,
     ) -> None:
         module, _, function = entry.partition(":")
         pairs = [socket.socketpair() for _ in range(lines)]
         theirs = [pair[1].fileno() for pair in pairs]
         self.sockets: Sequence[socket.socket] = [pair[0] for pair in pairs]
+        arguments = ", ".join(map(repr, (theirs, *more)))
         inherited = {name: os.environ[name] for name in _PASSED if name in os.environ}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"from {module} import {function}; {function}({theirs})"],
+                [sys.executable, "-c", f"from {module} import {function}; {function}({arguments})"],
                 pass_fds=theirs,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if is_silent else None,

@@ -23,30 +23,47 @@ _KEPT = 64 * 1024 * 1024
 """Bytes that work may leave behind; beyond, another process takes the place of this one."""
 
 
-def serve(descriptors: Sequence[int]) -> None:
-    """The worker's whole life. A message holds the length of its JSON, the JSON, and bytes."""
+def serve(descriptors: Sequence[int], name: str) -> None:
+    """The whole life of a worker for the work of this name, "module:class".
+
+    A message holds the length of its JSON, the JSON, and bytes.
+    """
     ignore_interrupts()
     give_up_first()
     line = socket.socket(fileno=descriptors[0])
-    works: dict[str, Work] = {}
+    work = _made(name)
     while (message := receive(line)) is not None:
         size = int.from_bytes(message[:4], "little")
-        asked = json.loads(message[4 : 4 + size])
         before = resident()
-        kind, answer = _answer(works, asked, message[4 + size :])
-        del message, asked
+        limits, argument = json.loads(message[4 : 4 + size])
+        kind, answer = _answer(work, limits, argument, message[4 + size :])
+        del message, argument
         is_last = resident() - before > _KEPT
         send(line, b"!" if is_last else b".", kind, answer)
         if is_last:
             return
 
 
-def _answer(works: dict[str, Work], asked: dict[str, Any], data: bytes) -> tuple[bytes, bytes]:
+def _made(name: str) -> Work:
+    """The work; what it imports is not among its costs."""
+    module, _, attribute = name.partition(":")
+    try:
+        work: Work = getattr(import_module(module), attribute)()
+    except Exception as exc:  # the parent hears of it when it asks
+        fault = exc
+
+        def broken(argument: Any, data: bytes) -> Any:
+            raise fault
+
+        return broken
+    return work
+
+
+def _answer(work: Work, limits: Sequence[Any], argument: Any, data: bytes) -> tuple[bytes, bytes]:
     """What kind of answer it is, and its bytes."""
     try:
-        work = _known(works, asked["work"])
-        with held_to(Limits(*asked["limits"])):
-            return _written(work(asked["argument"], data))
+        with held_to(Limits(*limits)):
+            return _written(work(argument, data))
     except MemoryError:
         return b"m", b""
     except (InvalidRequest, TokenizerError) as exc:
@@ -54,14 +71,6 @@ def _answer(works: dict[str, Work], asked: dict[str, Any], data: bytes) -> tuple
         return b"e", json.dumps([type(exc).__name__, str(exc), field]).encode()
     except BaseException as exc:  # a panic of Rust's is one; its words may be the caller's, and not for a log
         return b"x", type(exc).__name__.encode()
-
-
-def _known(works: dict[str, Work], name: str) -> Work:
-    """The work of this name; what it imports is not among its costs."""
-    if name not in works:
-        module, _, attribute = name.partition(":")
-        works[name] = getattr(import_module(module), attribute)()
-    return works[name]
 
 
 def _written(value: Any) -> tuple[bytes, bytes]:

@@ -13,6 +13,7 @@ import queue
 import signal
 import threading
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 from coldstream.errors import EngineError, InvalidRequest, TokenizerError, TooCostly
@@ -56,6 +57,10 @@ class Workers:
         """
         return self._of(work, beside).call(argument, data, limits, subject, field)
 
+    def begin(self, work: str, *, beside: int = 1) -> None:
+        """Start a process for this work, which imports what it needs, and do not wait."""
+        self._of(work, beside).begin()
+
     def deaths(self) -> Mapping[str, int]:
         """How many processes were ended by their work, by the work's class."""
         with self._lock:
@@ -91,6 +96,9 @@ class _Crew:
     def deaths(self) -> int:
         return sum(worker.deaths for worker in self._workers)
 
+    def begin(self) -> None:
+        self._workers[-1].begin()
+
     def call(self, argument: Any, data: bytes, limits: Limits, subject: str, field: str | None) -> Any:
         worker = self._free.get()
         try:
@@ -113,14 +121,12 @@ class _Worker:
         self._child: Child | None = None
         self._is_closed = False
 
+    def begin(self) -> None:
+        with self._lock:
+            self._started()
+
     def call(self, argument: Any, data: bytes, limits: Limits, subject: str, field: str | None) -> Any:
-        head = json.dumps(
-            {
-                "work": self._work,
-                "limits": [limits.seconds, limits.memory, limits.output],
-                "argument": argument,
-            }
-        ).encode()
+        head = json.dumps([astuple(limits), argument]).encode()
         with self._lock:
             answer = self._ask(head, data, limits)
             if isinstance(answer, str):
@@ -165,7 +171,7 @@ class _Worker:
             raise _closed()
         if self._child is None:
             try:
-                self._child = Child("coldstream.workers.serve:serve", lines=1, is_silent=True)
+                self._child = Child("coldstream.workers.serve:serve", self._work, lines=1, is_silent=True)
             except OSError as exc:
                 raise EngineError(f"no process can be started for a request's work: {exc}") from exc
         return self._child

@@ -10,36 +10,27 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from coldstream.engine.tokenizer.chat_templates import ChatTemplates, Message, default_text
+from coldstream.engine.tokenizer.template_files import default_text
 from coldstream.errors import TokenizerError, TooCostly
 from coldstream.workers.limits import Limits
 from coldstream.workers.workers import Workers
 
+if TYPE_CHECKING:
+    from coldstream.engine.tokenizer.chat_templates import ChatTemplates
+
 LIMITS = Limits(seconds=3.0, memory=256 * 1024 * 1024, output=64 * 1024 * 1024)
 _WORK = "coldstream.engine.tokenizer.templates_apart:Templates"
+_BESIDE = 2
+"""Processes, so that short conversations do not wait for a long one."""
 _KEPT = 16
 """Checkpoints whose templates a worker keeps compiled."""
 
 
-class Renders(Protocol):
-    """What a tokenizer asks of chat templates: `ChatTemplates` has it in this process, `TemplatesApart` in another."""
-
-    def __bool__(self) -> bool: ...
-    @property
-    def text(self) -> str | None: ...
-    @property
-    def uses_tools(self) -> bool: ...
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool,
-        tools: Sequence[Mapping[str, Any]] | None,
-        special: Mapping[str, str],
-        variables: Mapping[str, Any],
-    ) -> str: ...
+def begin(workers: Workers) -> None:
+    """Start a process for templates, and do not wait."""
+    workers.begin(_WORK, beside=_BESIDE)
 
 
 class TemplatesApart:
@@ -81,7 +72,7 @@ class TemplatesApart:
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None,
@@ -122,7 +113,7 @@ class TemplatesApart:
             limits=self._limits,
             subject="the model's chat template",
             field="messages" if "render" in argument else None,
-            beside=2,  # short conversations do not wait for a long one
+            beside=_BESIDE,
         )
 
 
@@ -130,6 +121,8 @@ class Templates:
     """The worker's side: the templates by their keys."""
 
     def __init__(self) -> None:
+        from coldstream.engine.tokenizer import chat_templates  # noqa: F401  before the limits, and only there
+
         self._kept: OrderedDict[str, ChatTemplates] = OrderedDict()
 
     def __call__(self, argument: Any, data: bytes) -> Any:
@@ -143,6 +136,8 @@ class Templates:
         if key not in self._kept:
             if made is None:
                 return None
+            from coldstream.engine.tokenizer.chat_templates import ChatTemplates
+
             self._kept[key] = ChatTemplates(**made)
         self._kept.move_to_end(key)
         while len(self._kept) > _KEPT:
