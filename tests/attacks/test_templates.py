@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import signal
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 import coldstream.demo
 from coldstream.engine.tokenizer.templates_apart import LIMITS, TemplatesApart
-from coldstream.errors import EngineError, TokenizerError, TooCostly
+from coldstream.errors import EngineError, ParameterMismatch, TokenizerError, TooCostly, UnsupportedConfig
 from coldstream.workers.limits import Limits
 from coldstream.workers.workers import Workers
 from tests.support.serving import serving
@@ -124,6 +125,18 @@ def test_a_start_with_a_template_that_does_not_end_fails_by_its_name(tmp_path: P
         said = server.process.stderr.read()
         assert server.process.wait(60) == TokenizerError.exit_code
         assert b"chat template takes more than 3 s" in said
+
+
+def test_a_config_of_more_layers_than_there_are_tensors_is_refused_at_once(tmp_path: Path) -> None:
+    model = copied(tmp_path)
+    config = json.loads((model / "config.json").read_text())
+    for architecture in (config["architectures"], ["GPT2LMHeadModel"]):
+        config |= {"num_hidden_layers": 30_000_000, "architectures": architecture}
+        (model / "config.json").write_text(json.dumps(config))
+        with serving(model, ready=False) as server:
+            assert server.process.stderr is not None
+            assert b"num_hidden_layers" in server.process.stderr.read()
+            assert server.process.wait(60) in (ParameterMismatch.exit_code, UnsupportedConfig.exit_code)
 
 
 def test_a_model_whose_template_does_not_end_for_some_messages_answers_all_others(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def compiled(vocabulary: llguidance.LLTokenizer, source: str, kind: str, field: 
     from llguidance import LLMatcher, LLParserLimits
 
     # Verbose errors hold the grammar and what was written so far, which are the caller's, and not for a log.
-    limits = LLParserLimits(max_lexer_states=32_000, verbose_errors=False)
+    limits = LLParserLimits(max_lexer_states=100_000, verbose_errors=False)
     matcher = LLMatcher(vocabulary, source, log_level=0, limits=limits)
     if matcher.is_error():
         message = f"{field}: this {kind} cannot be followed: {first_line(matcher.get_error())}"

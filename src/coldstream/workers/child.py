@@ -10,8 +10,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-_PASSED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
-"""What a child's environment has of ours: no keys, no credentials."""
+_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+"""What a child's environment has of ours beside Python's own variables: no keys, no credentials."""
 
 
 class Child:
@@ -33,10 +33,11 @@ class Child:
         theirs = [pair[1].fileno() for pair in pairs]
         self.sockets: Sequence[socket.socket] = [pair[0] for pair in pairs]
         arguments = ", ".join(map(repr, (theirs, *more)))
-        inherited = {name: os.environ[name] for name in _PASSED if name in os.environ}
+        inherited = {name: value for name, value in os.environ.items() if name in _PASSED or name.startswith("PYTHON")}
         try:
+            # -P: nothing is imported from the folder in which we were started.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"from {module} import {function}; {function}({arguments})"],
+                [sys.executable, "-P", "-c", f"from {module} import {function}; {function}({arguments})"],
                 pass_fds=theirs,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if is_silent else None,
