@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from coldstream.engine.request import Grammar
     from coldstream.workers.workers import Workers
 
-LIMITS = Limits(seconds=3.0, memory=128 * 1024 * 1024, output=1024 * 1024)
+LIMITS = Limits(seconds=3.0, memory=128 * 1024 * 1024, output=4 * 1024 * 1024)
 MAX_GRAMMAR_CHARACTERS = 256 * 1024
 _WORK = "coldstream.engine.grammar_check:Check"
 # A small model left alone with JSON would write blanks for ever.
@@ -76,7 +76,10 @@ class Check:
         """The grammar as llguidance takes it, and the bytes of memory that compiling it and its first mask took."""
         kind, field, value = argument["kind"], argument["field"], argument["value"]
         before = resident()
-        source = _source(kind, tuple(value) if isinstance(value, list) else value, field)
+        try:
+            source = _source(kind, tuple(value) if isinstance(value, list) else value, field)
+        except UnicodeError as exc:
+            raise InvalidRequest(f"{field} holds half a surrogate pair, which is no character", field=field) from exc
         matcher = compiled(self._bytes, source, kind, field)
         matcher.compute_bitmask()
         if matcher.is_error():
@@ -122,8 +125,11 @@ def _of_schema(schema: dict[str, Any], field: str) -> str:
 
     try:
         return str(LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _BLANKS}))
-    except (ValueError, OverflowError) as exc:  # a number that no double holds; its words repeat the schema
-        raise InvalidRequest(f"{field}: the JSON Schema holds a number that is too large", field=field) from exc
+    except UnicodeError:
+        raise
+    except (ValueError, OverflowError) as exc:  # its words repeat the schema
+        message = f"{field}: the JSON Schema holds what cannot be followed, as a number beyond 64 bits"
+        raise InvalidRequest(message, field=field) from exc
 
 
 def _choice(choices: str | tuple[str, ...], field: str) -> str:
