@@ -30,7 +30,8 @@
     │   ├── Unauthorized               401  54
     │   ├── TooManyRequests            429  55   the queue is full; `retry_after` says when to come back
     │   ├── NotReady                   503  56   the model is still loading
-    │   └── DeadlineExceeded           504  57
+    │   ├── DeadlineExceeded           504  57
+    │   └── TooCostly                  400  58   work on what the caller sent passed a limit of time, memory or size
     ├── EngineError                    500  60   a fault of ours while generating
     ├── PortInUse                      500  70
     ├── OutOfMemory                    503  71   the model, or a request, does not fit in the memory that is here
@@ -275,6 +276,12 @@ class DeadlineExceeded(RequestError):
 
     http_status = 504
     exit_code = 57
+
+
+class TooCostly(RequestError):
+    """Work on what the caller sent passed a limit of time, memory or size; the message names the limit."""
+
+    exit_code = 58
 
 
 class EngineError(ColdstreamError):

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from coldstream.engine.grammar import MAX_GRAMMAR_CHARACTERS, Grammars, Matcher
+from coldstream.engine.grammar import Grammars, Matcher
+from coldstream.engine.grammar_check import MAX_GRAMMAR_CHARACTERS
 from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
 from tests.support.parts import EOS, VOCAB, make_tokenizer
@@ -85,6 +86,12 @@ def test_the_mask_allows_nothing_that_only_the_models_vocabulary_has(grammars: G
         Grammar("json_schema", "[1]", "response_format"),
         Grammar("json_schema", "{", "response_format"),
         Grammar("json_schema", '{"type": "string", "pattern": "a(?=b)"}', "response_format"),
+        Grammar("json_schema", '{"const": "\\ud800"}', "response_format"),
+        Grammar("json_schema", '{"maximum": 1' + "0" * 300 + "}", "response_format"),
+        Grammar("json_schema", '{"maximum": NaN, "type": "number"}', "response_format"),
+        Grammar("regex", "\ud800", "structured_outputs.regex"),
+        Grammar("lark", 'start: "\ud800"', "structured_outputs.grammar"),
+        Grammar("choice", ("\ud800",), "structured_outputs.choice"),
         Grammar("regex", "[a-", "structured_outputs.regex"),
         Grammar("lark", "start: nobody", "structured_outputs.grammar"),
         Grammar("choice", (), "structured_outputs.choice"),

@@ -90,6 +90,7 @@ def begin(bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
                 await asyncio.wait({task})
                 if accepting.done():
                     accepting.result().close()
+                context.workers.close()
 
     return begun
 
@@ -205,5 +206,6 @@ async def test_a_load_that_is_cancelled_while_its_tokenizer_is_built_does_not_st
                 await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.wait({task})
+        context.workers.close()
         assert not threads_left()
         assert not children()

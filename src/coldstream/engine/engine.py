@@ -38,6 +38,7 @@ from coldstream.engine.tokenizer.turns import refuse_unknown_ids
 from coldstream.engine.vision.encoder import ImageEncoder, check_images
 from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, OutOfMemory
 from coldstream.settings import EngineSettings
+from coldstream.workers.workers import Workers
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class Engine:
 
     What is not `verified` is computed, as far as the weights have landed, but no token of it leaves before `release`.
     `stop_ids` None takes the tokenizer's. `max_context`, in tokens, can only lower the model's own limit; what the
-    memory for keys and values allows may lower it further.
+    memory for keys and values allows may lower it further. `workers` find out what a grammar costs; without any, the
+    engine has its own.
 
     Raises:
         OutOfMemory: keys and values for one sequence do not fit.
@@ -73,6 +75,7 @@ class Engine:
         stop_ids: frozenset[int] | None = None,
         max_context: int | None = None,
         verified: Verified = Verified.ALL,
+        workers: Workers | None = None,
         name: str = "engine",
     ) -> None:
         refuse_unknown_ids(tokenizer, config.vocab_size)
@@ -86,7 +89,7 @@ class Engine:
         self.blocks = _allocated(backend, settings, context=wanted)
         self.max_context = min(wanted, self.blocks.capacity)
         self._scheduler = Scheduler(self.blocks, settings.max_sequences, settings.step_tokens)
-        self._grammars = Grammars(tokenizer, vocab_size=config.vocab_size, stop_ids=self._stop_ids)
+        self._grammars = Grammars(tokenizer, vocab_size=config.vocab_size, stop_ids=self._stop_ids, workers=workers)
         vision = backend.vision
         self._encoder = ImageEncoder(vision, thread=backend.thread, name=name) if vision is not None else None
         self._meter = Meter()
@@ -130,7 +133,7 @@ class Engine:
         limits.check(request, vocab_size=self.config.vocab_size, max_context=self.max_context)
         check_images(request, self._backend.vision)
         if request.sampling.grammar is not None:
-            self._grammars.matcher(request.sampling.grammar)
+            self._grammars.prepared(request.sampling.grammar)
 
     def submit(self, request: Request, deliver: Deliver) -> None:
         """Queue a request. Either this raises, or `deliver` gets exactly one event with a `finish_reason`.
@@ -256,7 +259,7 @@ class Engine:
             tokenizer=self.tokenizer,
             stop_ids=self._stop_ids,
             max_context=self.max_context,
-            matcher=None if grammar is None else lambda: self._grammars.matcher(grammar),
+            matcher=None if grammar is None else self._grammars.prepared(grammar),
         )
 
     def _release(self, verified: Verified) -> None:

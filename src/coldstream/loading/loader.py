@@ -41,7 +41,8 @@ async def load(
         ColdstreamError: what failed first. What was not given to `accepting` is closed.
     """
     model = ModelSettings(model, model) if isinstance(model, str) else model
-    steps = LoadSteps(model, settings, context or LoadContext.of_one(model.name, settings))
+    shared = context or LoadContext.of_one(model.name, settings)
+    steps = LoadSteps(model, settings, shared, closes_workers=context is None)
     try:
         async with asyncio.TaskGroup() as tasks:
             begin = tasks.create_task

@@ -14,6 +14,7 @@ from coldstream.errors import OutOfMemory
 from coldstream.host.cpu import CpuFeatures
 from coldstream.host.limits import cpu_limit, memory_available
 from coldstream.model.config import is_native
+from coldstream.model.depth import refuse_more_layers_than_tensors
 from coldstream.model.names import Vision, destination
 from coldstream.model.precision import RunPrecision, choose_precision
 from coldstream.settings import ModelSettings
@@ -47,7 +48,9 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
         DeviceUnavailable: CUDA was asked for and cannot be had.
         UnsupportedConfig: the precision that was asked for is not for this device.
         OutOfMemory: the weights cannot be held in what this container may use.
+        ParameterMismatch: the config names more layers than there are tensors.
     """
+    refuse_more_layers_than_tensors(checkpoint.config, len(checkpoint.tensors))
     stored = stored_dtype(checkpoint)
     device, device_reason = choose_device(model.device, precision=model.precision, machine=Machine.of_this_machine())
     precision, reason = choose_precision(

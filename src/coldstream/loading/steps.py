@@ -59,11 +59,13 @@ class Opened:
 class LoadSteps:
     """Made on the event loop of the load; all of it but what `LoaderThreads` runs stays there."""
 
-    def __init__(self, model: ModelSettings, settings: Settings, context: LoadContext) -> None:
+    def __init__(self, model: ModelSettings, settings: Settings, context: LoadContext, *, closes_workers: bool) -> None:
         self._model, self._settings = model, settings
         self._state, self._threads, self._timeline = context.state, context.threads, context.timeline
-        self._torch, self._turns = context.torch, context.turns
+        self._torch, self._turns, self._workers = context.torch, context.turns, context.workers
         self._closing = Closing()
+        if closes_workers:
+            self._closing.add(context.workers.close)
         self._when_failed: list[Callable[[ColdstreamError], None]] = []
         self._is_given = False
         self._turns.enter(self._state)
@@ -126,13 +128,16 @@ class LoadSteps:
 
             if "tokenizer.json" in contents:  # before imports, which wait for one another
                 home.begin(contents["tokenizer.json"], Declared.from_files(contents, source=self._model.uri))
+            from coldstream.engine.tokenizer import templates_apart
             from coldstream.engine.tokenizer.tokenizer import Tokenizer
 
+            templates_apart.begin(self._workers)  # beside the tokenizer's process, which is building
             with self._timeline.span("tokenizer", model=self._model.name):
                 return Tokenizer.load(
                     contents,
                     source=self._model.uri,
                     build=home.build,
+                    templates=partial(templates_apart.TemplatesApart, workers=self._workers),
                     keeps_control_tokens=self._model.control_tokens == "keep",
                 )
 
@@ -273,6 +278,7 @@ class LoadSteps:
                 self._settings.engine,
                 max_context=self._model.max_context,
                 verified=Verified.NOTHING,
+                workers=self._workers,
                 name=self._model.name,
             )
             tokenizer.bound(engine.max_context)

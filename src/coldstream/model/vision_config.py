@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from coldstream.errors import UnknownArchitecture, UnsupportedConfig
 from coldstream.model.architecture import architecture
-from coldstream.model.config import GEMMA3_DEFAULTS
+from coldstream.model.config import GEMMA3_DEFAULTS, MOST_LAYERS
 from coldstream.model.fields import Fields
 
 _ARCHITECTURE = "Gemma3ForConditionalGeneration"
@@ -101,7 +101,7 @@ class VisionConfig:
                 channels=vision.whole("num_channels"),
                 hidden_size=vision.whole("hidden_size"),
                 intermediate_size=vision.whole("intermediate_size"),
-                layers=vision.whole("num_hidden_layers"),
+                layers=vision.whole("num_hidden_layers", most=MOST_LAYERS),
                 heads=vision.whole("num_attention_heads"),
                 norm_eps=_epsilon(vision),
                 activation=_ACTIVATIONS[activation],

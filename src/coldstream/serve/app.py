@@ -190,6 +190,7 @@ def _describe_probes(app: FastAPI) -> None:
 
 def _gauges(state: ServerState, inference: Inference) -> Iterator[Metric]:
     gates = inference.gates.items()
+    yield metrics.worker_deaths(state.workers.deaths())
     yield from metrics.gauges(
         "",
         "The server",

@@ -158,7 +158,13 @@ class ServerProcess:
         from coldstream.serve.surface import Surface
 
         self._loop, self._end, self._is_open = asyncio.get_running_loop(), asyncio.Event(), False
-        state = ServerState(self._settings, self.startup.models, keys=self._keys, timeline=self._timeline)
+        state = ServerState(
+            self._settings,
+            self.startup.models,
+            keys=self._keys,
+            timeline=self._timeline,
+            workers=self.startup.workers,
+        )
         metrics = Metrics()
         surface = Surface(self.startup, state, metrics, environ=os.environ)
         server = HttpServer(surface, listener, refused=surface.refused, hanging_up=_HANGING_UP)

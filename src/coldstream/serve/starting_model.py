@@ -18,6 +18,7 @@ from coldstream.loading.torch_import import TorchImport
 from coldstream.loading.turns import Turns
 from coldstream.settings import ModelSettings, Settings
 from coldstream.timeline import Timeline
+from coldstream.workers.workers import Workers
 
 if TYPE_CHECKING:
     from coldstream.engine.request import SamplingParams
@@ -44,10 +45,10 @@ class StartingModel:
         """Make the load's threads; not on a thread that may have given way to another model."""
         self._threads = LoaderThreads(self.name, kernel_name=self.kernel_name)
 
-    async def run(self, torch: TorchImport, turns: Turns) -> None:
+    async def run(self, torch: TorchImport, turns: Turns, workers: Workers) -> None:
         """Load it. What that fails with is `load.error`, and raised to those who wait for the model."""
         assert self._threads is not None
-        context = LoadContext(self.load, self._threads, torch, turns, self._timeline)
+        context = LoadContext(self.load, self._threads, torch, turns, self._timeline, workers)
         try:
             await load(self._model, self._settings, context=context, accepting=self._accept)
         except ColdstreamError as exc:

@@ -26,6 +26,7 @@ from coldstream.loading.turns import Turns
 from coldstream.serve.starting_model import StartingModel
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline
+from coldstream.workers.workers import Workers
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 1.0, 120.0
 _LOADER = "loader"
@@ -35,11 +36,14 @@ _LOADER = "loader"
 class Startup:
     """Every model's start. Threads are started by `begin`, and `end` waits for them.
 
+    `workers` are for what checkpoints and requests bring that may cost anything; none is started before there is some.
+
     `on_change` is called, on any thread, when a model became ready or failed.
     """
 
     def __init__(self, settings: Settings, timeline: Timeline, *, on_change: Callable[[], None]) -> None:
         self.timeline = timeline
+        self.workers = Workers()
         self.models: Mapping[str, StartingModel] = {
             name: StartingModel(model, settings, timeline, number=number)
             for number, (name, model) in enumerate(settings.models.items())
@@ -59,11 +63,12 @@ class Startup:
         self._loader.start()
 
     def end(self) -> None:
-        """Stop what still runs: the loads, the engines, the tokenizers' processes."""
+        """Stop what still runs: the loads, the engines, the tokenizers' processes, the workers."""
         self._ended = True
         if self._loop is not None and self._loads is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left to cancel
                 self._loop.call_soon_threadsafe(self._loads.cancel)
+        self.workers.close()
         self._loader.join()
         for model in self.models.values():
             model.end()
@@ -134,5 +139,5 @@ class Startup:
                 tasks.create_task(self._load(model, torch, turns))
 
     async def _load(self, model: StartingModel, torch: TorchImport, turns: Turns) -> None:
-        await model.run(torch, turns)
+        await model.run(torch, turns, self.workers)
         self._changed()

@@ -18,6 +18,7 @@ from coldstream.serve.middleware.auth import ApiKeys
 from coldstream.serve.requests.event_bridge import Stream
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline
+from coldstream.workers.workers import Workers
 
 if TYPE_CHECKING:
     from coldstream.model.image_processor import ImageProcessor
@@ -150,6 +151,7 @@ class ServerState:
     keys: ApiKeys = field(default_factory=ApiKeys)
     timeline: Timeline | None = None
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    workers: Workers = field(default_factory=Workers)
 
     def begin_shutdown(self) -> None:
         """Take no new work: requests from now on get 503. Those that run go on."""
@@ -170,6 +172,7 @@ class ServerState:
                 stream.end()
             with suppress(TimeoutError):  # who does not read its last event is hung up on
                 await asyncio.wait_for(self.lifecycle.idle(), _LAST_WORDS)
+        await asyncio.to_thread(self.workers.close)
 
 
 _LAST_WORDS = 1.0

@@ -12,7 +12,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldstream.engine.tokenizer.chat_templates import ChatTemplates, read_templates
+from coldstream.engine.tokenizer.chat_templates import ChatTemplates
+from coldstream.engine.tokenizer.template_files import read_templates
 from coldstream.errors import InvalidRequest, TokenizerError
 from tests.support.parts import tokenizer_json
 

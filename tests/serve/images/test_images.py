@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from coldstream.errors import InvalidRequest
 from coldstream.model.image_processor import ImageProcessor
-from coldstream.serve.images.decode import ImageLoader, decode
+from coldstream.serve.images.decode import ImageLoader
+from coldstream.serve.images.pixels import decode
 from coldstream.settings import ImageSettings
+from coldstream.workers.workers import Workers
 from tests.support.pictures import b64, data_url, encoded, gif_header_only, image, png_header_only
 
 SETTINGS = ImageSettings(max_bytes=100_000, max_pixels=10_000, max_count=2)
 PROCESSOR = ImageProcessor(16, 16)
+WORKERS = Workers()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ended() -> Iterator[None]:
+    yield
+    WORKERS.close()
 
 
 async def loaded(text: str, settings: ImageSettings = SETTINGS) -> np.ndarray:
-    loader = ImageLoader(settings)
+    loader = ImageLoader(settings, WORKERS)
     (picture,) = await loader.load([loader.source(text, "image")], PROCESSOR)
     return picture.pixels
 
@@ -71,7 +82,7 @@ async def test_every_mode_becomes_rgb(mode: str) -> None:
 
 
 async def test_two_pictures_with_the_same_pixels_have_one_digest() -> None:
-    loader = ImageLoader(SETTINGS)
+    loader = ImageLoader(SETTINGS, WORKERS)
     texts = [b64(encoded()), b64(encoded(compress_level=1, optimize=False)), b64(encoded(image(color=(9, 9, 9))))]
     pictures = await loader.load([loader.source(text, "images") for text in texts], PROCESSOR)
     assert pictures[0].digest == pictures[1].digest != pictures[2].digest
@@ -145,6 +156,6 @@ async def test_a_path_of_the_server_is_no_image() -> None:
 
 
 def test_too_many_images_are_refused() -> None:
-    loader = ImageLoader(SETTINGS)
+    loader = ImageLoader(SETTINGS, WORKERS)
     with pytest.raises(InvalidRequest, match="3 images, but a request may carry at most 2"):
         loader.count(3, "images.2")

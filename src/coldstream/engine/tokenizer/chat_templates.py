@@ -13,35 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from coldstream.engine.tokenizer.control_tokens import ControlTokens
-from coldstream.engine.tokenizer.json_file import json_object
 from coldstream.engine.tokenizer.template import ChatTemplate
-from coldstream.errors import InvalidRequest, TokenizerError
-from coldstream.weights.checkpoint.file_names import TEMPLATES_BELOW
+from coldstream.engine.tokenizer.template_files import DEFAULT, TOOL_USE, default_text
+from coldstream.errors import InvalidRequest
 
 Message = Mapping[str, Any]
 
-_DEFAULT, _TOOL_USE = "default", "tool_use"
 # Whose text may never be lost. An assistant's thoughts are, by many templates.
 _KEPT_ROLES = frozenset({"system", "developer", "user", "tool"})
-
-
-def read_templates(files: Mapping[str, bytes], config: Mapping[str, Any], source: str) -> dict[str, str]:
-    """The texts of the templates by name, in transformers' order: chat_template.jinja replaces what JSON says.
-
-    Raises:
-        TokenizerError: a template is no text.
-    """
-    apart = {name.rpartition("/")[2].removesuffix(".jinja"): name for name in TEMPLATES_BELOW if name in files}
-    if "chat_template.jinja" in files:
-        apart[_DEFAULT] = "chat_template.jinja"
-    found = {name: _utf8(files[file], f"{source}/{file}") for name, file in apart.items()}
-    if _DEFAULT in found:
-        return found
-    own = json_object(files, "chat_template.json", source).get("chat_template")
-    inside, where = (
-        (config.get("chat_template"), "tokenizer_config.json") if own is None else (own, "chat_template.json")
-    )
-    return {**_named(inside, f"{source}/{where}: chat_template"), **found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +74,7 @@ class ChatTemplates:
     @property
     def text(self) -> str | None:
         """The text of the default template, or of the only one."""
-        chosen = self._templates.get(_DEFAULT) or next(iter(self._templates.values()), None)
-        return chosen.text if chosen is not None else None
+        return default_text({name: template.text for name, template in self._templates.items()})
 
     def pick(self, *, tools: bool) -> ChatTemplate:
         """The template for a request.
@@ -104,7 +82,7 @@ class ChatTemplates:
         Raises:
             InvalidRequest: there is none, or only ones for something else.
         """
-        for name in (_TOOL_USE, _DEFAULT) if tools else (_DEFAULT,):
+        for name in (TOOL_USE, DEFAULT) if tools else (DEFAULT,):
             if name in self._templates:
                 return self._templates[name]
         if not self._templates:
@@ -219,26 +197,3 @@ def _in_parts(message: Message) -> Message:
     if not isinstance(content, str):
         return message
     return {**message, "content": [{"type": "text", "text": content}] if content else []}
-
-
-def _named(value: Any, where: str) -> dict[str, str]:
-    """Templates by name, from a text, from a list of objects with a name each, or from an object."""
-    if value is None:
-        return {}
-    if isinstance(value, str):
-        return {_DEFAULT: value}
-    try:
-        found = {item["name"]: item["template"] for item in value} if isinstance(value, list) else dict(value)
-    except (TypeError, KeyError, ValueError) as exc:
-        raise TokenizerError(f"{where} must be a text, or a list of objects with name and template") from exc
-    for name, text in found.items():
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise TokenizerError(f"{where}: the template {name!r} is no text")
-    return found
-
-
-def _utf8(raw: bytes, where: str) -> str:
-    try:
-        return bytes(raw).decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise TokenizerError(f"{where} is not UTF-8: {exc}") from exc

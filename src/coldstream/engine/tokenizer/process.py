@@ -18,11 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
-import struct
-import subprocess
-import sys
 import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +28,12 @@ from coldstream.engine.tokenizer.added_tokens import Declared
 from coldstream.engine.tokenizer.library import LibraryTokenizer, bytes_of, spell_of
 from coldstream.engine.tokenizer.vocabulary import Spell, Vocabulary
 from coldstream.errors import EngineError, InvalidRequest, TokenizerError
+from coldstream.workers import messages
+from coldstream.workers.child import Child, ignore_interrupts
 
 LONG = 16384
 """Characters from which on a text has the line of the long ones."""
 
-_LENGTH = struct.Struct("<I")
 _LINES = ("names", "short", "long")
 # What a message begins with: JSON, or ids as machine words, which need no parsing.
 _JSON, _IDS = b"j", b"i"
@@ -157,7 +154,7 @@ class TokenizerProcess:
     @property
     def pid(self) -> int:
         """The child's process id; another one after it had to be started again."""
-        return self._process.pid
+        return self._child.pid
 
     def close(self) -> None:
         """End the child and wait for it."""
@@ -173,26 +170,14 @@ class TokenizerProcess:
             self._names.update(zip(unknown, self._call("names", "names", unknown), strict=True))
 
     def _start(self) -> None:
-        pairs = [socket.socketpair() for _ in _LINES]
-        theirs = [pair[1].fileno() for pair in pairs]
-        code = f"from coldstream.engine.tokenizer.process import serve; serve({theirs})"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            pass_fds=theirs,
-            stdin=subprocess.DEVNULL,
-            process_group=0,  # its forks end with it
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},  # threads of the library would not survive the fork
-        )
-        for line, (ours, child) in zip(self._lines.values(), pairs, strict=True):
+        # Threads of the library would not survive the fork.
+        environ = {"TOKENIZERS_PARALLELISM": "false"}
+        self._child = Child("coldstream.engine.tokenizer.process:serve", lines=len(_LINES), environ=environ)
+        for line, ours in zip(self._lines.values(), self._child.sockets, strict=True):
             line.socket = ours
-            child.close()
 
     def _stop(self) -> None:
-        for line in self._lines.values():
-            line.socket.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # it may be in the middle of building, and has nothing to save
-        self._process.wait()
+        self._child.end()  # it may be in the middle of building, and has nothing to save
 
     def _send_file(self) -> None:
         assert self._file is not None
@@ -220,8 +205,7 @@ class TokenizerProcess:
         with self._restarting:
             if self._generation != generation:
                 return
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # so that calls on all lines come to their end
+            self._child.kill()  # so that calls on all lines come to their end
             with contextlib.ExitStack() as all_lines:
                 for line in self._lines.values():
                     all_lines.enter_context(line.lock)
@@ -254,7 +238,7 @@ def _line_for(text: str) -> str:
 
 def serve(descriptors: Sequence[int]) -> None:
     """The child's whole life: receive the file, build the tokenizer, answer on every line until its socket closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent says when to end
+    ignore_interrupts()
     lines = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     names = lines[0]
     _, files, _, _ = socket.recv_fds(names, 1, 1)
@@ -325,14 +309,11 @@ def _answer(tokenizer: LibraryTokenizer, message: list[Any]) -> Any:
 
 def _send(connection: socket.socket, message: Any) -> None:
     data = _IDS + message.tobytes() if isinstance(message, array) else _JSON + json.dumps(message).encode()
-    connection.sendall(_LENGTH.pack(len(data)) + data)
+    messages.send(connection, data)
 
 
 def _receive(connection: socket.socket) -> Any:
-    head = _exactly(connection, _LENGTH.size)
-    if head is None:
-        return None
-    body = _exactly(connection, _LENGTH.unpack(head)[0])
+    body = messages.receive(connection)
     if body is None:
         return None
     if body[:1] == _IDS:
@@ -340,17 +321,3 @@ def _receive(connection: socket.socket) -> Any:
         ids.frombytes(body[1:])
         return ids.tolist()
     return json.loads(body[1:])
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes | None:
-    """`count` bytes, or None when the other side is gone."""
-    parts = bytearray()
-    while len(parts) < count:
-        try:
-            part = connection.recv(count - len(parts))
-        except ConnectionError:
-            return None
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)

@@ -1,7 +1,8 @@
 """Chat templates: messages -> prompt text, in Jinja's sandbox, with what transformers offers to a template.
 
 A template comes with the checkpoint and its input from strangers, so a rendering is bounded: in time, in characters
-and in loop steps.
+and in loop steps, which names what most templates do wrong. No sandbox can bound what one expression costs: a server
+compiles and renders in a worker (`templates_apart`).
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ class ChatTemplate:
             self.literals = "\0".join(_literals(tree))
             self.looked_for = "\0".join(_looked_for(tree))
             self._template = self._environment.from_string(text)
-        except (jinja2.TemplateError, RecursionError) as exc:
+        except MemoryError:
+            raise
+        except Exception as exc:  # Python's own compiler reads what jinja makes of it, and has limits of its own
             raise TokenizerError(f"{source}: the chat template cannot be compiled: {exc}") from exc
 
     def render(

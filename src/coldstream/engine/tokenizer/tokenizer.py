@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from coldstream.engine.tokenizer.added_tokens import Declared
-from coldstream.engine.tokenizer.chat_templates import ChatTemplates, read_templates
 from coldstream.engine.tokenizer.json_file import json_object
 from coldstream.engine.tokenizer.library import LibraryTokenizer
+from coldstream.engine.tokenizer.template_files import read_templates
 from coldstream.engine.tokenizer.turns import turn_ends
 from coldstream.engine.tokenizer.vocabulary import Vocabulary
 from coldstream.errors import PromptTooLong, TokenizerError
@@ -78,6 +78,41 @@ def build_backend(tokenizer_json: bytes, declared: Declared, *, source: str) -> 
     return LibraryTokenizer(tokenizer_json, declared, source=source)
 
 
+class Renders(Protocol):
+    """What chat templates do; `chat_templates` has it in this process, `templates_apart` in another one."""
+
+    def __bool__(self) -> bool: ...
+    @property
+    def text(self) -> str | None:
+        """The text of the default template, or of the only one."""
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether the template for requests with tools looks at `tools` at all."""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        special: Mapping[str, str],
+        variables: Mapping[str, Any],
+    ) -> str:
+        """See `ChatTemplates.render`."""
+
+
+def build_templates(texts: Mapping[str, str], **options: Any) -> Renders:
+    """Compile them in this process, which waits for whatever they compute: only for templates that are trusted.
+
+    Raises:
+        TokenizerError: a text is not a Jinja template.
+    """
+    from coldstream.engine.tokenizer.chat_templates import ChatTemplates
+
+    return ChatTemplates(texts, **options)
+
+
 class Tokenizer:
     """The tokenizer of one model. Safe to use from several threads: nothing in it changes after `load` and `bound`.
 
@@ -92,7 +127,7 @@ class Tokenizer:
         *,
         special_tokens: Mapping[str, str],
         stop_ids: frozenset[int],
-        templates: ChatTemplates,
+        templates: Renders,
         generation_defaults: Mapping[str, Any],
         source: str,
     ) -> None:
@@ -111,12 +146,14 @@ class Tokenizer:
         *,
         source: str = "checkpoint",
         build: Callable[..., TokenizerBackend] = build_backend,
+        templates: Callable[..., Renders] = build_templates,
         keeps_control_tokens: bool = False,
     ) -> Tokenizer:
         """Build it from the bytes of the files named in `file_names.TOKENIZER` and `TEMPLATES_BELOW`; all but
         tokenizer.json may be absent.
 
-        `source` is the checkpoint's URI, for messages. `build` says where the tokenizer lives. With
+        `source` is the checkpoint's URI, for messages. `build` says where the tokenizer lives, `templates` where the
+        chat templates do: in this process only where both are trusted. With
         `keeps_control_tokens` those in a message's text are control tokens.
 
         Raises:
@@ -132,7 +169,7 @@ class Tokenizer:
         backend = build(raw, declared, source=source)
         special = declared.texts
         generation = json_object(files, "generation_config.json", source)
-        templates = ChatTemplates(
+        made_templates = templates(
             read_templates(files, json_object(files, "tokenizer_config.json", source), source),
             special=(text for text, number in backend.added_tokens.items() if number in backend.special_ids),
             added=backend.added_tokens,
@@ -143,7 +180,7 @@ class Tokenizer:
             backend,
             special_tokens=special,
             stop_ids=_stop_ids(backend, special, generation, json_object(files, "config.json", source)),
-            templates=templates,
+            templates=made_templates,
             generation_defaults=generation,
             source=source,
         )

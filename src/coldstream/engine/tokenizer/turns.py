@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from coldstream.errors import InvalidRequest, TokenizerError
+from coldstream.errors import InvalidRequest, TokenizerError, TooCostly
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -79,6 +79,10 @@ def _rendered(tokenizer: ChatTokenizer, messages: Messages, *, add_generation_pr
         return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
     except InvalidRequest:
         return None
+    except TooCostly as exc:
+        raise TokenizerError(
+            f"{tokenizer.source}: {exc}, with {len(messages)} short messages; mend it, or upload another one"
+        ) from exc
 
 
 def _is_tag(tokenizer: ChatTokenizer, ids: Sequence[int]) -> bool:

@@ -2,8 +2,7 @@
 
 "iVBORw0..."  base64        "data:image/png;base64,iVBORw0..."        "https://host/photo.jpg"        "gs://bucket/photo.jpg"
 
-The format is what the bytes say, not what a label says. Size in pixels is read from the header and held against the
-limit before anything is decoded. Of an animation the first frame counts. A picture is turned as its EXIF says.
+Bytes become pixels in a worker (`pixels`).
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,17 +19,15 @@ from typing import TYPE_CHECKING, Literal
 from coldstream.errors import InvalidRequest
 from coldstream.serve.images.fetch import ImageFetcher
 from coldstream.settings import ImageSettings
+from coldstream.workers.workers import Workers
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from coldstream.model.image_processor import ImageProcessor, Pixels
 
 _Kind = Literal["base64", "url", "file"]
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[\w.+-]*)*(?P<base64>;base64)?,", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SPACE = str.maketrans("", "", " \t\r\n")
-_SPOKEN = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +51,8 @@ class Picture:
 class ImageLoader:
     """Reads images for one server."""
 
-    def __init__(self, settings: ImageSettings, fetcher: ImageFetcher | None = None) -> None:
-        self._settings = settings
+    def __init__(self, settings: ImageSettings, workers: Workers, fetcher: ImageFetcher | None = None) -> None:
+        self._settings, self._workers = settings, workers
         self._fetcher = fetcher or ImageFetcher(settings)
         self._places: asyncio.Semaphore | None = None
 
@@ -107,63 +103,13 @@ class ImageLoader:
             return await asyncio.to_thread(self._picture, source, data, processor)
 
     def _picture(self, source: ImageSource, data: bytes | None, processor: ImageProcessor) -> Picture:
-        from coldstream.model.image_processor import content_digest
+        from coldstream.serve.images.pixels import pixels
 
         if data is None:
             data = Path(source.text).read_bytes() if source.kind == "file" else _decoded(source)
         if len(data) > self._settings.max_bytes:
             raise _too_large(source.field, self._settings.max_bytes)
-        pixels = processor.resize(decode(data, source.field, self._settings))
-        return Picture(source.field, pixels, content_digest(pixels))
-
-
-def decode(data: bytes, field: str, settings: ImageSettings) -> Image.Image:
-    """The picture in `data`, RGB, upright.
-
-    Raises:
-        InvalidRequest: it is no picture of an allowed format, is larger than allowed, or is broken.
-    """
-    name = image_format(data)
-    spoken = ", ".join(_SPOKEN[item] for item in settings.formats)
-    if name is None or name not in settings.formats:
-        what = f"{_SPOKEN[name]} images are not taken" if name else "is not an image that can be read here"
-        raise InvalidRequest(f"{field}: {what}; send {spoken}", field=field, allowed=settings.formats)
-    from PIL import Image
-
-    limit = settings.max_pixels
-    try:
-        with Image.open(io.BytesIO(data), formats=[name]) as image:
-            width, height = image.size
-            if width * height <= limit:
-                return _upright(image).convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise InvalidRequest(f"{field}: the image has more than {limit} pixels, the most here", field=field) from exc
-    except Exception as exc:  # pillow's decoders raise whatever they stumble over: SyntaxError, struct.error, ...
-        raise InvalidRequest(f"{field}: the {_SPOKEN[name]} image is broken or cut off", field=field) from exc
-    message = f"{field}: the image is {width} x {height}, more than {limit} pixels, the most here"
-    raise InvalidRequest(message, field=field)
-
-
-def image_format(data: bytes) -> str | None:
-    """The format by its first bytes; None for everything that is not one of ours (SVG, HTML, PDF, ...)."""
-    tests: tuple[tuple[str, Callable[[], bool]], ...] = (
-        ("jpeg", lambda: data.startswith(b"\xff\xd8\xff")),
-        ("png", lambda: data.startswith(b"\x89PNG\r\n\x1a\n")),
-        ("gif", lambda: data.startswith((b"GIF87a", b"GIF89a"))),
-        ("webp", lambda: data.startswith(b"RIFF") and data[8:12] == b"WEBP"),
-    )
-    return next((name for name, matches in tests if matches()), None)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as the EXIF orientation says; as it is, where the EXIF cannot be read: the picture still can."""
-    from PIL import ImageOps
-
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # see above; a camera's broken notes do not spoil its picture
-        return image
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+        return Picture(source.field, *pixels(data, source.field, self._settings, processor, self._workers))
 
 
 def _without_label(text: str, field: str) -> str:

@@ -102,6 +102,14 @@ def gauges(prefix: str, help_: str, values: Mapping[str, Mapping[str, float]]) -
         yield family
 
 
+def worker_deaths(deaths: Mapping[str, int]) -> Metric:
+    """How many workers were ended by what they worked on, by the kind of work."""
+    family = CounterMetricFamily("coldstream_worker_deaths", "Workers ended by their work", labels=["work"])
+    for work, count in deaths.items():
+        family.add_metric([work], count)
+    return family
+
+
 def numbers(stats: Any) -> dict[str, float]:
     """The numeric fields of a stats dataclass."""
     if not is_dataclass(stats):

@@ -119,7 +119,9 @@ class Inference:
         self._metrics = metrics
         self._bridge = Bridge()
         self._encoders = Encoders()
-        self.images = ImageLoader(state.settings.images)
+        # Waiting for a grammar to be compiled, one after the other; so many that those which are compiled need not.
+        self._grammars = ThreadPoolExecutor(16, thread_name_prefix="coldstream-grammar-wait")
+        self.images = ImageLoader(state.settings.images, state.workers)
         self.gates = {
             name: AdmissionGate(
                 running=engine.max_sequences,
@@ -157,7 +159,7 @@ class Inference:
             lifecycle.streams.add(stream)
             try:
                 record.submitted = time.time_ns()
-                await _submit(model, requests, stream)
+                await self._submit(model, requests, stream, deadline)
                 follower = _Follower(stream, ticket.started, self._metrics.of(model.name), record, deadline)
                 yield Running(job, prompt_ids, sampling, follower.batches())
                 if stream.finished and not stream.ended_early:
@@ -178,6 +180,19 @@ class Inference:
                 return await self.images.load(job.images, job.model.images.processor)
         except TimeoutError as exc:
             raise DeadlineExceeded("the request's deadline passed while its images were read") from exc
+
+    async def _submit(self, model: ServedModel, requests: Sequence[Request], stream: Stream, deadline: float) -> None:
+        """To the engine; where there is a grammar, which may have to be compiled, not on the event loop."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                for index, request in enumerate(requests):
+                    if request.sampling.grammar is None:
+                        model.engine.submit(request, stream.deliver(index))
+                    else:
+                        await loop.run_in_executor(self._grammars, model.engine.submit, request, stream.deliver(index))
+        except TimeoutError as exc:
+            raise DeadlineExceeded("the request's deadline passed while its grammar was compiled") from exc
 
 
 class _Follower:
@@ -321,14 +336,6 @@ def _requests(
 def _reseeded(sampling: SamplingParams, sample: int) -> SamplingParams:
     seed = (sampling.seed or 0) + sample
     return replace(sampling, seed=seed if seed < 2**63 else seed - 2**64)
-
-
-async def _submit(model: ServedModel, requests: Sequence[Request], stream: Stream) -> None:
-    for index, request in enumerate(requests):
-        if request.sampling.grammar is None:
-            model.engine.submit(request, stream.deliver(index))
-        else:  # compiling it is not for an event loop
-            await asyncio.to_thread(model.engine.submit, request, stream.deliver(index))
 
 
 def _cancel(model: ServedModel, requests: Sequence[Request]) -> None:
