@@ -15,7 +15,7 @@ from coldstream.deploy.apply import Deployed, Event
 from coldstream.deploy.google import Endpoints, Google
 from coldstream.deploy.google.transcript import Transcript
 from coldstream.deploy.image import Context, Variant
-from coldstream.deploy.session import Job, Session
+from coldstream.deploy.session import DeployJob, Session
 from coldstream.deploy.target import LABELS, Kind
 from coldstream.errors import ObjectNotFound
 from coldstream.settings import DeploySettings, ModelSettings, Settings, TaskSettings
@@ -114,9 +114,9 @@ class Site:
     def session(self, who: str = ME) -> Session:
         return Session(self.google(who), self.world.clock, self.shelf.open, small_context)
 
-    def job(self, who: str = ME, *, chosen: Settings | None = None, **wanted: Any) -> Job:
+    def job(self, who: str = ME, *, chosen: Settings | None = None, **wanted: Any) -> DeployJob:
         read = record(DeploySettings, {"project": self.world.project, **wanted}, "deploy")
-        return Job(self.session(who), chosen or one_model(), read)
+        return DeployJob(self.session(who), chosen or one_model(), read)
 
     def deploy(
         self,

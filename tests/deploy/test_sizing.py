@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coldstream.deploy import cards, quota, service, sizing
 from coldstream.deploy.quota import CPU_QUOTA, MEMORY_QUOTA
 from coldstream.deploy.service import Options, Scaling
-from coldstream.deploy.sizing import CPU, GIB, L4, Machine, Prices, Shape, Size, Weights, Wish
+from coldstream.deploy.sizing import CPU, GIB, L4, CloudMachine, ModelShape, Prices, Size, Weights, Wish
 from coldstream.deploy.target import target
 from coldstream.errors import DeployError, UnsupportedConfig
 from coldstream.model.config import ModelConfig
@@ -30,7 +30,7 @@ def weights(gib: float, config: dict[str, object] | None = None) -> Weights:
     return Weights("gs://models/gemma", size, size // 2, sizing.shape(config or GEMMA_270M))
 
 
-def sized(gib: float, machine: Machine = L4, **wish: object) -> Size:
+def sized(gib: float, machine: CloudMachine = L4, **wish: object) -> Size:
     return sizing.size((weights(gib),), machine, Wish(**wish), prices=Prices())  # type: ignore[arg-type]
 
 
@@ -74,7 +74,7 @@ def test_a_config_without_layers_is_refused_by_name() -> None:
 
 def test_keys_and_values_of_a_full_attention_model_by_hand() -> None:
     """Llama 3 8B: 32 layers x 8 heads x 128 x 2 (keys, values) x 2 bytes = 128 KiB a token."""
-    shape = Shape("LlamaForCausalLM", 32, 0, 0, 8, 128, 4096, 14336, 128_256, 8192)
+    shape = ModelShape("LlamaForCausalLM", 32, 0, 0, 8, 128, 4096, 14336, 128_256, 8192)
     assert shape.kv_bytes(1, item=2) == 131_072
 
 

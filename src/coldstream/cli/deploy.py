@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from coldstream.deploy.access import Grant, Make
     from coldstream.deploy.doctor import Report
     from coldstream.deploy.plan import Plan
-    from coldstream.deploy.session import Job
+    from coldstream.deploy.session import DeployJob
 
 _DEFAULT_CONFIG = Path("coldstream.toml")
 
@@ -34,7 +34,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PlaceOptions:
     """Which model, and where it is deployed: every command takes these."""
 
     uri: Annotated[str | None, typer.Argument(help="The checkpoint's folder, gs://bucket/model.")] = None
@@ -47,7 +47,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class KindOptions:
     """What kind of service it is."""
 
     cpu_only: Annotated[bool, typer.Option("--cpu", help="A service without a GPU, for small models.")] = False
@@ -58,7 +58,7 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class SizeOptions:
     """How large an instance is."""
 
     cpu: Annotated[int | None, typer.Option("--cpu-count", help="vCPU of an instance. Default: the plan's choice.")] = (
@@ -128,8 +128,8 @@ def _options(group: Any) -> list[Parameter]:
 
 def doctor(
     ctx: typer.Context,
-    place: Place = Place(),
-    kind: Kind = Kind(),
+    place: PlaceOptions = PlaceOptions(),
+    kind: KindOptions = KindOptions(),
     fix: Annotated[bool, typer.Option("--fix", help="Make the grants that are missing, after showing them.")] = False,
     undo: Annotated[Path, typer.Option(help="Where --fix writes how to take its grants back.")] = Path(
         "coldstream-undo.sh"
@@ -158,7 +158,7 @@ def doctor(
     raise typer.Exit(found.exit_code)
 
 
-def _fix(job: Job, found: Report, undo: Path, script: Path, *, yes: bool, as_json: bool) -> Report:
+def _fix(job: DeployJob, found: Report, undo: Path, script: Path, *, yes: bool, as_json: bool) -> Report:
     from coldstream.deploy import fix, show
 
     console = _console(stderr=as_json)
@@ -181,7 +181,7 @@ def _fix(job: Job, found: Report, undo: Path, script: Path, *, yes: bool, as_jso
     return found
 
 
-def _hand_over(console: Console, job: Job, others: tuple[Make | Grant, ...], script: Path) -> None:
+def _hand_over(console: Console, job: DeployJob, others: tuple[Make | Grant, ...], script: Path) -> None:
     from coldstream.deploy import fix, show
 
     if not others:
@@ -193,9 +193,9 @@ def _hand_over(console: Console, job: Job, others: tuple[Make | Grant, ...], scr
 
 def plan(
     ctx: typer.Context,
-    place: Place = Place(),
-    kind: Kind = Kind(),
-    size: Size = Size(),
+    place: PlaceOptions = PlaceOptions(),
+    kind: KindOptions = KindOptions(),
+    size: SizeOptions = SizeOptions(),
     instances: Instances = Instances(),
     offline: Offline = False,
     as_json: AsJson = False,
@@ -213,9 +213,9 @@ def plan(
 
 def deploy(
     ctx: typer.Context,
-    place: Place = Place(),
-    kind: Kind = Kind(),
-    size: Size = Size(),
+    place: PlaceOptions = PlaceOptions(),
+    kind: KindOptions = KindOptions(),
+    size: SizeOptions = SizeOptions(),
     instances: Instances = Instances(),
     canary: Annotated[int, typer.Option(min=1, max=100, help="Percent of traffic for the new revision.")] = 100,
     no_overlap: Annotated[
@@ -257,9 +257,9 @@ def deploy(
 def job(
     ctx: typer.Context,
     script: Annotated[Path, typer.Option(help="A Python file; its text travels with the job.")],
-    place: Place = Place(),
-    kind: Kind = Kind(),
-    size: Size = Size(),
+    place: PlaceOptions = PlaceOptions(),
+    kind: KindOptions = KindOptions(),
+    size: SizeOptions = SizeOptions(),
     argument: Annotated[
         list[str] | None, typer.Option("--argument", help="Given to the script; may be repeated.")
     ] = None,
@@ -288,7 +288,7 @@ def job(
 
 def status(
     ctx: typer.Context,
-    place: Place = Place(),
+    place: PlaceOptions = PlaceOptions(),
     as_json: AsJson = False,
 ) -> None:
     """The service, its revisions and where traffic flows."""
@@ -304,7 +304,7 @@ def status(
 
 def logs(
     ctx: typer.Context,
-    place: Place = Place(),
+    place: PlaceOptions = PlaceOptions(),
     revision: Annotated[str | None, typer.Option(help="Of one revision only.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
     newest: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="At most so many.")] = 100,
@@ -326,7 +326,7 @@ def logs(
 
 def token(
     ctx: typer.Context,
-    place: Place = Place(),
+    place: PlaceOptions = PlaceOptions(),
 ) -> None:
     """Print an identity token for a private service, good for an hour: what its callers send as a bearer token."""
     from coldstream.deploy import lifecycle
@@ -337,7 +337,7 @@ def token(
 
 def rollback(
     ctx: typer.Context,
-    place: Place = Place(),
+    place: PlaceOptions = PlaceOptions(),
     to: Annotated[str | None, typer.Option(help="The revision. Default: the one that had the traffic before.")] = None,
 ) -> None:
     """Move all traffic back to an earlier revision, at once."""
@@ -349,7 +349,7 @@ def rollback(
 
 def destroy(
     ctx: typer.Context,
-    place: Place = Place(),
+    place: PlaceOptions = PlaceOptions(),
     yes: Yes = False,
 ) -> None:
     """Remove what a deployment made, after listing what it costs. The model's bucket is never touched."""
@@ -370,9 +370,9 @@ def destroy(
 def export(
     ctx: typer.Context,
     form: Annotated[Format, typer.Argument(help="What to write.")],
-    place: Place = Place(),
-    kind: Kind = Kind(),
-    size: Size = Size(),
+    place: PlaceOptions = PlaceOptions(),
+    kind: KindOptions = KindOptions(),
+    size: SizeOptions = SizeOptions(),
     instances: Instances = Instances(),
     offline: Offline = False,
 ) -> None:
@@ -391,12 +391,12 @@ def export(
 
 def _job(
     ctx: typer.Context,
-    place: Place,
-    *groups: Kind | Size | Instances,
+    place: PlaceOptions,
+    *groups: KindOptions | SizeOptions | Instances,
     model_needed: bool = True,
     extra: Mapping[str, Any] | None = None,
     refresh_base: bool = False,
-) -> Job:
+) -> DeployJob:
     """Settings, the command line on top of them, and the session (which tests put into the context).
 
     Everything that is wrong in the arguments is said before anybody looks for credentials.
@@ -410,7 +410,7 @@ def _job(
 
 
 def _read(
-    place: Place, *groups: Kind | Size | Instances, model_needed: bool, extra: Mapping[str, Any]
+    place: PlaceOptions, *groups: KindOptions | SizeOptions | Instances, model_needed: bool, extra: Mapping[str, Any]
 ) -> tuple[configuration.Settings, configuration.DeploySettings]:
 
     settings = _settings(place.uri, place.config, model_needed=model_needed)
@@ -422,7 +422,9 @@ def _read(
     return settings, settings.deploy.overridden(**given, **extra)
 
 
-def _plan(ctx: typer.Context, place: Place, *groups: Kind | Size | Instances, offline: bool) -> Plan:
+def _plan(
+    ctx: typer.Context, place: PlaceOptions, *groups: KindOptions | SizeOptions | Instances, offline: bool
+) -> Plan:
     """The plan; offline with the switch, or where a model lies on this machine, and then without credentials."""
     from coldstream.deploy import session as sessions
 

@@ -62,7 +62,7 @@ def ask(call: str, function: Callable[[], _T]) -> Said[_T]:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EvidenceQuestion:
     """Another principal's permission on a resource."""
 
     email: str
@@ -82,7 +82,7 @@ class Evidence:
     there: Mapping[Resource, Said[bool]]
     buckets: Mapping[str, Said[Mapping[str, Any]]]
     service: Said[Mapping[str, Any] | None]
-    others: Mapping[Question, tuple[Answer, str]]
+    others: Mapping[EvidenceQuestion, tuple[Answer, str]]
 
     @property
     def member(self) -> str:
@@ -204,17 +204,17 @@ def _test(google: Google, resource: Resource, permissions: tuple[str, ...]) -> C
     return lambda: google.test_permissions(resource, permissions)
 
 
-def _troubleshoot(google: Google, question: Question) -> Callable[[], Answer]:
+def _troubleshoot(google: Google, question: EvidenceQuestion) -> Callable[[], Answer]:
     return lambda: google.troubleshoot(question.email, question.permission, question.resource)
 
 
-def _questions(target: Target) -> Iterable[Question]:
+def _questions(target: Target) -> Iterable[EvidenceQuestion]:
     for need, resource in access.needs(target):
         if need.principal is not Principal.CALLER:
-            yield Question(_email(need.principal, target), need.permission, resource)
+            yield EvidenceQuestion(_email(need.principal, target), need.permission, resource)
             if resource.kind is Kind.SERVICE:
                 # A service that is not there yet inherits from the project; which of both counts is known later.
-                yield Question(_email(need.principal, target), need.permission, target.resource(Kind.PROJECT))
+                yield EvidenceQuestion(_email(need.principal, target), need.permission, target.resource(Kind.PROJECT))
 
 
 def _email(principal: Principal, target: Target) -> str:
@@ -234,7 +234,7 @@ def _project_of(resource: Resource) -> Resource:
     return Resource(Kind.PROJECT, resource.project, resource.project)
 
 
-def _policies(google: Google, pool: ThreadPoolExecutor, questions: list[Question]) -> _Policies:
+def _policies(google: Google, pool: ThreadPoolExecutor, questions: list[EvidenceQuestion]) -> _Policies:
     places = dict.fromkeys(place for item in questions for place in (item.resource, _project_of(item.resource)))
     policies = {place: pool.submit(ask, f"getIamPolicy on {place}", _policy(google, place)) for place in places}
     bindings = {place: future.result() for place, future in policies.items()}
@@ -252,7 +252,7 @@ def _role(google: Google, name: str) -> Callable[[], frozenset[str]]:
 
 
 def _other(
-    item: Question, troubled: Said[Answer], policies: _Policies, project_said: Said[Mapping[str, str]]
+    item: EvidenceQuestion, troubled: Said[Answer], policies: _Policies, project_said: Said[Mapping[str, str]]
 ) -> tuple[Answer, str]:
     if troubled.value in ("yes", "no"):
         return troubled.value, "policytroubleshooter"
@@ -273,7 +273,9 @@ def _other(
     return "unknown", f"{first}; not in {places}, but a folder or the organisation might grant it"
 
 
-def _in_policy(item: Question, policy: Said[dict[str, Any]], roles: Mapping[str, Said[frozenset[str]]]) -> Answer:
+def _in_policy(
+    item: EvidenceQuestion, policy: Said[dict[str, Any]], roles: Mapping[str, Said[frozenset[str]]]
+) -> Answer:
     if policy.missing:
         return "no"
     if policy.value is None:
@@ -401,7 +403,7 @@ def _answer(evidence: Evidence, need: Need, resource: Resource) -> tuple[Answer,
         return "no", f"account {email} is not there yet"
     if resource.kind is not Kind.SERVICE and evidence.exists(resource) is False:
         return "no", f"{resource} is not there yet"
-    answer, why = evidence.others[Question(email, need.permission, _granted_on(evidence, resource))]
+    answer, why = evidence.others[EvidenceQuestion(email, need.permission, _granted_on(evidence, resource))]
     deploy_grants_it = need.principal is Principal.INVOKER and evidence.caller_may(
         access.GRANTING[Kind.SERVICE], resource
     )

@@ -50,7 +50,7 @@ def open_session(project: str | None, *, environ: Mapping[str, str] = os.environ
 
 
 @dataclass(frozen=True)
-class Job:
+class DeployJob:
     """One configuration in one session."""
 
     session: Session

@@ -1,6 +1,6 @@
 """Checkpoint + machine -> memory, concurrency, probe, seconds and dollars; pure.
 
-Every figure that is not read from the checkpoint is a named assumption in `Machine`, `Prices` or a constant below, and
+Every figure that is not read from the checkpoint is a named assumption in `CloudMachine`, `Prices` or a constant below, and
 `Size.assumptions` prints them beside the result.
 """
 
@@ -21,7 +21,7 @@ DEFAULT_CONTEXT = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """What an architecture's keys, values and activations weigh. `window` is a sliding layer's reach in tokens."""
 
     architecture: str
@@ -46,7 +46,7 @@ class Shape:
         return tokens * (2 * self.hidden + 3 * self.intermediate) * item + 2 * rows * self.vocab * 4
 
 
-def shape(config: Mapping[str, Any]) -> Shape:
+def shape(config: Mapping[str, Any]) -> ModelShape:
     """From config.json, as the decoder reads it; as it is written, where only transformers knows the architecture.
 
     Raises:
@@ -57,7 +57,7 @@ def shape(config: Mapping[str, Any]) -> Shape:
     except (UnknownArchitecture, UnsupportedConfig):
         return _written(config)
     windows = [layer.window for layer in model.layers if layer.window is not None]
-    return Shape(
+    return ModelShape(
         architecture=model.architecture,
         layers=len(model.layers),
         sliding_layers=len(windows),
@@ -71,12 +71,12 @@ def shape(config: Mapping[str, Any]) -> Shape:
     )
 
 
-def _written(config: Mapping[str, Any]) -> Shape:
+def _written(config: Mapping[str, Any]) -> ModelShape:
     text = config.get("text_config") or config
     heads, hidden = _number(text, "num_attention_heads"), _number(text, "hidden_size")
     layers = _number(text, "num_hidden_layers")
     window = text.get("sliding_window") or 0
-    return Shape(
+    return ModelShape(
         architecture=str((config.get("architectures") or [config.get("model_type", "unknown")])[0]),
         layers=layers,
         sliding_layers=_sliding_layers(text, layers) if window else 0,
@@ -114,11 +114,11 @@ class Weights:
     uri: str
     bytes: int
     parameters: int
-    shape: Shape
+    shape: ModelShape
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class CloudMachine:
     """An instance of Cloud Run with what is assumed of it. Bandwidths in bytes a second.
 
     `memory_bandwidth` is NVIDIA's figure for a card and a cautious one for a shared CPU; `efficiency` is the part of it
@@ -146,9 +146,9 @@ class Machine:
         return 0 if self.card is None else self.card.device_bytes
 
 
-def with_card(card: Card) -> Machine:
+def with_card(card: Card) -> CloudMachine:
     """An instance with a card."""
-    return Machine(
+    return CloudMachine(
         card=card,
         memory_bandwidth=card.bandwidth,
         efficiency=0.55,
@@ -160,7 +160,7 @@ def with_card(card: Card) -> Machine:
 
 
 L4 = with_card(cards.L4)
-CPU = Machine(
+CPU = CloudMachine(
     card=None,
     memory_bandwidth=5e9,
     efficiency=0.5,
@@ -249,7 +249,7 @@ _IN_FLIGHT_BYTES = GIB
 _PROBE_LIMIT = {True: 1800, False: 240}
 
 
-def size(models: tuple[Weights, ...], machine: Machine, wish: Wish, *, prices: Prices) -> Size:
+def size(models: tuple[Weights, ...], machine: CloudMachine, wish: Wish, *, prices: Prices) -> Size:
     """One instance that serves all the models.
 
     Raises:
@@ -260,7 +260,7 @@ def size(models: tuple[Weights, ...], machine: Machine, wish: Wish, *, prices: P
     return _gpu_size(models, machine, machine.card, wish, prices)
 
 
-def _gpu_size(models: tuple[Weights, ...], machine: Machine, card: Card, wish: Wish, prices: Prices) -> Size:
+def _gpu_size(models: tuple[Weights, ...], machine: CloudMachine, card: Card, wish: Wish, prices: Prices) -> Size:
     weights = sum(model.bytes for model in models)
     activations = max(model.shape.activation_bytes(wish.step_tokens, wish.max_sequences, item=2) for model in models)
     context = _context(models, wish)
@@ -293,7 +293,7 @@ def _check_gpu_instance(card: Card, cpu: int, memory: int) -> None:
         )
 
 
-def _cpu_size(models: tuple[Weights, ...], machine: Machine, wish: Wish, prices: Prices) -> Size:
+def _cpu_size(models: tuple[Weights, ...], machine: CloudMachine, wish: Wish, prices: Prices) -> Size:
     # int8: one byte a parameter and a scale a row; loading lets each layer's source go (design, decision 4).
     weights = sum(int(model.parameters * 1.05) for model in models)
     activations = max(model.shape.activation_bytes(wish.step_tokens, wish.max_sequences, item=4) for model in models)
@@ -343,7 +343,7 @@ def _sequences(models: tuple[Weights, ...], free: int, context: int, wish: Wish,
 
 def _finish(
     models: tuple[Weights, ...],
-    machine: Machine,
+    machine: CloudMachine,
     cpu: int,
     memory: int,
     sequences: int,
@@ -393,7 +393,7 @@ def _probe(seconds: float, *, gpu: bool) -> tuple[int, int]:
     return period, budget // period
 
 
-def _assumptions(machine: Machine, fetch: float, context: int) -> tuple[str, ...]:
+def _assumptions(machine: CloudMachine, fetch: float, context: int) -> tuple[str, ...]:
     return (
         f"{context} tokens of context for every sequence at once (max_context changes it)",
         f"{fetch / 1e9:.2f} GB/s from a bucket in the same region, {machine.start_seconds:.0f} s for an instance to "
