@@ -406,7 +406,7 @@ def _job(
     settings, wanted = _read(place, *groups, model_needed=model_needed, extra=extra or {})
     sessions.named(settings, wanted)
     session = ctx.obj if isinstance(ctx.obj, sessions.Session) else sessions.open_session(wanted.project)
-    return sessions.Job(sessions.on_todays_base(session) if refresh_base else session, settings, wanted)
+    return sessions.DeployJob(sessions.on_todays_base(session) if refresh_base else session, settings, wanted)
 
 
 def _read(

@@ -1,7 +1,7 @@
 """Checkpoint + machine -> memory, concurrency, probe, seconds and dollars; pure.
 
-Every figure that is not read from the checkpoint is a named assumption in `CloudMachine`, `Prices` or a constant below, and
-`Size.assumptions` prints them beside the result.
+Every figure that is not read from the checkpoint is a named assumption in `CloudMachine`, `Prices` or a constant below,
+and `Size.assumptions` prints them beside the result.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LIMITS = Limits(seconds=3.0, memory=128 * 1024 * 1024, output=4 * 1024 * 1024)
 MAX_GRAMMAR_CHARACTERS = 256 * 1024
-_WORK = "coldstream.engine.grammar_check:Check"
+_WORK = "coldstream.engine.grammar_check:GrammarCheck"
 _SHOWN = 1000
 _QUOTED = re.compile(r"\s*(\d+ \||\^+\s*$)")
 _SPOKEN = {"json_schema": "JSON Schema", "regex": "regular expression", "choice": "choice", "lark": "grammar"}
@@ -72,7 +72,7 @@ def reason(text: str) -> str:
     return words if len(words) <= _SHOWN else f"{words[:_SHOWN]}..."
 
 
-class Check:
+class GrammarCheck:
     """The worker's side."""
 
     def __init__(self) -> None:
