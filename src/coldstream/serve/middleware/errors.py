@@ -22,6 +22,7 @@ from coldstream.errors import (
     NotReady,
     PromptTooLong,
     RequestError,
+    TooCostly,
     TooManyRequests,
     Unauthorized,
     UnknownTask,
@@ -130,6 +131,7 @@ def _openai_names(error: ColdstreamError) -> tuple[str, str | None]:
         (TooManyRequests, ("rate_limit_error", "rate_limit_exceeded")),
         (NotReady, ("server_error", "not_ready")),
         (InvalidRequest, ("invalid_request_error", None)),
+        (TooCostly, ("invalid_request_error", None)),
         (HttpError, ("invalid_request_error", None)),
     )
     return next((name for cls, name in names if isinstance(error, cls)), ("server_error", None))
