@@ -4,7 +4,7 @@
     its loads' threads  map and import torch, build tokenizer and decoder, take tensors in, start the engine
     tokenizer process   builds the tokenizer on a core of its own (engine/tokenizer/process.py)
     application thread  imports FastAPI and builds the application
-    main thread         the event loop; until all is settled, probes are answered by the front (serve/front.py)
+    main thread         the event loop, which answers from the first turn on (serve/main.py)
 
 Only the standard library is imported at the top: importing this file is on the way to the first byte.
 """

@@ -1,6 +1,6 @@
 """The `tokenizers` library as we use it: one tokenizer with all its tokens, in this process.
 
-Encoding holds the GIL for all of it, a second for a million characters; tokenizer_process.py keeps that out of
+Encoding holds the GIL for all of it, a second for a million characters; process.py keeps that out of
 a server.
 """
 

@@ -22,7 +22,7 @@ from coldstream.errors import PromptTooLong, TokenizerError
 
 
 class TokenizerBackend(Protocol):
-    """What a tokenizer does; tokenizer_library.py has it in this process, tokenizer_process.py in another one.
+    """What a tokenizer does; library.py has it in this process, process.py in another one.
 
     `special_ids` are the control tokens, which have no text of their own; `added_tokens` are all tokens that are found
     in a text before it is cut into words, by their texts.
