@@ -88,7 +88,7 @@ def test_what_is_compiled_already_does_not_wait_for_what_is_not(server: Served) 
         assert not all(attack.done() for attack in attacks)
         assert [attack.result().status_code for attack in attacks] == [400] * 4
     deaths = httpx2.get(f"{server.url}/metrics", timeout=60).text
-    assert 'coldstream_worker_deaths_total{work="Check"}' in deaths
+    assert 'coldstream_worker_deaths_total{work="GrammarCheck"}' in deaths
 
 
 def test_values_of_the_client_are_not_in_the_log(server: Served) -> None:

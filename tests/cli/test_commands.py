@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -37,7 +38,10 @@ def test_the_version_is_the_installed_one() -> None:
 
 
 def test_a_shell_can_complete_commands() -> None:
-    assert "complete -o default" in coldstream("--show-completion", "bash").stdout
+    command = [sys.executable, "-m", "coldstream", "--show-completion", "bash"]
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # typer looks for the parent's shell otherwise
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=os.environ | named)
+    assert "complete -o default" in finished.stdout
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:

@@ -150,7 +150,7 @@ class Grammars:
                 total -= self._kept.popitem(last=False)[1].cost
 
     def _compile(self, grammar: Grammar) -> _Compiled:
-        source, cost = checked(grammar, self._workers)
+        source, cost = checked(grammar, self._workers, self._tokenizer.special_texts)
         if self._vocabulary is None:
             self._vocabulary = self._spelled(grammar)
         return _Compiled(compiled(self._vocabulary, source, grammar.kind, grammar.field), cost)

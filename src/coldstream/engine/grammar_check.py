@@ -2,14 +2,15 @@
 
 llguidance counts what it does, and stops beyond its limits; what it does not count, it does without end (the remainders
 of `multipleOf`). So a grammar is compiled in a worker first, whose time and memory are bounded, and in our process only
-when that went well. What compiling costs does not depend on the vocabulary, so that the worker has one of bytes.
+when that went well. What compiling costs does not depend on the vocabulary, so that the worker has one of bytes, and
+the control tokens that the grammar names.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.request import JSON_BLANKS
@@ -31,15 +32,19 @@ _SPOKEN = {"json_schema": "JSON Schema", "regex": "regular expression", "choice"
 _END = 256
 
 
-def checked(grammar: Grammar, workers: Workers) -> tuple[str, int]:
+def checked(grammar: Grammar, workers: Workers, control_tokens: Iterable[str] = ()) -> tuple[str, int]:
     """The grammar for `compiled`, and the bytes of memory that this will take.
+
+    `control_tokens` are the vocabulary's, by their names, which a Lark grammar may stand on.
 
     Raises:
         InvalidRequest: it is broken, or not supported; names its field.
         TooCostly: it takes more than the limits.
     """
     _check_size(grammar)
-    what = {"kind": grammar.kind, "value": grammar.value, "field": grammar.field}
+    text = grammar.value if grammar.kind == "lark" and isinstance(grammar.value, str) else ""
+    named = sorted(name for name in control_tokens if name in text)
+    what = {"kind": grammar.kind, "value": grammar.value, "field": grammar.field, "control_tokens": named}
     subject = f"{grammar.field}: compiling this {_SPOKEN[grammar.kind]}"
     source, cost = workers.call(_WORK, what, limits=LIMITS, subject=subject, field=grammar.field)
     return source, cost
@@ -76,9 +81,7 @@ class GrammarCheck:
     """The worker's side."""
 
     def __init__(self) -> None:
-        from llguidance import LLTokenizer, TokenizerWrapper
-
-        self._bytes = LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=[_END], slices=[])
+        self._bytes = _vocabulary(())
 
     def __call__(self, argument: Any, data: bytes) -> tuple[str, int]:
         """The grammar as llguidance takes it, and the bytes of memory that compiling it and its first mask took."""
@@ -88,7 +91,8 @@ class GrammarCheck:
             source = _source(kind, tuple(value) if isinstance(value, list) else value, field)
         except UnicodeError as exc:
             raise InvalidRequest(f"{field} holds half a surrogate pair, which is no character", field=field) from exc
-        matcher = compiled(self._bytes, source, kind, field)
+        named = argument["control_tokens"]
+        matcher = compiled(_vocabulary(named) if named else self._bytes, source, kind, field)
         matcher.compute_bitmask()
         if matcher.is_error():
             message = f"{field}: this {_SPOKEN[kind]} cannot be followed: {reason(matcher.get_error())}"
@@ -96,13 +100,21 @@ class GrammarCheck:
         return source, max(resident() - before, 0)
 
 
-class _Bytes:
-    """A vocabulary of bytes."""
+def _vocabulary(control_tokens: Iterable[str]) -> llguidance.LLTokenizer:
+    from llguidance import LLTokenizer, TokenizerWrapper
 
-    tokens: Sequence[bytes] = (*(bytes([value]) for value in range(256)), b"<end>")
-    special_token_ids: Sequence[int] = (_END,)
-    eos_token_id = _END
-    bos_token_id = None
+    return LLTokenizer(TokenizerWrapper(_Bytes(control_tokens)), eos_token=[_END], slices=[])
+
+
+class _Bytes:
+    """A vocabulary of bytes, and of some control tokens."""
+
+    def __init__(self, control_tokens: Iterable[str]) -> None:
+        special = (b"<end>", *(name.encode() for name in control_tokens))
+        self.tokens: Sequence[bytes] = (*(bytes([value]) for value in range(_END)), *special)
+        self.special_token_ids: Sequence[int] = list(range(_END, len(self.tokens)))
+        self.eos_token_id = _END
+        self.bos_token_id = None
 
     def __call__(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "replace"))
