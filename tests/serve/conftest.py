@@ -50,7 +50,7 @@ def engine() -> Iterator[Callable[..., ScriptedEngine]]:
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     """Serves what `stack` takes over a real socket; `http`: the server's options; `early`: without its application."""
-    running: list[tuple[HttpServer, asyncio.Task[None], httpx2.AsyncClient, socket.socket]] = []
+    running: list[tuple[HttpServer, asyncio.Task[None], httpx2.AsyncClient, socket.socket, ServerState]] = []
 
     async def start(*arguments: Any, early: bool = False, http: dict[str, Any] | None = None, **options: Any) -> Served:
         made = stack(*arguments, **options)
@@ -59,17 +59,18 @@ async def serve() -> AsyncIterator[Serve]:
         server = HttpServer(made.surface, listener, refused=made.surface.refused, hanging_up=2, **(http or {}))
         task = asyncio.create_task(server.serve())
         client = httpx2.AsyncClient(base_url=url, timeout=10)
-        running.append((server, task, client, listener))
+        running.append((server, task, client, listener, made.state))
         if not early:
             made.open()
         return Served(made.state, client, url, made)
 
     yield start
-    for server, task, client, listener in running:
+    for server, task, client, listener, state in running:
         await client.aclose()
         server.should_exit = True
         await task
         listener.close()
+        await asyncio.to_thread(state.workers.close)
 
 
 @pytest.fixture

@@ -211,6 +211,7 @@ def test_a_grammars_mask() -> None:
     stepping = Stepping(made(LLAMA))
     stepping.add("mine", range(4, 50), max_tokens=3, temperature=1.0, grammar=Grammar("regex", "[ab]+"))
     stepping.run()
+    stepping.grammars.close()
     # The zeros that stand for what was drawn are a token that the grammar had masked.
     assert "grammar" in str(stepping.finished["mine"].error)
 
