@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.errors import SettingsError
-from coldstream.settings import Settings, for_uri, load, reference, template_variables
+from coldstream.settings import DeploySettings, Settings, for_uri, load, reference, template_variables
 
 GOOD = """
 [server]
@@ -167,3 +167,9 @@ def test_every_key_says_what_it_is_and_has_an_example_or_a_default() -> None:
 def test_the_reference_in_the_documents_is_the_schemas() -> None:
     """`coldstream config reference` writes it; docs/configuration.md holds it as it is."""
     assert reference.markdown() in (Path(__file__).parents[1] / "docs" / "configuration.md").read_text("utf-8")
+
+
+def test_options_of_the_command_line_are_in_the_ranges_of_the_file() -> None:
+    with pytest.raises(SettingsError, match=r"deploy\.cpu = 0 must be at least 1"):
+        DeploySettings().overridden(cpu=0)
+    assert DeploySettings().overridden(cpu=4, memory_gib=None).cpu == 4

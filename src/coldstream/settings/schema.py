@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from coldstream.settings.key import key
+from coldstream.settings.key import key, key_of
 from coldstream.settings.template import template_variables
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
@@ -257,8 +257,17 @@ class DeploySettings:
     smoke: Mapping[str, SmokeSettings] = key("a table for a task's question", default_factory=_nothing)
 
     def overridden(self, **options: Any) -> DeploySettings:
-        """With the command line's options on top; an option that was not given is None."""
-        return replace(self, **{name: value for name, value in options.items() if value is not None})
+        """With the command line's options on top, in the same ranges; an option that was not given is None.
+
+        Raises:
+            SettingsError: one is out of its range.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        for item in fields(self):
+            keyed = key_of(item)
+            if item.name in given and keyed is not None:
+                keyed.check(given[item.name], f"deploy.{item.name}")
+        return replace(self, **given)
 
 
 @dataclass(frozen=True, slots=True)
