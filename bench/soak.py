@@ -4,7 +4,7 @@
 
 Long and short prompts, streams that are read to the end, streams that are dropped half-way, seeds, several choices,
 stop texts, JSON schemas, regular expressions, requests that must be refused. The first tenth warms everything up; then
-memory, threads, file descriptors and blocks are noted, and again at the end, when nobody asks any more. The exit code
+memory, threads, file descriptors and blocks are noted, and again at the end, when no request is left. The exit code
 is 1 if blocks or threads were left, memory grew by more than a tenth, or an answer was not what it had to be.
 """
 

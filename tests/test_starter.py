@@ -1,4 +1,4 @@
-"""`coldstream init` writes a coldstream.toml that the server can read, and never over somebody's own."""
+"""`coldstream init` writes a coldstream.toml that the server can read, and never over one that is there."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Drawn product pictures: what the demo's seeing model was trained on, and the sample photos that it is shown.
 
 Eight things in ten colours before six plain backgrounds; size, place, slant, shade and noise by chance. Ours, so that
-nobody's photos need a licence. Pillow only.
+no photographer's licence is needed. Pillow only.
 """
 
 from __future__ import annotations

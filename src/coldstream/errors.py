@@ -39,7 +39,7 @@
     └── DeployError                    500  80   Google Cloud said no
         ├── ResourceNotFound           500  81   no such project, bucket, repository, account or service
         ├── ResourceExists             500  82   it is there already
-        ├── ResourceConflict           500  83   somebody else changed it meanwhile
+        ├── ResourceConflict           500  83   another caller changed it meanwhile
         ├── PermissionRefused          500  84   the caller may not, or has no credentials
         ├── ApiDisabled                500  85   the project has not turned that Google API on
         ├── AccessBarred               500  86   a perimeter, billing or the quota project stops the call, not a role
@@ -329,7 +329,7 @@ class ResourceExists(DeployError):
 
 
 class ResourceConflict(DeployError):
-    """Somebody else changed the resource between reading and writing it."""
+    """Another caller changed the resource between reading and writing it."""
 
     exit_code = 83
 

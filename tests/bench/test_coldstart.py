@@ -1,4 +1,4 @@
-"""The clock of a cold start stops at the first text, and whoever cannot take part is named with the reason."""
+"""The clock of a cold start stops at the first text, and a contender that cannot take part is named with the reason."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_the_candidate_has_a_tag_and_no_traffic_until_it_has_answered(ready: Sit
 
 
 class Interrupted(Exception):
-    """Somebody pulled the plug."""
+    """The plug was pulled."""
 
 
 @pytest.mark.parametrize("step", [name for name, _ in STEPS])
@@ -132,7 +132,7 @@ def test_an_interruption_while_the_revision_starts_waits_for_the_same_one(ready:
 
 
 def test_an_interruption_before_the_smoke_test_does_not_skip_it(ready: Site) -> None:
-    """A first revision has all the traffic of a service that nobody knows; it is still asked before it is trusted."""
+    """A first revision has all the traffic of a service without callers yet; it is still asked before it is trusted."""
 
     def pull_the_plug(event: Event) -> None:
         if event.step == "revision" and event.mark == "done":
@@ -330,7 +330,7 @@ OWN = "us-docker.pkg.dev/other-project/images/coldstream:1"
 
 
 def other_repository(site: Site, *, readable: bool) -> None:
-    """An image of somebody's own, in a repository of another project."""
+    """An image of the operator's own, in a repository of another project."""
     world = site.world
     world.other_projects["other-project"] = "999"
     world.images[OWN] = "sha256:1"

@@ -25,7 +25,7 @@ GPU_QUOTA = "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"
 
 
 def unmet(report: Report) -> list[str]:
-    """What is not well, but for a new project's quota for cards: 0, and nobody knows what it grants itself."""
+    """What is not well, but for a new project's quota for cards: 0, and it is unknown what it grants itself."""
     return [item.question for item in report.checks if not item.met and not item.question.startswith("quota for L4")]
 
 
@@ -161,7 +161,7 @@ def test_a_fix_that_never_acts_ends_after_fifteen_minutes(owned: Site) -> None:
 
 
 def test_the_bucket_that_requests_may_name_photos_in_is_opened_to_the_runtime_account_alone(owned: Site) -> None:
-    """[images] buckets: objects.get for who serves, on that bucket; nobody else gains anything there."""
+    """[images] buckets: objects.get for who serves, on that bucket; no other account gains anything there."""
     owned.world.add_bucket("photos", Bucket("EU"))
     job = owned.job(chosen=replace(one_model(), images=ImageSettings(buckets=("photos",))))
     fixed = fix.apply(job.session.google, job.examine, job.examine(), clock=owned.world.clock, tell=lambda _: None)
@@ -221,7 +221,7 @@ def test_the_undo_script_takes_back_each_grant(owned: Site) -> None:
 
 
 def test_a_group_whose_members_are_hidden_leaves_the_answer_unknown(owned: Site) -> None:
-    """The runtime account may be in the group that reads the bucket; nobody here can tell."""
+    """The runtime account may be in the group that reads the bucket; from here there is no telling."""
     mend(owned)
     world, target = owned.world, owned.job().target
     place = world.bucket_name("models")

@@ -1,4 +1,4 @@
-"""A service that is there already: what somebody set on it stays, and a new revision finds room beside the old one."""
+"""A service that is there already: what others set on it stays, and a new revision finds room beside the old one."""
 
 from __future__ import annotations
 

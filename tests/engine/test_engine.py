@@ -220,7 +220,7 @@ def test_a_cancelled_request_gives_its_blocks_back(decoder: Decoder, running: An
     engine.cancel("nobody")
     assert inbox.wait("a")[0].finish_reason == "cancelled"
     assert engine.stats().waiting == 0
-    answers(engine, inbox, [PROMPTS[0]], max_tokens=1)  # the steps go on: whoever was to be forgotten is
+    answers(engine, inbox, [PROMPTS[0]], max_tokens=1)  # the steps go on: what was to be forgotten is
     assert engine.stats().blocks_used == 0
 
 

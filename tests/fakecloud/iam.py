@@ -136,7 +136,7 @@ class Iam:
         return "UNKNOWN_INFO" if hidden else "CANNOT_ACCESS"
 
     def forget(self, member: str) -> None:
-        """What becomes of a deleted account's bindings: they stay, under a name that nobody has."""
+        """What becomes of a deleted account's bindings: they stay, under a name that no account has."""
         for bindings in self.policies.values():
             for binding in bindings:
                 if binding.member == member:
@@ -157,7 +157,7 @@ class Iam:
         return {principal, "allAuthenticatedUsers", "allUsers", *groups, *self._convenience(principal)}
 
     def _convenience(self, principal: str) -> set[str]:
-        """projectOwner:P and the like, by which a bucket's own policy names whoever has a basic role on the project."""
+        """projectOwner:P and the like, by which a bucket's own policy names holders of a basic role on the project."""
         values = {"roles/owner": "projectOwner", "roles/editor": "projectEditor", "roles/viewer": "projectViewer"}
         return {
             f"{values[binding.role]}:{place.rsplit('/', 1)[1]}"

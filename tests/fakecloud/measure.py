@@ -132,7 +132,7 @@ def _print_gained(
     # What was made meanwhile inherited from the project before it had a policy.
     gained = {place: held - before.get(place, before[wide]) for place, held in after.items()}
     gained = {place: more if place == wide else more - gained[wide] for place, more in gained.items()}
-    # A bucket is born with a policy for whoever owns the project; the fix did not write it.
+    # A bucket is born with a policy for the project's owners; the fix did not write it.
     born = [place for place, more in gained.items() if more and (member, place) not in added]
     print(f"  {member}: {sum(len(more) for place, more in gained.items() if place not in born)} permissions granted")
     for place, more in sorted(gained.items()):

@@ -204,7 +204,7 @@ def bucket_of(call: Call) -> str:
 
 
 def account_of(call: Call) -> str:
-    """An account that nobody has made, or that is not known everywhere yet."""
+    """An account that was not made, or that is not known everywhere yet."""
     email = call.path["serviceAccountsId"]
     if not call.world.seen(email):
         raise missing_or_hidden(call, "iam.serviceAccounts.get", f"Service account {email} does not exist.")

@@ -31,7 +31,7 @@ class CloudError(Exception):
 
 
 class SimClock:
-    """Simulated time, in seconds; `sleep` moves it and wakes whoever waits for a moment."""
+    """Simulated time, in seconds; `sleep` moves it and wakes the waiters whose moment has come."""
 
     def __init__(self) -> None:
         self._now = 0.0

@@ -55,7 +55,7 @@ def ask(operation: Any, mode: GenerationMode, examples: int) -> None:
     def sends(case: Any) -> None:
         if isinstance(case.body, dict):
             for field, name in (("model", "default"), ("type", "sql")):
-                # Nobody guesses a model's name; what the rest of a body does is worth more than a 404.
+                # No fuzzer guesses a model's name; what the rest of a body does is worth more than a 404.
                 if isinstance(case.body.get(field), str) and len(case.body[field]) % 2:
                     case.body[field] = name
             case.body.pop("inputs", None)  # random names of inputs are refused, whatever else a body holds

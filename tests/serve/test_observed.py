@@ -105,7 +105,7 @@ async def test_a_request_id_that_could_forge_a_log_line_is_replaced(serve, engin
 
 
 class Broken(LetterTokenizer):
-    """Fails where nobody expects it."""
+    """Fails where it is least expected."""
 
     def encode(self, text, *, add_special_tokens=True):
         raise ZeroDivisionError("secret detail")

@@ -164,7 +164,7 @@ def _mangled(fault: Fault, good: bytes, target: memoryview, landed: OnLanded) ->
         landed(target[:whole])
         raise Interrupted(f"{fault.kind} at byte {whole}")
     if fault.kind in ("lost", "stall"):
-        target[:at] = good[:at][::-1]  # nobody may rely on them
+        target[:at] = good[:at][::-1]  # no caller may rely on them
         raise Interrupted(f"{fault.kind} at byte {at}")
     if fault.kind == "repeated":  # a piece comes twice, and pushes the rest out
         return (good[:at] + good[max(0, at - 3) :])[: len(good)]

@@ -1,4 +1,4 @@
-"""Files made to exhaust whoever opens them: each is refused by name, in bounded memory, before it is parsed at length.
+"""Files made to exhaust their reader: each is refused by name, in bounded memory, before it is parsed at length.
 
 Measured in a process of its own, because memory that a peak took is not given back. Nothing here is timed; a parser
 that needs minutes runs into the child's timeout.

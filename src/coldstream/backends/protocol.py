@@ -255,7 +255,7 @@ class Backend(Protocol):
         ...
 
     def cache_bytes(self, *, step_tokens: int, rows: int) -> int:
-        """Bytes that keys and values may take where nobody says how many.
+        """Bytes that keys and values may take where the settings do not say how many.
 
         The most tokens of a step are `step_tokens`, and `rows` the most that draw.
 

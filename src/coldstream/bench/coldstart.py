@@ -215,7 +215,7 @@ def shaped(shape: BucketShape) -> ShapedProxy:
 
 
 async def _copy(uri: str, folder: Path, *, weights: bool) -> int:
-    """Bring the checkpoint's small files, and its weights if somebody reads them there; the bytes of its tensors."""
+    """Bring the checkpoint's small files, and its weights if a start reads them there; the bytes of its tensors."""
     checkpoint = await open_checkpoint_async(uri)
     for name in checkpoint.files:
         if name.endswith((".json", ".jinja", ".model", ".txt")):
@@ -380,7 +380,7 @@ class StartedServer:
             time.sleep(_CONNECT_PAUSE)
 
     def wait_for_token(self) -> None:
-        """Ask until somebody answers with text; a server that is not ready refuses or says 4xx or 503."""
+        """Ask until an answer has text; a server that is not ready refuses or says 4xx or 503."""
         body = json.dumps(self._contender.body).encode()
         while not self._token(body):
             self._check()

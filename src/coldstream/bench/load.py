@@ -139,7 +139,7 @@ def run_load_bench(
         contenders: only these, by name.
         environment: added to every contender's own: which bucket, whose certificates.
         touch_memory: before each load, use and free as much memory: pages that a virtual machine's host has to find
-            first, for whoever comes first, are then not what is measured.
+            first, for the contender that comes first, are then not what is measured.
         rest: seconds of nothing before each load, so that memory is as cold for all as on an instance that just began.
         title: what stands in the report instead of the URI.
         report: called after each load.
@@ -160,7 +160,7 @@ def run_load_bench(
 
 def _order(contenders: Sequence[str], number: int) -> list[str]:
     """That of a round; the first is as they stand. What a load leaves behind is what the next one finds: memory that a
-    virtual machine's host has not yet taken back. In one order, whoever comes after `curl` would never find any.
+    virtual machine's host has not yet taken back. In one order, the contender after `curl` would never find any.
     """
     count = len(contenders)
     strides = [stride for stride in range(1, count) if gcd(stride, count) == 1] or [1]

@@ -21,7 +21,7 @@ class Certificate:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The authority, by every name under which somebody looks for one."""
+        """The authority, by every name under which a contender looks for one."""
         return dict.fromkeys(_VARIABLES, str(self.authority))
 
 

@@ -148,7 +148,7 @@ def _wait(url: str, name: str, is_alive: Callable[[], bool], log: Path) -> None:
                 if http.get(url).status_code == 200:
                     return
             except httpx2.TransportError:
-                pass  # nobody listens yet; whether it ever will, the process and the deadline tell
+                pass  # the port is still shut; whether it ever opens, the process and the deadline tell
             time.sleep(_PAUSE)
     raise SettingsError(f"{name} was not ready within {_DEADLINE:g} s: {child.last_lines(log, 3)}")
 

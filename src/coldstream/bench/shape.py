@@ -63,7 +63,7 @@ class BucketShape:
 
 
 class TokenBucket:
-    """Hands out bytes at a rate to whoever asks, in the order of asking; thread-safe."""
+    """Hands out bytes at a rate to its callers, in the order of their calls; thread-safe."""
 
     def __init__(self, rate: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate

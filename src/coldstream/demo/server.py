@@ -108,7 +108,7 @@ class Server:
         """Return when the server ends.
 
         Raises:
-            ColdstreamError: always, with the last lines: nobody asked it to.
+            ColdstreamError: always, with the last lines: it was not asked to end.
         """
         if self._process is not None:
             self._process.wait()

@@ -15,7 +15,7 @@ from typing import Literal
 
 from coldstream.deploy.target import Kind, Resource, Target
 
-# "warning": a comfort is lost and a deployment works; "unknown": nobody here can know.
+# "warning": a comfort is lost and a deployment works; "unknown": it cannot be known from here.
 Answer = Literal["yes", "warning", "no", "unknown"]
 
 _APIS = (
@@ -79,7 +79,7 @@ class Need:
     """A row of the table. `role` is what mends it.
 
     `public` rows count for a public service only, `build` rows where an image is built; without a `comfort` row a
-    deployment works, and somebody sees less.
+    deployment works, and shows less.
     """
 
     step: str
@@ -223,7 +223,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Make:
-    """A resource that somebody has to make; `apis` are those to turn on, where it is that."""
+    """A resource that has to be made; `apis` are those to turn on, where it is that."""
 
     resource: Resource
     apis: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
     apis -> accounts -> repository -> source -> build -> revision -> invoker -> smoke test -> traffic
 
-There is no journal: what was done is read from Google Cloud, so whoever runs it again, from wherever, goes on where it
+There is no journal: what was done is read from Google Cloud, so the next run, from wherever, goes on where it
 stopped. Traffic moves in the last step alone; until then the service answers as it did.
 """
 
@@ -335,7 +335,7 @@ def _send(work: Work, deployed: Mapping[str, Any] | None, spec: dict[str, Any]) 
         return work.google.create_service(work.target.service_name, spec, validate_only=False)
 
     def update() -> Pending:
-        # The etag: whoever else deploys now, one of both is told.
+        # The etag: of two deployments at once, one is told.
         etag = {"etag": (deployed or {})["etag"]}
         return work.google.update_service({**spec, **etag}, mask=service.mask(spec), validate_only=False)
 
@@ -398,7 +398,7 @@ def validate(google: Google, plan: Plan) -> str:
 
 
 def _traffic(work: Work, deployed: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Everything stays where it flows; the candidate gets a tag. A new service has nobody to protect yet."""
+    """Everything stays where it flows; the candidate gets a tag. A new service has no callers to protect yet."""
     shares = {} if deployed is None else service.serving(deployed)
     if not shares:
         return [service.to_revision(work.revision, 100, CANDIDATE)]

@@ -52,7 +52,7 @@ class Said(Generic[_T]):
 
 
 def ask(call: str, function: Callable[[], _T]) -> Said[_T]:
-    """Call, and keep what it said. Without Google's clients nothing can be asked: that is nobody's answer."""
+    """Call, and keep what it said. Without Google's clients nothing can be asked: that is no answer."""
     try:
         return Said(call, function())
     except MissingExtra:
@@ -90,7 +90,7 @@ class Evidence:
         return self.target.caller or self.caller.value or access.NOBODY
 
     def exists(self, resource: Resource) -> bool | None:
-        """Whether a resource is there; None when nobody would say. An API that is off has nothing."""
+        """Whether a resource is there; None when Google would not say. An API that is off has nothing."""
         if resource.kind is Kind.PROJECT:
             return True
         if resource.kind is Kind.SERVICE and not self.service.error:
@@ -181,7 +181,7 @@ def _buckets_there(target: Target, seen: Mapping[str, Said[Mapping[str, Any]]]) 
 
 
 def _looked_for(target: Target) -> tuple[Resource, ...]:
-    """What may not be there: all that a deployment makes, and accounts that somebody else did; buckets are apart."""
+    """What may not be there: all that a deployment makes, and accounts made elsewhere; buckets are apart."""
     accounts = [target.resource(Kind.ACCOUNT, email) for email in target.accounts]
     made = access.made_resources(target)
     return tuple(item for item in dict.fromkeys((*accounts, *made)) if item.kind is not Kind.BUCKET)

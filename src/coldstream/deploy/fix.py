@@ -45,7 +45,7 @@ class Remedy:
 
     @property
     def others(self) -> tuple[Make | Grant, ...]:
-        """What somebody else has to do."""
+        """What another account has to do."""
         return tuple(item for item in self.all if item not in self.caller_may)
 
 
@@ -76,7 +76,7 @@ def _caller_may(found: Evidence, target: Target, item: Make | Grant) -> bool:
     project = target.resource(Kind.PROJECT)
     if isinstance(item, Make):
         permission = MAKING["apis"] if item.apis else MAKING[item.resource.kind]
-        # Where Resource Manager itself is off, nobody can say; trying is the only way to find out, and harmless.
+        # Where Resource Manager itself is off, there is no telling; trying is the only way to find out, and harmless.
         return found.caller_may(permission, project) is not False
     return item.member != access.NOBODY and bool(found.caller_may(GRANTING[item.resource.kind], item.resource))
 
@@ -102,7 +102,7 @@ def command(item: Make | Grant, target: Target) -> str:
     if item.resource.kind is Kind.SECRET:
         name = item.resource.name.rsplit("/", 1)[1]
         words = ["gcloud", "secrets", "create", name, "--replication-policy=automatic", f"--labels={labels}", project]
-        # A key that nobody has seen; head and base64 are on every machine that has gcloud.
+        # A key that is never shown; head and base64 are on every machine that has gcloud.
         return f"head -c 32 /dev/urandom | base64 | tr '+/' '-_' | {shlex.join([*words, '--data-file=-'])}"
     words = ["gcloud", "storage", "buckets", "create", f"gs://{item.resource.name}", f"--location={target.region}"]
     return shlex.join([*words, "--uniform-bucket-level-access", "--public-access-prevention", project])

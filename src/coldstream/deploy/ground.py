@@ -87,7 +87,7 @@ def ensure_account(google: Google, target: Target, email: str, *, clock: Clock, 
     except ResourceExists:
         return False
     except PermissionRefused:
-        # Nobody here may see it or make it; whether it is there is told by the step that needs it.
+        # The caller may neither see it nor make it; whether it is there is told by the step that needs it.
         if there is None:
             return False
         raise
@@ -107,7 +107,7 @@ def _account_is_there(google: Google, target: Target, email: str) -> bool | None
 
 
 def await_account(google: Google, target: Target, email: str, *, clock: Clock, tell: Tell) -> None:
-    """Wait until a new account is seen. Whoever may not look at it goes on."""
+    """Wait until a new account is seen. A caller that may not look at it goes on."""
     begun = clock.now()
     try:
         while not google.account_exists(target.project, email) and clock.now() - begun < PATIENCE:
@@ -175,14 +175,14 @@ def _make_bucket(google: Google, target: Target, *, tell: Tell) -> bool:
             target.project, target.source_bucket, target.region, LABELS, days=SOURCE_DAYS, key=target.encryption_key
         )
     except ResourceExists:
-        # Made between our look and our own making, by somebody who is looked at in turn.
+        # Made between our look and our own making, by an owner that is looked at in turn.
         return ensure_bucket(google, target, tell=tell)
     tell(f"made bucket {target.source_bucket}")
     return True
 
 
 def ensure_secret(google: Google, name: str, *, tell: Tell) -> bool:
-    """Make the secret with a key of 32 random bytes in it; whether it was made. The key is shown to nobody."""
+    """Make the secret with a key of 32 random bytes in it; whether it was made. The key is never shown."""
     try:
         google.secret(name)
         return False

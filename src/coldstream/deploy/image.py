@@ -170,7 +170,7 @@ def build_request(
     if wanted.build_pool is not None:
         options["pool"] = {"name": wanted.build_pool}
     return {
-        # Whoever else may write to the bucket cannot exchange a generation.
+        # Other writers of the bucket cannot exchange a generation.
         "source": {
             "storage_source": {
                 "bucket": target.source_bucket,

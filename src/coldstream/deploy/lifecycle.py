@@ -202,7 +202,7 @@ def inventory(
 
 @dataclass(frozen=True, slots=True)
 class _Others:
-    """Services of ours beside the one that goes, as (region, name); `unseen` are regions that nobody may look into."""
+    """Our services beside the one that goes, as (region, name); `unseen` are regions that may not be looked into."""
 
     services: tuple[tuple[str, str], ...]
     unseen: tuple[str, ...]
@@ -314,7 +314,7 @@ def _places(target: Target, deployed: Mapping[str, Any] | None, *, going: frozen
 
 
 def _buckets_of(deployed: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The gs:// buckets of the configuration that a service carries; whoever destroys need not have the file."""
+    """The gs:// buckets of the configuration that a service carries; destroying does not need the file."""
     containers = (deployed or {}).get("template", {}).get("containers", [])
     texts = [str(item.get("value", "")) for container in containers for item in container.get("env", [])]
     return tuple(dict.fromkeys(match for text in texts for match in re.findall(r"gs://([a-z0-9][a-z0-9._-]+)", text)))

@@ -60,7 +60,7 @@ class Model:
 class Plan:
     """What `coldstream deploy` does. `changes` is empty when it would change nothing.
 
-    `kept` is what somebody set on the deployed service and a deployment leaves alone; `warnings` stop nothing.
+    `kept` is what was set on the deployed service by others and a deployment leaves alone; `warnings` stop nothing.
     `image` is named by its tag; the template names it by its digest where that is known already.
     """
 
@@ -117,7 +117,7 @@ def quota_names(wanted: DeploySettings) -> tuple[str, ...]:
 
 
 def of_region(said: Mapping[str, Said[Mapping[str, int]]], region: str) -> dict[str, int | None]:
-    """The limits in one region; None where nobody says."""
+    """The limits in one region; None where Google does not say."""
     return {name: None if item.value is None else item.value.get(region) for name, item in said.items()}
 
 
@@ -150,7 +150,7 @@ def make_plan(
         target,
         size,
         scaling,
-        # A built image's tag says what is in it; one of somebody's own may be moved, so its digest is what counts.
+        # A built image's tag says what is in it; the operator's own may be moved, so its digest is what counts.
         image=pinned if wanted.image else name,
         config=_config(_on_device(settings, size)),
         revision_of_model=_digest(models),

@@ -20,7 +20,7 @@ FIRST_GRANT = 3
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What each instance takes from one quota; `limit` is None where nobody knows."""
+    """What each instance takes from one quota; `limit` is None where it is unknown."""
 
     quota: str
     label: str
@@ -43,7 +43,7 @@ class Demand:
         return self.first_grant if self.auto_granted else self.limit // self.each
 
     def fits(self, instances: int) -> bool | None:
-        """Whether the limit holds so many; None when nobody knows."""
+        """Whether the limit holds so many; None when it is unknown."""
         if self.limit is None or self.auto_granted:
             return None
         return instances * self.each <= self.limit
@@ -59,7 +59,7 @@ class Demand:
 class Fit:
     """How many instances a region's limits hold. `limited_by` names the quota that said so.
 
-    `overlap` is whether one more fits beside them, as while a new revision starts; None when nobody knows.
+    `overlap` is whether one more fits beside them, as while a new revision starts; None when it is unknown.
     """
 
     instances: int
@@ -103,7 +103,7 @@ def fit(size: Size, limits: Mapping[str, int | None], *, wanted: int | None, zon
     is not known. The first deployment of one instance never fails for an overlap that it does not have.
     """
     asked = demands(size, limits, zonal_redundancy=zonal_redundancy)
-    # A limit that nobody may see is not counted on: Cloud Run refuses a service whose sum is above it.
+    # A limit that may not be seen is not counted on: Cloud Run refuses a service whose sum is above it.
     unseen = any(item.limit is None for item in asked)
     goal = wanted or (1 if unseen else DEFAULT_MAX_INSTANCES)
     most = {item.quota: item.most for item in asked if item.most is not None}

@@ -36,7 +36,7 @@ INGRESS: Mapping[str, str] = MappingProxyType(
         "internal-and-cloud-load-balancing": "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER",
     }
 )
-# Of an existing revision's template: what somebody may have set and a deployment keeps. With it a template is another
+# Of an existing revision's template: what others may have set and a deployment keeps. With it a template is another
 # one, and so is the name of its revision; what Google fills in by itself must not be in here.
 _KEPT = (
     "vpc_access",
@@ -169,7 +169,7 @@ def pinned(template: Mapping[str, Any], image: str) -> dict[str, Any]:
 
 
 def upon(deployed: Mapping[str, Any] | None, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Our template over that of a deployed service: what is ours is replaced, what somebody else set stays."""
+    """Our template over that of a deployed service: what is ours is replaced, what others set stays."""
     if deployed is None or not deployed.get("template"):
         return dict(body)
     before = deployed["template"]
@@ -196,7 +196,7 @@ def _container_upon(before: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[
 
 
 def foreign(deployed: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What somebody else set in the template of a deployed service, as far as it makes another revision."""
+    """What others set in the template of a deployed service, as far as it makes another revision."""
     if deployed is None:
         return {}
     before = deployed.get("template", {})
@@ -296,7 +296,7 @@ def _filled_in(path: str) -> bool:
 
 
 def kept(deployed: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """What somebody set on a deployed service that a deployment leaves as it is, for people."""
+    """What others set on a deployed service that a deployment leaves as it is, for people."""
     if deployed is None:
         return ()
     service_wide = {key: deployed[key] for key in _KEPT_OF_SERVICE if deployed.get(key)}

@@ -73,7 +73,7 @@ class DeployJob:
         return doctor.examine(session.google, self.settings, self.wanted, self.target, open_model=session.open_model)
 
     def plan(self) -> Plan:
-        """`coldstream plan`. Quotas that nobody may see count as unknown; an API that is off has deployed nothing."""
+        """`coldstream plan`. Quotas that may not be seen count as unknown; an API that is off has deployed nothing."""
         google, place = self.session.google, self.target
         models = plan.read_models(self.settings, self.session.open_model)
         said = plan.limits(google, place.project, plan.quota_names(self.wanted))
@@ -95,7 +95,7 @@ class DeployJob:
             return None
 
     def _digest_of(self, image: str) -> str | None:
-        """The digest behind a tag in Artifact Registry; None where there is none, or nobody may see it."""
+        """The digest behind a tag in Artifact Registry; None where there is none, or it may not be seen."""
         place, parts = self.target, image_parts(image)
         repository = place.repository_name
         if place.own_image is not None and place.image_repository is not None:
@@ -118,7 +118,7 @@ def on_todays_base(session: Session) -> Session:
 
 
 def offline_plan(settings: Settings, wanted: DeploySettings, session: Session | None) -> Plan:
-    """The plan without Google: nobody asks for quotas, or for what is deployed already.
+    """The plan without Google: quotas are not asked for, nor what is deployed already.
 
     A model may lie on this machine; such a plan is about its size, and cannot be deployed as it is.
     """

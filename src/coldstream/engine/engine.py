@@ -158,7 +158,7 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """Its terminal event, "cancelled", is delivered now, by the caller's thread. Unknown ids are ignored.
 
-        Its work stops after the step that is running; a step that nobody else is in stops before its next layer.
+        Its work stops after the step that is running; a step with no other request in it stops before its next layer.
         """
         generation = self._outbox.find(request_id)
         if generation is None:
@@ -191,7 +191,7 @@ class Engine:
             self._encoder.close()
 
     def fail(self, error: ColdstreamError) -> None:
-        """The model can never answer (its load failed): whoever waits or comes gets `error`, also those held back."""
+        """The model can never answer (its load failed): all requests get `error`, also those held back."""
         with self._changed:
             self._refuse(error)
             self._stopping = True
@@ -199,7 +199,7 @@ class Engine:
         self._outbox.close_all(Finish("error", error=error))
 
     def recompute_all(self) -> None:
-        """Weights were replaced: forget every key and value, and start again whatever nobody has seen a token of."""
+        """Weights were replaced: forget every key and value, and restart what no token was delivered of."""
         with self._changed:
             self._post(self._restart)
 
@@ -212,7 +212,7 @@ class Engine:
         self._release(Verified.TEXT)
 
     def prove(self) -> None:
-        """Return once the device has computed a token: a request's, or one that is nobody's while no request waits.
+        """Return once the device has computed a token: a request's, or a probe's while no request waits.
 
         For where a model that loaded may still be unable to answer: a driver, a kernel that is not for this GPU.
 
@@ -358,7 +358,7 @@ class Engine:
         return EngineError(f"{self.name} failed while generating: {exc!r}")
 
     def _failed(self, step: Step, exc: Exception) -> list[Emitted]:
-        """The ends of those to blame; everybody else is computed again, since nobody knows what was written."""
+        """The ends of those to blame; all others are computed again, since it is unknown what was written."""
         error = self._as_error(exc)
         blamed = [self._active[key] for key in _blamed(step, error) or self._active]
         self._scheduler.restart_all()
@@ -376,7 +376,7 @@ class Engine:
             self._queue(generation)
 
     def _queue(self, generation: Generation) -> None:
-        """Into the schedule; with images only once they have been seen, so that nobody else waits for that."""
+        """Into the schedule; with images only once they have been seen, so that no other request waits for that."""
         images = generation.sequence.images
         if self._encoder is None or not images:
             self._scheduler.add(generation.sequence)
@@ -454,7 +454,7 @@ def _allocated(backend: Backend, settings: EngineSettings, *, context: int) -> B
 
 
 def _blamed(step: Step, error: ColdstreamError) -> list[str]:
-    """Whoever was in the step; where memory did not suffice, the one with most tokens in it."""
+    """The requests of the step; where memory did not suffice, the one with most tokens in it."""
     pieces = step.pieces
     if isinstance(error, OutOfMemory) and pieces:
         pieces = (max(pieces, key=lambda piece: piece.count),)

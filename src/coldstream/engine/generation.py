@@ -88,7 +88,7 @@ class Generation:
             self.deliver(event)
 
     def restart(self) -> None:
-        """Back to the prompt: what was drawn so far came from weights that were replaced, and nobody has seen it."""
+        """Back to the prompt: what was drawn so far came from weights that were replaced, and was not delivered."""
         del self.sequence.tokens[self.sequence.prompt_length :]
         for placed in self.sequence.images:
             placed.vectors = None

@@ -1,6 +1,6 @@
 """What leaves the engine: events to those who were promised them, held back until the weights are verified.
 
-A request that was added gets exactly one event with a `finish_reason`, whoever closes it first, from whatever thread.
+A request that was added gets exactly one event with a `finish_reason`, closed from whatever thread.
 """
 
 from __future__ import annotations

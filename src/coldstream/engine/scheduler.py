@@ -2,7 +2,7 @@
 
 A step is a budget of tokens. Every running sequence that only needs its next token gets it; what is left of the budget
 is shared out among the prompts that are being read, the short ones first but every one something, so that a long prompt
-delays nobody and is not starved. Waiting sequences come in by age as soon as blocks for them are there; one that fits
+delays no other and is not starved. Waiting sequences come in by age as soon as blocks for them are there; one that fits
 may pass one that does not, but not for ever. When blocks run out, the youngest running sequence gives up its own and is
 computed again later.
 """
@@ -133,7 +133,7 @@ class Scheduler:
         budget = max(self.step_tokens - len(decoding), CHUNK_ALIGNMENT)
         for item, count in _shares(reading, min(budget, self.blocks.step)):
             wanted.append(Piece(item, item.computed, count, count == item.missing))
-        # By age: whoever has to give up its blocks is younger, so its turn has not come yet.
+        # By age: the sequence that has to give up its blocks is younger, so its turn has not come yet.
         wanted.sort(key=lambda piece: piece.sequence.arrival)
         pieces = [piece for piece in wanted if piece.count and piece.sequence in self.running and self._grow(piece)]
         copies = tuple(copy for copies in self._copies.values() for copy in copies)
@@ -186,7 +186,7 @@ class Scheduler:
                 item.passed += 1
 
     def _take(self, sequence: Sequence) -> bool:
-        # A block is left for each of those who run: who comes in must not push somebody out at once.
+        # A block is left for each running sequence: the one that comes in must not push another out at once.
         admitted = self.blocks.admit(
             sequence.key,
             sequence.tokens,

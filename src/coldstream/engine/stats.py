@@ -13,7 +13,7 @@ _WINDOW_SECONDS = 10.0
 class Stats:
     """A snapshot. Rates are per second of computing over the last ten seconds, the token and step counts since start.
 
-    `blocks_used` are held by running sequences, `blocks_cached` keep a known prefix for whoever comes with it.
+    `blocks_used` are held by running sequences, `blocks_cached` keep a known prefix for the next with it.
     `prefix_hit_rate` is the share of all prompt tokens that came from the prefix cache; `batch_size` is the mean number
     of sequences in a step, `step_seconds` the mean time of one, `engine_seconds` what of it was not the model.
     """

@@ -1,7 +1,7 @@
 """Keys of config.json that other decoders compute with, and the native one does not. Pure, no torch.
 
 A config class of transformers keeps such a key and does nothing with it, or does something in the cache or the mask
-only; whoever wrote it means a model that this is not. So it is refused by name unless its value changes nothing.
+only; a checkpoint with it is a model that this is not. So it is refused by name unless its value changes nothing.
 """
 
 from __future__ import annotations

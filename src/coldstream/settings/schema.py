@@ -195,7 +195,7 @@ class DeploySettings:
     """Where `coldstream deploy` puts the service, and how large. What is left out the plan chooses.
 
     Of a service that is there already, `ingress`, `network`, `subnet`, `session_affinity`, `labels`, `encryption_key`
-    and `binary_authorization` that are left out stay as somebody set them.
+    and `binary_authorization` that are left out stay as they were set there.
     """
 
     project: str | None = key("the project", None, example='"my-project"')

@@ -67,7 +67,7 @@ class Workers:
             return {name.rpartition(":")[2]: crew.deaths for name, crew in self._crews.items()}
 
     def close(self) -> None:
-        """End them all; whoever waits for one gets an error."""
+        """End them all; each call that waits for one gets an error."""
         with self._lock:
             self._is_closed = True
             crews = list(self._crews.values())

@@ -1,4 +1,4 @@
-"""Bytes in flight: never over the limit, and nobody waits for ever."""
+"""Bytes in flight: never over the limit, and no reader waits for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory that is used again only when nobody looks at it any more."""
+"""Memory that is used again only when no view of it is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both ways to speak TLS, against a server of Python's own: right bytes, and nobody trusted who should not be."""
+"""Both ways to speak TLS, against a server of Python's own: right bytes, no authority trusted that should not be."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_old_versions_are_refused(
 def test_a_connection_that_is_cut_is_no_end(
     served: Callable[..., Server], trusted: str, trusting: Callable[[str | None], Secure]
 ) -> None:
-    """A body may not be cut short by somebody in between who closes the connection."""
+    """A body may not be cut short by a man in the middle who closes the connection."""
 
     def cut(connection: ssl.SSLSocket) -> None:
         connection.recv(100)

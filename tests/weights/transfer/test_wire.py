@@ -153,7 +153,7 @@ async def test_reads_that_run_together_have_a_connection_each(scripted: Callable
 async def test_a_connection_that_was_closed_meanwhile_is_replaced(
     scripted: Callable[..., Scripted], wire: Wire
 ) -> None:
-    """A server may close what nobody uses; no read fails of it."""
+    """A server may close what no read uses; no read fails of it."""
     server = scripted(lambda *range_: served(*range_) and False, served)
     assert await get(wire, server) == DATA
     assert await get(wire, server) == DATA

@@ -29,7 +29,7 @@ class Crew:
     ) -> None:
         """Do all pieces, then `done`; a piece that raises goes to `failed`. Waits while too much is under way.
 
-        After `stop` workers take nothing more: the load has failed, and whoever asks hears of it.
+        After `stop` workers take nothing more: the load has failed, and `failed` has said so.
         """
         if self._pool is None:
             for piece in pieces:

@@ -2,7 +2,7 @@
 
 packing = Packing(config, tensors, workers=2, failed=...)
 stream(..., pieces=packing.pieces)      # large matrices come in pieces, so that none lies there whole
-packing.take(landed)                    # False: not a matrix of the text decoder; somebody else's
+packing.take(landed)                    # False: not a matrix of the text decoder; the assembly's
 assembly.adopt(packing)                 # once the decoder stands: it runs on these matrices
 """
 
@@ -43,7 +43,7 @@ class Packing:
     """The packed matrices of a text decoder, `matrices` by the names of their joints, and what fills them.
 
     `tensors` are the checkpoint's own; one of another shape or dtype than the config asks for is left alone, for
-    whoever builds the model to complain about. `failed` hears of an error on a worker.
+    the model's assembly to complain about. `failed` hears of an error on a worker.
 
     Raises UnsupportedConfig when the kernels were not built.
     """

@@ -96,7 +96,7 @@ class Layer:
     def __call__(
         self, x: Tensor, attend: Attention, turn: tuple[Tensor, Tensor], dtype: torch.dtype, keep: Tensor | None
     ) -> Tensor:
-        """float32 `[tokens, hidden]` -> the same, or `[len(keep), hidden]`: rows that nobody asks for end here."""
+        """float32 `[tokens, hidden]` -> the same, or `[len(keep), hidden]`: rows outside `keep` end here."""
         if self._int8 is not None:
             return self._int8(x, attend, turn, keep)
         attended = self._attend(self.before_attention(x).to(dtype), attend, turn)

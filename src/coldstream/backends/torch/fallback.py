@@ -223,7 +223,7 @@ def _transformers() -> Any:
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """What transformers calls for a layer; the mask is None because nobody made one for this implementation."""
+    """What transformers calls for a layer; the mask is None: transformers makes none for this implementation."""
     decoder: FallbackDecoder = module.coldstream_decoder
     return decoder.attend(module, query, key, value, **options), None
 

@@ -163,7 +163,7 @@ class KvCache:
 
 
 class KernelAttend:
-    """One call a layer for all sequences. A token's result has the same bits whoever else is there."""
+    """One call a layer for all sequences. A token's result has the same bits in every batch."""
 
     def __init__(self, cache: KvCache, kernels: Kernels, spans: Sequence[SequenceSpan]) -> None:
         self._cache = cache

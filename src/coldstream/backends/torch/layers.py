@@ -16,7 +16,7 @@ from coldstream.model.rope_config import RopeConfig
 
 
 class Attention(Protocol):
-    """The seam to keys and values: stores them and attends. Whoever calls `forward` supplies it.
+    """The seam to keys and values: stores them and attends. The caller of `forward` supplies it.
 
     `q [tokens, heads, head_dim]`, `k`, `v [tokens, kv_heads, head_dim]`, after rope, in the decoder's
     `attention_dtype`; all sequences of the step one behind the other. The result is `[tokens, heads * head_dim]` of

@@ -3,8 +3,8 @@
 A block holds `size` tokens of one sequence in all layers of a group: layers with the same window share a group, and a
 sequence has blocks in each. In a sliding group the blocks behind the window are given back as the sequence goes on.
 
-Blocks are shared by content: a full block is known by the digest of its own tokens and of all before it, so whoever
-comes with the same prefix finds it, in use or not. Blocks that nobody uses keep their content until they are needed for
+Blocks are shared by content: a full block is known by the digest of its own tokens and of all before it, so a
+sequence with the same prefix finds it, in use or not. Blocks out of use keep their content until they are needed for
 something else, the least recently used first. A prefix counts as found up to a point when the full group has all of it,
 and each sliding group has the window before that point.
 """
@@ -104,7 +104,7 @@ class Blocks:
 
     @property
     def cached(self) -> int:
-        """Blocks that nobody holds, kept for whoever comes with the same prefix."""
+        """Blocks without a holder, kept for the next sequence with the same prefix."""
         return sum(pool.cached for pool in self._pools)
 
     @property

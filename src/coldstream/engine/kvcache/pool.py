@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-_NOBODY = 0
+_UNOWNED = 0
 # What is so of a block, in its byte of `Pool._state`; all blocks are searched at once, by `translate` and `find`.
 _HELD, _KNOWN, _RESERVED = 1, 2, 4
 _UNHELD = bytes(not value & _HELD for value in range(256))
@@ -46,7 +46,7 @@ class Table:
 class Pool:
     """`count` blocks. A block is held (it has references), cached (content known, no references), or empty.
 
-    `together`: whoever reads them is so much faster over blocks that lie together that a prefix is rather copied.
+    `together`: attention is so much faster over blocks that lie together that a prefix is rather copied.
     """
 
     def __init__(self, count: int, *, together: bool = False) -> None:
@@ -64,7 +64,7 @@ class Pool:
 
     @property
     def cached(self) -> int:
-        """Blocks that nobody holds and whose content is known."""
+        """Blocks without a holder whose content is known."""
         return len(self._cached)
 
     def knows(self, digest: bytes) -> bool:
@@ -180,7 +180,7 @@ class Pool:
         start, last = known[0], known[-1]
         if known != list(range(start, last + 1)) or last + fresh >= self.count:
             return False
-        return all(self._is_open(block, _NOBODY) for block in range(last + 1, last + 1 + fresh))
+        return all(self._is_open(block, _UNOWNED) for block in range(last + 1, last + 1 + fresh))
 
     def _is_open(self, block: int, owner: int) -> bool:
         return not self._references[block] and self._reserved.get(block, owner) == owner
@@ -228,7 +228,7 @@ class Pool:
     def _reserve(self, table: Table, size: int) -> None:
         """Mark up to `size` blocks behind the table as its own to grow into."""
         block = table.blocks[-1] + 1 if table.blocks else self.count
-        while size > 0 and block < self.count and self._is_open(block, _NOBODY):
+        while size > 0 and block < self.count and self._is_open(block, _UNOWNED):
             self._reserved[block] = table.owner
             self._state[block] |= _RESERVED
             block, size = block + 1, size - 1

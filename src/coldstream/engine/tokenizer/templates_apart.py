@@ -1,6 +1,6 @@
 """The chat templates of one checkpoint, compiled and rendered in a worker, which is ended when they cost too much.
 
-What a template computes is the checkpoint's to say and its input a stranger's: nobody can bound what one expression
+What a template computes is the checkpoint's to say and its input a stranger's: there is no bound to what one expression
 takes, so that no thread of ours evaluates it.
 """
 

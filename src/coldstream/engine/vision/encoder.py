@@ -1,8 +1,8 @@
 """Images of prompts: where they stand, and the thread on which the vision tower turns them into vectors.
 
-The tower takes seconds on a CPU, and its weights land last. So it has a thread of its own: whoever asks about an image
-waits for it there, outside of the schedule, and nobody else does. Vectors are kept by the image's content, so that the
-same picture is looked at once, whoever sends it again.
+The tower takes seconds on a CPU, and its weights land last. So it has a thread of its own: a request with an image
+waits for it there, outside of the schedule, and no other does. Vectors are kept by the image's content, so that the
+same picture is looked at once, however often it is sent.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ class ImageEncoder:
                 self._thread.start()
 
     def forget(self) -> None:
-        """The weights were replaced: drop what was seen. Whoever waits is not called; look again."""
+        """The weights were replaced: drop what was seen. Waiting requests are not called; look again."""
         with self._lock:
             self._round += 1
             self._kept.clear()
 
     def close(self) -> None:
-        """Look at nothing more. An image that is being looked at is finished first; nobody waits for it."""
+        """Look at nothing more. An image that is being looked at is finished first, and not waited for."""
         with self._lock:
             self._closed = True
             self._work.put(None)

@@ -63,7 +63,7 @@ class ImagePrompt:
         """Put a run of image tokens in place of each marker.
 
         Raises:
-            InvalidRequest: there are more or fewer markers than images: somebody has written one into a text.
+            InvalidRequest: there are more or fewer markers than images: one was written into a text.
         """
         written = bare(text)
         found = written.count(self.marker)

@@ -1,7 +1,7 @@
 """Tasks: what `{"type": NAME}` means. Templates become messages, and tasks describe themselves as JSON Schema. Pure.
 
 A template is operator's text, an input is a user's. Only the template's own braces are read; what a user sends is put
-in as it is, once, so `{question}` in somebody's question stays those ten characters.
+in as it is, once, so `{question}` in a user's question stays those ten characters.
 """
 
 from __future__ import annotations

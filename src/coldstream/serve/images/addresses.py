@@ -1,7 +1,7 @@
 """Which addresses and hosts a server may be sent to by a stranger: only what everybody on the internet can reach. Pure.
 
 A request that names a URL makes this server knock on a door of the caller's choice (server-side request forgery). Doors
-inside the house must stay shut: the metadata service hands out credentials, and private networks trust whoever is in.
+inside the house must stay shut: the metadata service hands out credentials, and private networks trust their own hosts.
 """
 
 from __future__ import annotations

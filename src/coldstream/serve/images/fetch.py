@@ -204,6 +204,6 @@ class ImageFetcher:
 
 
 def _unreachable(field: str, parts: SplitResult, exc: Exception) -> InvalidRequest:
-    # The reason stays short: what a stranger's port answered is nobody's business.
+    # The reason stays short: what a stranger's port answered is not the caller's to know.
     what = "certificate is not valid" if isinstance(exc.__cause__, ssl.SSLError) else "could not be read"
     return InvalidRequest(f"{field}: https://{(parts.hostname or '')[:100]} {what}", field=field)

@@ -147,7 +147,7 @@ def from_validation(
 ) -> InvalidRequest:
     """The first of pydantic's errors about the body that was `sent`, in our words. `known` are the body's own fields.
 
-    Values are shown shortened: a prompt is not repeated to whoever reads the reply.
+    Values are shown shortened: a prompt is not repeated to the reply's readers.
     """
     first = errors[0]
     if first["type"] == "json_invalid":

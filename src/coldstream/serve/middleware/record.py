@@ -84,7 +84,7 @@ class KeepRecord:
         self._app = app
         self._lifecycle, self._metrics, self._unlogged, self._project = lifecycle, metrics, unlogged, project
         self.tracing: Tracing | None = None
-        """Where spans go; whoever imports what it needs sets it, when that is done."""
+        """Where spans go; set by the thread that imports what it needs, when that is done."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = headers(scope)

@@ -1,6 +1,6 @@
 """Prometheus metrics of one application; its own registry, so that two applications in a process do not mix.
 
-Times in seconds. What the engine counts itself (blocks, batch, prefix hits) is read when somebody scrapes.
+Times in seconds. What the engine counts itself (blocks, batch, prefix hits) is read at each scrape.
 """
 
 from __future__ import annotations

@@ -109,12 +109,12 @@ class AdmissionGate:
         return TooManyRequests(f"{why}; come back in {seconds:.0f} s", retry_after=seconds)
 
     def retry_after(self) -> float:
-        """Seconds until a place is free that nobody else was promised."""
+        """Seconds until a place is free that no other request was promised."""
         now = self._clock()
         rate = self.rate.per_second()
         # Before anything was measured, the oldest request's age is the best lower bound of how long one takes.
         step = 1 / rate if rate else max(now - min(self._entered.values(), default=now), 1.0)
-        # Nobody need wait longer than the whole queue takes: some of those who were promised a place never come back.
+        # No request waits longer than the whole queue takes: some of those who were promised a place never come back.
         self._promised = min(max(self._promised, now) + step, now + self.max_sequences * step)
         return min(max(self._promised - now, 1.0), _LONGEST)
 

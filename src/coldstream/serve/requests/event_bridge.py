@@ -42,7 +42,7 @@ class Bridge:
             self._arrived.clear()
 
     def _flush(self) -> None:
-        self._waking = False  # before the deque is emptied: whoever appends from here on wakes the loop again
+        self._waking = False  # before the deque is emptied: an event appended from here on wakes the loop again
         while self._arrived:
             stream, index, event = self._arrived.popleft()
             stream.arrive(index, event)

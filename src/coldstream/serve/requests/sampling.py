@@ -10,7 +10,7 @@ from coldstream.engine.request import SamplingParams
 from coldstream.settings import SamplingSettings
 
 Given = Mapping[str, Any]
-"""Fields of SamplingParams that somebody set; None counts as not set."""
+"""Fields of SamplingParams that were set; None counts as not set."""
 
 
 def from_generation_config(config: Mapping[str, Any]) -> SamplingParams:

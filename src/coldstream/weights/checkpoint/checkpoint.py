@@ -176,7 +176,7 @@ async def open_checkpoint_async(
     )
     try:
         return await opener.open()
-    except BaseException:  # without a checkpoint nobody would end the store's threads
+    except BaseException:  # without a checkpoint nothing would end the store's threads
         opener.store.close_idle()
         raise
 
@@ -374,7 +374,7 @@ def _beside(files: Mapping[str, Pin], read: set[str], location: Location) -> Ite
 
 
 def _check_index(weight_map: Mapping[str, str], shards: tuple[Shard, ...], where: Location) -> list[str]:
-    """The names that no file holds; whether they are needed is for whoever builds the model to say."""
+    """The names that no file holds; whether they are needed is for the model's assembly to say."""
     found: dict[str, str] = {}
     for shard in shards:
         for info in shard.header.tensors:

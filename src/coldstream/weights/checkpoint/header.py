@@ -168,7 +168,7 @@ def _json_object(text: bytes, uri: str) -> dict[str, Any]:
 
 
 def quoted(value: Any) -> str:
-    """The repr of what somebody else wrote, cut where it is long: a name may have a hundred megabytes."""
+    """The repr of what a stranger wrote, cut where it is long: a name may have a hundred megabytes."""
     short = reprlib.Repr()
     short.maxstring, short.maxlist, short.maxlong = 200, 8, 40
     return short.repr(value)

@@ -90,8 +90,8 @@ class Caller:
             return await _refused_for_good(where, send({}))
         try:
             token = await self._token.value()
-        except NoCredentials as nobody:
-            return await self._as_anybody(self._token, where, send, nobody)
+        except NoCredentials as missing:
+            return await self._as_anybody(self._token, where, send, missing)
         try:
             return await send(self._headers(token))
         except _TokenRefused:
@@ -99,7 +99,7 @@ class Caller:
         return await _refused_for_good(where, send(self._headers(await self._token.value())))
 
     async def _as_anybody(
-        self, tokens: GoogleToken, where: Location, send: Callable[[_Headers], Awaitable[_T]], nobody: NoCredentials
+        self, tokens: GoogleToken, where: Location, send: Callable[[_Headers], Awaitable[_T]], missing: NoCredentials
     ) -> _T:
         try:
             answer = await _refused_for_good(where, send({}))
@@ -107,7 +107,7 @@ class Caller:
             try:
                 token = await tokens.value(patience=self._patience)
             except NoCredentials:
-                raise AccessDenied(f"{where}: {nobody} (without credentials it says: {refused})") from nobody
+                raise AccessDenied(f"{where}: {missing} (without credentials it says: {refused})") from missing
             return await _refused_for_good(where, send(self._headers(token)))
         if not self._is_public:
             self._is_public = True

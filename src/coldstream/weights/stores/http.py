@@ -25,7 +25,7 @@ _HEX = re.compile(rb"[0-9a-fA-F]{1,16}")
 
 
 class HttpFailure(Exception):
-    """No usable answer: refused, reset, timed out or malformed. `refused` when nobody listens."""
+    """No usable answer: refused, reset, timed out or malformed. `refused` when the port is shut."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)

@@ -89,14 +89,14 @@ class ObjectStoreAdapter:
         try:
             with _mapped(where):
                 return await ask(self._store)
-        except NoCredentials as nobody:
+        except NoCredentials as missing:
             if self._public is None:
                 raise
             try:
                 with _mapped(where):
                     answer = await ask(self._public)
             except AccessDenied as refused:
-                raise AccessDenied(f"{nobody} (without credentials it says: {refused})") from nobody
+                raise AccessDenied(f"{missing} (without credentials it says: {refused})") from missing
         if not self.is_public:
             self._store = self._public
             logger.warning("%s: no credentials here; it is public and is read without", self.location)

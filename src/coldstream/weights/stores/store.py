@@ -37,7 +37,7 @@ class Pin:
 class Interrupted(Exception):
     """A read ended before its last byte. What `read_into` told of has landed.
 
-    `throttled`: the server asked for less, `retry_after` (seconds) says when. `refused`: nobody listened.
+    `throttled`: the server asked for less, `retry_after` (seconds) says when. `refused`: the port was shut.
     Never seen by users: the executor turns it into a retry or an error of errors.py.
     """
 
@@ -88,7 +88,7 @@ class Store(Protocol):
     async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
         """Fill `target` (writable bytes) with those of exactly this version from `start` on.
 
-        `landed` is told of every byte that is good, also when the read fails. When it ends, in whatever way, nobody
+        `landed` is told of every byte that is good, also when the read fails. When it ends, in whatever way, no thread
         writes to `target` any more.
 
         Raises:

@@ -89,7 +89,7 @@ class Fetcher:
         self._open_at = 0.0
 
     async def read(self, pin: Pin, start: int, target: memoryview, *, checked: bool = True) -> int:
-        """Fill `target` with the bytes from `start` on. When it ends, nobody writes to `target` any more.
+        """Fill `target` with the bytes from `start` on. When it ends, no thread writes to `target` any more.
 
         Returns: the CRC32C of what landed; 0 if it is not to be `checked`.
 

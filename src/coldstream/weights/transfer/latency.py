@@ -112,7 +112,7 @@ def _line(samples: list[tuple[int, float]]) -> tuple[float, float, float]:
 
 
 class ReadWatch:
-    """Waits for what nobody tells: one look at all who wait, every `period()` seconds."""
+    """Waits for what has no event: one look at all waiting reads, every `period()` seconds."""
 
     def __init__(self, period: Callable[[], float]) -> None:
         self._period = period

@@ -53,7 +53,7 @@ class _Slab:
 class Slabs:
     """Buffers for reads, one behind the other in arenas. One whose views are all gone is used again: it has its pages.
 
-    Mapping memory waits until nobody is finding pages, and whoever finds pages waits for it, so it is done for many
+    Mapping memory waits until no thread is finding pages, and page faults wait for it, so it is done for many
     reads at once; and neighbours share the huge page on which one ends and the next begins.
     """
 
@@ -106,7 +106,7 @@ class Slabs:
 
 
 def _arena(nbytes: int) -> mmap.mmap:
-    """Addresses without memory; whoever fills them by `steps` says which pages they get."""
+    """Addresses without memory; the reader that fills them by `steps` says which pages they get."""
     arena = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     arena.madvise(mmap.MADV_HUGEPAGE)
     return arena

@@ -151,7 +151,7 @@ class DirectSocket:
         self._openssl.BIO_ctrl(self._bio, _SET_SSL, 0, self._ssl)
 
     def close(self) -> None:
-        """The session's memory; the socket is closed by whoever made it."""
+        """The session's memory; the socket is closed by its maker."""
         bio, self._bio = self._bio, None
         session, self._ssl = self._ssl, None
         if bio is not None:

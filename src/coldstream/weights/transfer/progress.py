@@ -29,8 +29,8 @@ class Counters:
 class Progress:
     """Bytes that landed of the bytes to read. Written by the stream only, each field in one assignment.
 
-    `verified` and `unverified_files` are names, of files that arrived whole: their checksum was right, or nobody has
-    published one. A name is added once all of its file's tensors have been handed to the stream's consumer.
+    `verified` and `unverified_files` are names, of files that arrived whole: their checksum was right, or none was
+    published. A name is added once all of its file's tensors have been handed to the stream's consumer.
 
     `on_change`, when given, is called with this object after each range and each file, on the stream's thread; it must
     be quick.

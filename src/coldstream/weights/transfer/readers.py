@@ -43,4 +43,4 @@ async def _end_of(future: asyncio.Future[_T]) -> None:
     while not future.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait({future})
-    future.exception()  # it is nobody's any more
+    future.exception()  # no caller is left to raise it to

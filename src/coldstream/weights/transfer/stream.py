@@ -110,7 +110,7 @@ async def stream_groups(
     progress: Progress | None = None,
     timeline: Timeline | None = None,
 ) -> AsyncGenerator[list[Landed], None]:
-    """Like `stream`, but what one read brought at once: for whoever has to carry it to another thread.
+    """Like `stream`, but what one read brought at once: for a consumer that carries it to another thread.
 
     A group holds its part of `max_bytes_in_flight` until the next one is asked for.
     """

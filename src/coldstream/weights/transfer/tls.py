@@ -47,7 +47,7 @@ class SecureSocket:
         self._greeted = False
 
     def close(self) -> None:
-        """Nothing of it lives outside of Python; the socket is closed by whoever made it."""
+        """Nothing of it lives outside of Python; the socket is closed by its maker."""
 
     def sendall(self, data: bytes, /) -> None:
         """All of it.

@@ -94,7 +94,7 @@ class Wire:
         raise BadResponse(f"{url}: more than {MAX_REDIRECTS} redirects; use the address where they end")
 
     def close_idle(self) -> None:
-        """Close the connections, and end the threads, that nobody uses now."""
+        """Close the connections, and end the threads, that no read uses now."""
         _close_all(self._idle)
         self._readers.close()
 
@@ -230,7 +230,7 @@ class _Connection:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def abort(self) -> None:
-        """From any thread: whoever waits for the socket wakes up."""
+        """From any thread: the thread that waits for the socket wakes up."""
         with contextlib.suppress(OSError):
             self._raw.shutdown(socket.SHUT_RDWR)
 

@@ -1,4 +1,4 @@
-// What each engine is doing, from GET /metrics, once a second while somebody looks.
+// What each engine is doing, from GET /metrics, once a second while the page is looked at.
 
 import { ApiError, call } from "./api.js";
 import { $, el, svg, text } from "./dom.js";

@@ -76,7 +76,7 @@ function show(now) {
   for (const listener of listeners) listener(now);
 }
 
-// Somebody saw that the server no longer answers, after the load had been followed to its end.
+// A request saw that the server no longer answers, after the load had been followed to its end.
 export const lost = () => lose();
 
 function redraw() {

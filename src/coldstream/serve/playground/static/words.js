@@ -352,7 +352,7 @@ export function seconds(value) {
   return `${number(value / 60, 1)}\u00a0${language === "ko" ? "분" : "min"}`;
 }
 
-// Time that is still to come: whole seconds, since nobody can promise more.
+// Time that is still to come: whole seconds, since more cannot be promised.
 export function left(value) {
   if (value < 90) return `${number(Math.max(1, Math.ceil(value)))}\u00a0${language === "ko" ? "초" : "s"}`;
   return `${number(Math.ceil(value / 60))}\u00a0${language === "ko" ? "분" : "min"}`;
