@@ -6,12 +6,13 @@
 # with its metadata). There are no weights in it: models come from the bucket.
 ARG BASE=python:3.12-slim-bookworm
 
-# The kernels for this image's own processor; compiled again only when one of these two files changes.
+# The kernels for this image's own processor; compiled again only when these files change.
 FROM ${BASE} AS kernels
 RUN apt-get update -q \
  && apt-get install -yq --no-install-recommends gcc libc6-dev \
  && rm -rf /var/lib/apt/lists/*
-COPY site/coldstream/backends/cpu/compile.py site/coldstream/backends/cpu/kernels.c /build/
+COPY site/coldstream/backends/cpu/compile.py /build/
+COPY site/coldstream/backends/cpu/kernels /build/kernels/
 RUN mkdir /build/made && python3 /build/compile.py /build/made
 
 FROM ${BASE}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.backends.cpu import compile as compiling
 from coldstream.deploy import image
 from coldstream.deploy.image import Context
 
@@ -27,7 +28,7 @@ def test_the_context_has_the_package_its_dependencies_and_no_weights(context: Co
 
 
 def test_what_was_compiled_on_this_machine_and_weights_stay_here(tmp_path: Path) -> None:
-    kept = ("backends/cpu/kernels.c", "backends/cpu/compile.py", "demo/coldstream.toml")
+    kept = ("backends/cpu/kernels/products.c", "backends/cpu/compile.py", "demo/coldstream.toml")
     left = (
         "backends/cpu/kernels-any.so",
         "model/__pycache__/a.pyc",
@@ -45,12 +46,14 @@ def test_what_was_compiled_on_this_machine_and_weights_stay_here(tmp_path: Path)
 def test_the_kernels_are_compiled_from_files_of_the_context_before_the_project_is_copied(
     variant: image.Variant,
 ) -> None:
-    """A layer that depends on two files alone, and that a new version of the project does not touch."""
+    """A layer that depends on these files alone, and that a new version of the project does not touch."""
     files = image.context(variant).files
     text = files["Dockerfile"].decode()
-    (sources,) = (line.split()[1:-1] for line in text.splitlines() if line.endswith(" /build/") and "kernels.c" in line)
-    assert len(sources) == 2
-    assert set(sources) <= set(files)
+    stage = text[text.index("AS kernels") : text.index("RUN mkdir /build/made")]
+    sources = [word for line in stage.splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert sources == ["site/coldstream/backends/cpu/compile.py", "site/coldstream/backends/cpu/kernels"]
+    copied = {name.removeprefix("site/coldstream/backends/cpu/") for name in files if name.startswith(tuple(sources))}
+    assert copied == {"compile.py", *(f"kernels/{path.name}" for path in compiling.SOURCE.iterdir())}
     assert text.index("COPY --from=kernels") < text.index("COPY entry.py site")
 
 

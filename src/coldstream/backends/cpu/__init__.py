@@ -1,1 +1,1 @@
-"""The decoder's arithmetic on a CPU, in C: `kernels.c`, compiled by `compile.py`, called through `library.py`."""
+"""The decoder's arithmetic on a CPU, in C: `kernels/`, compiled by `compile.py`, called through `library.py`."""

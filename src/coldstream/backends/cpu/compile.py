@@ -1,4 +1,4 @@
-"""Compile kernels.c for several CPUs. Only the standard library; images and the wheel are built with it.
+"""Compile kernels/*.c for several CPUs. Only the standard library; images and the wheel are built with it.
 
 python compile.py [FOLDER]      # beside the source, where library.py looks, or elsewhere
 """
@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCE = Path(__file__).with_name("kernels")
+"""The folder of the C files; what is made of them lies beside it."""
 NEEDED = "apt-get install gcc libc6-dev"
 """What puts a compiler there, on Debian."""
 VNNI, AVX2, ANY = "kernels-vnni.so", "kernels-avx2.so", "kernels-any.so"
@@ -45,9 +46,10 @@ def compile_kernels(folder: Path, *, extra: tuple[str, ...] = ()) -> tuple[Path,
 
 def _compile(compiler: list[str], target: Path, flags: tuple[str, ...]) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
-        made = str(Path(scratch) / "kernels.o")
-        subprocess.run([*compiler, *_FLAGS, *flags, "-c", str(SOURCE), "-o", made], check=True)
-        subprocess.run([*compiler, made, "-o", str(target), *_LINKED], check=True)
+        sources = sorted(map(str, SOURCE.resolve().glob("*.c")))
+        subprocess.run([*compiler, *_FLAGS, *flags, "-c", *sources], check=True, cwd=scratch)
+        made = sorted(map(str, Path(scratch).glob("*.o")))
+        subprocess.run([*compiler, *made, "-o", str(target), *_LINKED], check=True)
     return target
 
 

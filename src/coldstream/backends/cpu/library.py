@@ -78,12 +78,12 @@ STRUCTS: Mapping[str, type[Structure]] = MappingProxyType(
         "Shape": _Shape,
     }
 )
-"""What is passed to the kernels, by its name in kernels.c."""
+"""What is passed to the kernels, by its name in C."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """What a layer consists of; `norms` are float32 in the order of the fields of `Layer` in kernels.c.
+    """What a layer consists of; `norms` are float32 in the order of the fields of `Layer` in kernels/layer.c.
 
     `struct` is what C sees: it points into the tensors, which must stay where they are.
     """
@@ -145,7 +145,7 @@ class TowerWeights:
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """Who sees which keys in a step, for the layers of one window; int64 tensors, see `Step` in kernels.c.
+    """Who sees which keys in a step, for the layers of one window; int64 tensors, see `Step` in kernels/attention.c.
 
     `row`, `start`, `count`, `first`, `first_block` `[spans]`; `blocks` all tables one behind the other; `upper`
     `[tokens]`: one past the last position that a token sees. `size` is the tokens of a block.

@@ -28,7 +28,7 @@ _LARGEST_BLOCK = 64
 
 
 class Matrix(Structure):
-    """`Matrix` in kernels.c."""
+    """`Matrix` in kernels/matrix.h."""
 
     _fields_ = (
         *((name, c_int64) for name in ("k", "n", "order", "levels")),
