@@ -14,7 +14,7 @@ CODE := src tests bench docker fuzz tools hatch_build.py
 SOURCES := $(shell find src -type f -not -name '*.pyc' -not -name '*.so')
 WHEEL = $(shell ls dist/coldstream-*.whl)
 
-.PHONY: demo test test-more lint format image clean
+.PHONY: demo test test-more lint format image gpu clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -44,6 +44,17 @@ format: $(VENV)/dev ## Format the code and mend what ruff can mend
 
 image: $(VENV)/demo ## Build the CPU image without a Docker daemon, start it and ask it (root, debootstrap, buildah)
 	$(BIN)/python docker/build_image.py --check $(ARGS)
+
+# What a GPU machine without a network lacks beside torch, triton, transformers, tokenizers and safetensors: some MB.
+dist/gpu/run.sh: dist/built bench/gpu.sh
+	rm -rf dist/gpu && mkdir -p dist/gpu
+	cp $(WHEEL) bench/gpu.py bench/gpu.sh dist/gpu/
+	$(PIP) download -q --no-deps -d dist/gpu -c constraints.txt --only-binary=:all: --python-version 3.12 \
+	  --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 google-crc32c jinja2 markupsafe
+	mv dist/gpu/gpu.sh $@
+
+gpu: dist/gpu/run.sh ## Run bench/gpu.py on this machine's GPU; dist/gpu is what to carry to one (ARGS=--plan needs none)
+	sh dist/gpu/run.sh $(ARGS)
 
 clean: ## Remove what make made
 	rm -rf $(VENV) dist build

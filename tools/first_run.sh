@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
     --l4-model) l4_model="${2:?--l4-model wants a value}"; shift 2 ;;
     --out) out="${2:?--out wants a value}"; shift 2 ;;
     --for-real) real=yes; shift ;;
-    --l4) l4=yes; shift ;;
+    --l4|--gpu) l4=yes; shift ;;
     --help|-h) usage; exit 0 ;;
     *) fail "$1 is unknown; --help says what there is" ;;
   esac

@@ -130,11 +130,7 @@ def test_for_real_it_deploys_twice_rolls_back_runs_a_job_and_removes_it_all(inst
     """On a project where nothing is there; the report has what was answered, and no person's address or token."""
     site = installed
     site.world.iam.grant(site.world.project_name, "roles/owner", ME)
-    copied, bench = tmp_path / "tools" / "first_run.sh", tmp_path / "bench" / "gpu.py"
-    for path, text in ((copied, SCRIPT.read_text()), (bench, "print('hi')\n")):
-        path.parent.mkdir()
-        path.write_text(text)
-    done = run(tmp_path, *MUST, "--for-real", "--l4", script=copied)
+    done = run(tmp_path, *MUST, "--for-real", "--l4")
     report = (tmp_path / "out" / "report.txt").read_text()
     assert done.returncode == 0, report
     assert (site.world.services, site.world.accounts, site.world.jobs) == ({}, {}, {})
