@@ -21,7 +21,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.assembly import Assembly
 from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
 from coldstream.backends.torch.layers import DenseAttention, DenseSequence
 from coldstream.model.config import ModelConfig

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from coldstream.backends.cpu.decoder import CpuPrecision
 from coldstream.backends.protocol import (
     Abandoned,
     Backend,
@@ -24,7 +25,7 @@ from coldstream.backends.torch.decoder import DecoderPrecision
 from coldstream.engine.kvcache.pool import Table
 from coldstream.engine.request import SamplingParams
 from tests.support.late_backend import LateBackend
-from tests.support.parts import GEMMA, LLAMA, VOCAB, make_decoder
+from tests.support.parts import GEMMA, LLAMA, VOCAB, make_cpu_backend, make_cpu_decoder, make_decoder
 
 SIZE = 32
 PROMPT = [5 + (7 * place) % 250 for place in range(70)]
@@ -39,11 +40,19 @@ def through_torch(config: Mapping[str, Any], precision: DecoderPrecision = "floa
     return TorchBackend(decoder, decoder.config, threads=1)
 
 
+def on_the_cpu(config: Mapping[str, Any], precision: CpuPrecision = "float32") -> Backend:
+    return make_cpu_backend(make_cpu_decoder(config, precision=precision))
+
+
 MAKERS: Mapping[str, Callable[[], Backend]] = {
     "late": lambda: LateBackend(len(VOCAB)),
     "torch": lambda: through_torch(LLAMA),
     "torch, sliding windows": lambda: through_torch(GEMMA),
     "torch, own attention": lambda: through_torch({**GEMMA, "head_dim": 16}),
+    "cpu": lambda: on_the_cpu(LLAMA),
+    "cpu, sliding windows": lambda: on_the_cpu(GEMMA),
+    "cpu, int8": lambda: on_the_cpu(INT8, "int8"),
+    "cpu, int8, odd heads": lambda: on_the_cpu({**INT8, "head_dim": 20}, "int8"),
     "torch, int8": lambda: through_torch(INT8, "int8"),
 }
 
@@ -58,7 +67,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 @pytest.fixture
 def rounds(request: pytest.FixtureRequest) -> bool:
     """Whether sums depend on how many rows are computed together; those of whole numbers do not."""
-    return request.node.callspec.id not in ("late", "torch, int8")
+    return request.node.callspec.id not in ("late", "torch, int8", "cpu, int8", "cpu, int8, odd heads")
 
 
 def tables(backend: Backend, *blocks: int) -> list[Table]:

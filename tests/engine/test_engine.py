@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from coldstream.backends.blocks import bytes_per_block
+from coldstream.backends.gate import Gate
 from coldstream.backends.torch.decoder import Decoder
-from coldstream.backends.torch.gate import Gate
-from coldstream.backends.torch.kv_cache import bytes_per_block
 from coldstream.engine.engine import Engine
 from coldstream.engine.outbox import Verified
 from coldstream.engine.request import Grammar
@@ -123,7 +123,9 @@ def test_greedy_output_is_the_same_alone_and_in_any_batch(
 
 
 def test_greedy_output_survives_preemption(decoder: Decoder, running: Any, inbox: Inbox) -> None:
-    budget = 8 * sum(bytes_per_block(decoder.config, 32, torch.float32))
+    budget = 8 * sum(
+        bytes_per_block(decoder.config, 32, token_bytes=2 * decoder.config.kv_heads * decoder.config.head_dim * 4)
+    )
     engine = running(decoder, settings=EngineSettings(kv_bytes=budget, threads=1, step_tokens=32))
     prompts = [tokens(seed, 3) for seed in range(5)]
     sampling = {"max_tokens": 90, "ignore_eos": True}

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from transformers.initialization import no_init_weights
 
+from coldstream.backends.rope import inverse_frequencies
 from coldstream.backends.torch.decoder import Decoder
-from coldstream.backends.torch.layers import activation, inverse_frequencies
+from coldstream.backends.torch.layers import activation
 from coldstream.errors import ModelError
 from coldstream.model.config import GEMMA3_DEFAULTS, LLAMA_FAMILY, ModelConfig
 from coldstream.model.matrices import HEAD
@@ -163,7 +164,7 @@ def _window(text: Any, attention: Any) -> int | None:
 def _assert_same_rope(rope: RopeConfig, head_dim: int, rotary: Any, kind: str | None) -> None:
     prefix = f"{kind}_" if kind else ""
     frequencies = getattr(rotary, f"{prefix}inv_freq")
-    ours = inverse_frequencies(rope, head_dim, torch.device("cpu"))
+    ours = torch.from_numpy(inverse_frequencies(rope, head_dim))
     assert torch.allclose(ours, frequencies, rtol=1e-5, atol=0)
     assert rope.attention_factor == pytest.approx(getattr(rotary, f"{prefix}attention_scaling"))
 

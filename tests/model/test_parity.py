@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.assembly import Assembly
+from coldstream.backends.cpu.decoder import CpuDecoder
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.model.config import ModelConfig
 from tests.support import tiny
+from tests.support.cpu_models import cpu_greedy, filled_cpu_decoder
 from tools.parity import greedy
 
 STEPS = 64
@@ -72,19 +74,23 @@ def filled(config: dict[str, Any], tensors: dict[str, Tensor]) -> Decoder:
     return decoder
 
 
-def assert_agrees(decoder: Decoder, model: Any) -> None:
+def assert_agrees(decoder: Decoder | CpuDecoder, model: Any) -> None:
     """Same greedy tokens over 64 steps, every logit within 1e-3: prefill and decode of ours, one pass of theirs."""
-    tokens, logits = greedy(decoder, PROMPT, STEPS)
+    if isinstance(decoder, CpuDecoder):
+        tokens, logits = cpu_greedy(decoder, PROMPT, STEPS)
+    else:
+        tokens, logits = greedy(decoder, PROMPT, STEPS)
     with torch.inference_mode():
         reference = model(torch.tensor([PROMPT + tokens[:-1]])).logits[0]
     assert float((logits - reference).abs().max()) < 1e-3
     assert tokens == reference[len(PROMPT) - 1 :].argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("fill", [filled, filled_cpu_decoder], ids=["torch", "cpu"])
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_and_greedy_tokens_are_those_of_transformers(name: str) -> None:
+def test_logits_and_greedy_tokens_are_those_of_transformers(name: str, fill: Callable[..., Any]) -> None:
     made = MODELS[name]()
-    assert_agrees(filled(made.config, made.tensors), made.model)
+    assert_agrees(fill(made.config, made.tensors), made.model)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -12,7 +12,9 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.assembly import Assembly, Fillable
+from coldstream.backends.cpu.backend import CpuBackend
+from coldstream.backends.cpu.decoder import CpuDecoder, CpuPrecision
 from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
 from coldstream.engine.engine import Engine
@@ -94,10 +96,28 @@ GEMMA: Mapping[str, Any] = {
 
 
 def make_decoder(config: Mapping[str, Any], *, seed: int = 0, precision: DecoderPrecision = "float32") -> Decoder:
-    """A real decoder with random weights, spread widely enough that the best token is clearly the best."""
+    """torch's decoder, filled."""
     decoder = Decoder(ModelConfig.from_json(config), precision=precision)
+    fill(decoder, random_tensors(decoder, config, seed))
+    return decoder
+
+
+def make_cpu_decoder(config: Mapping[str, Any], *, seed: int = 0, precision: CpuPrecision = "float32") -> CpuDecoder:
+    """The CPU's own decoder, filled with the same weights."""
+    decoder = CpuDecoder(ModelConfig.from_json(config), precision=precision)
+    tensors = random_tensors(decoder, config, seed)
+    fill(decoder, {name: tensor.numpy() for name, tensor in tensors.items()})
+    return decoder
+
+
+def make_cpu_backend(decoder: Any, *, threads: int | None = 1) -> CpuBackend:
+    return CpuBackend(decoder, decoder.config, kernels=decoder.kernels, blas=True, threads=threads)
+
+
+def random_tensors(decoder: Fillable, config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
+    """A checkpoint of it, spread widely enough that the best token is clearly the best."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = {
+    return {
         "lm_head.weight" if item.name == "lm_head.weight" else f"model.{item.name}": torch.randn(
             item.shape, generator=generator
         )
@@ -105,11 +125,13 @@ def make_decoder(config: Mapping[str, Any], *, seed: int = 0, precision: Decoder
         for item in decoder.parameters()
         if not (config["tie_word_embeddings"] and item.name == "lm_head.weight")
     }
+
+
+def fill(decoder: Fillable, tensors: Mapping[str, Any]) -> None:
     assembly = Assembly(decoder, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     for name, tensor in tensors.items():
         assembly.assign(name, tensor)
     assembly.finish()
-    return decoder
 
 
 class Faulty:

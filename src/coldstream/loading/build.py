@@ -12,8 +12,8 @@ from coldstream.loading.torch_import import complete
 from coldstream.model.config import is_native
 
 if TYPE_CHECKING:
+    from coldstream.backends.assembly import Assembly
     from coldstream.backends.cpu.packing import Packing
-    from coldstream.backends.torch.assembly import Assembly
     from coldstream.backends.torch.decoder import Decoder
     from coldstream.backends.torch.fallback import FallbackAssembly, FallbackDecoder
     from coldstream.weights.checkpoint.checkpoint import Checkpoint

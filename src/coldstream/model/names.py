@@ -43,6 +43,8 @@ _QUANTISED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|weight_packed|weight_shape|weight_zero_point|weight(_global)?_scale(_inv)?"
     r"|input(_global)?_scale|(nested_)?absmax|(nested_)?quant_map|quant_state|SCB|codes|codebooks|Qidxs)(\.|$)"
 )
+_UNRUN = re.compile(r"^(head\.|embeddings\.position_ids$)")
+"""Parts of a saved tower that Gemma 3 never runs: SigLIP's own pooling head, and a buffer of counted positions."""
 _BUFFERS = re.compile(r"(^|\.)(rotary_emb(_local)?\.inv_freq|embed_tokens\.embed_scale)$")
 
 
@@ -106,6 +108,15 @@ def destination(key: str) -> Text | Vision | Head | Ignored | Unknown:
 def is_quantised(key: str) -> bool:
     """Whether the name is one that only quantised weights have."""
     return _QUANTISED.search(key) is not None
+
+
+def tower_parameter(name: str) -> str | None:
+    """A vision tensor's name without what differs between versions of transformers: `encoder.layers.0. ...`.
+
+    4.5x writes `vision_tower.vision_model. ...`, 5.x leaves out the second part. None for what Gemma 3 never runs.
+    """
+    plain = name.removeprefix("vision_tower.").removeprefix("vision_model.")
+    return None if _UNRUN.match(plain) else plain
 
 
 def _own_name(key: str) -> str:

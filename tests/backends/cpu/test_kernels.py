@@ -10,6 +10,7 @@ from ctypes import Structure, c_int64
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,21 +34,22 @@ from coldstream.backends.cpu.packed import (
 )
 from coldstream.errors import UnsupportedConfig
 from coldstream.host.cpu import CpuFeatures
+from tests.support.tensor_kernels import TensorKernels
 
 RUNNABLE = runnable(CpuFeatures.of_this_machine())
 
 
 @pytest.fixture(scope="module", params=RUNNABLE)
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return Kernels(compiling.SOURCE.with_name(request.param))
+def kernels(request: pytest.FixtureRequest) -> TensorKernels:
+    return TensorKernels(Kernels(compiling.SOURCE.with_name(request.param)))
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def packed(kernels: Kernels, weight: Tensor, *, bias: Tensor | None = None) -> PackedMatrix:
-    matrix = PackedMatrix(weight.shape[1], weight.shape[0], bias=bias)
+def packed(kernels: TensorKernels, weight: Tensor, *, bias: Tensor | None = None) -> PackedMatrix:
+    matrix = PackedMatrix(weight.shape[1], weight.shape[0], bias=None if bias is None else bias.numpy())
     kernels.pack(matrix, weight, 0)
     return matrix
 
@@ -63,7 +65,7 @@ def test_the_best_variant_for_this_cpu_is_what_loads() -> None:
 
 
 def test_without_a_compiled_variant_the_error_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedConfig, match="--precision float32"):
+    with pytest.raises(UnsupportedConfig, match="reinstall coldstream"):
         load(tmp_path)
 
 
@@ -88,7 +90,7 @@ def test_every_struct_that_ctypes_declares_is_compared() -> None:
 
 def test_what_is_no_library_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / compiling.ANY).write_bytes(b"\x7fELF, but no more")
-    with pytest.raises(UnsupportedConfig, match=r"cannot be loaded.*--precision float32"):
+    with pytest.raises(UnsupportedConfig, match=r"cannot be loaded.*apt-get install libgomp1"):
         load(tmp_path)
 
 
@@ -124,7 +126,7 @@ def test_variants_are_those_of_the_machine() -> None:
 @settings(max_examples=60, deadline=None)
 @given(k=st.integers(1, 300), n=st.integers(1, 70), tokens=st.integers(1, 110), bias=st.booleans())
 def test_a_product_of_any_shape_is_what_its_own_rows_say(
-    kernels: Kernels, k: int, n: int, tokens: int, bias: bool
+    kernels: TensorKernels, k: int, n: int, tokens: int, bias: bool
 ) -> None:
     """Against the packed rows themselves there is only the rounding of activations; no shape reads beyond its end."""
     offset = randn(n, seed=3) if bias else None
@@ -137,20 +139,20 @@ def test_a_product_of_any_shape_is_what_its_own_rows_say(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_rows_come_back_within_half_a_step_of_every_dtype(kernels: Kernels, dtype: torch.dtype) -> None:
+def test_rows_come_back_within_half_a_step_of_every_dtype(kernels: TensorKernels, dtype: torch.dtype) -> None:
     weight = (randn(50, 96) * torch.logspace(-6, 2, 50)[:, None]).to(dtype)
     back = kernels.rows(packed(kernels, weight), torch.arange(50))
     exact = weight.float()
     assert bool(((back - exact).norm(dim=1) <= 0.01 * exact.norm(dim=1)).all())
 
 
-def test_subnormal_and_largest_float16_are_read_exactly(kernels: Kernels) -> None:
+def test_subnormal_and_largest_float16_are_read_exactly(kernels: TensorKernels) -> None:
     for value in (2**-24, 2**-14, 65504.0, -0.5):
         back = kernels.rows(packed(kernels, torch.full((1, 1), value, dtype=torch.float16)), torch.tensor([0]))
         assert float(back) == pytest.approx(value, rel=1e-6)
 
 
-def test_sums_do_not_overflow_where_everything_is_largest(kernels: Kernels) -> None:
+def test_sums_do_not_overflow_where_everything_is_largest(kernels: TensorKernels) -> None:
     for k in (64, 640, 2048, 21504):
         spike = torch.zeros(1, k)
         spike[0, :: rotation_order(k)] = 1.0  # rotated, every column is as large as any
@@ -158,7 +160,7 @@ def test_sums_do_not_overflow_where_everything_is_largest(kernels: Kernels) -> N
         assert float(got) == pytest.approx(float(spike.sum()), rel=1e-3)
 
 
-def test_a_row_of_zeros_is_zeros_and_one_of_infinity_does_not_spread(kernels: Kernels) -> None:
+def test_a_row_of_zeros_is_zeros_and_one_of_infinity_does_not_spread(kernels: TensorKernels) -> None:
     matrix = packed(kernels, randn(24, 64))
     assert torch.equal(kernels.multiply(matrix, torch.zeros(3, 64)), torch.zeros(3, 24))
     x = randn(3, 64)
@@ -169,7 +171,7 @@ def test_a_row_of_zeros_is_zeros_and_one_of_infinity_does_not_spread(kernels: Ke
 
 @settings(max_examples=30, deadline=None)
 @given(first=st.integers(0, 40), rows=st.integers(1, 40))
-def test_rows_packed_in_pieces_are_the_rows_packed_at_once(kernels: Kernels, first: int, rows: int) -> None:
+def test_rows_packed_in_pieces_are_the_rows_packed_at_once(kernels: TensorKernels, first: int, rows: int) -> None:
     weight = randn(80, 48)
     whole, pieces = packed(kernels, weight), packed(kernels, torch.zeros(80, 48))
     for start, end in ((first, first + rows), (0, first), (first + rows, 80)):
@@ -181,7 +183,7 @@ def test_rows_packed_in_pieces_are_the_rows_packed_at_once(kernels: Kernels, fir
 
 @settings(max_examples=20, deadline=None)
 @given(count=st.integers(1, 120))
-def test_a_row_has_the_same_bits_alone_and_in_any_batch(kernels: Kernels, count: int) -> None:
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(kernels: TensorKernels, count: int) -> None:
     matrix, x = packed(kernels, randn(70, 192)), randn(120, 192)
     together = kernels.multiply(matrix, x[:count])
     assert torch.equal(together, torch.cat([kernels.multiply(matrix, row[None]) for row in x[:count]]))
@@ -189,7 +191,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(kernels: Kernels, count:
 
 def test_variants_agree() -> None:
     weight, x = randn(100, 320), randn(7, 320)
-    each = [Kernels(compiling.SOURCE.with_name(name)) for name in RUNNABLE]
+    each = [TensorKernels(Kernels(compiling.SOURCE.with_name(name))) for name in RUNNABLE]
     first, *others = [one.multiply(packed(one, weight), x) for one in each]
     assert all(same(other, first) < 1e-5 for other in others)
 
@@ -205,7 +207,9 @@ def test_a_cpu_runs_what_it_has_instructions_for_the_best_first() -> None:
 HIDDEN, INNER, HEADS, KV_HEADS, DIM = 64, 96, 4, 2, 32
 
 
-def layer(kernels: Kernels, activation: str, *, sandwich: bool, qk_norm: bool) -> tuple[LayerWeights, list[Tensor]]:
+def layer(
+    kernels: TensorKernels, activation: str, *, sandwich: bool, qk_norm: bool
+) -> tuple[LayerWeights, list[Tensor]]:
     shapes = ((HEADS + 2 * KV_HEADS) * DIM, HIDDEN), (HIDDEN, HEADS * DIM), (2 * INNER, HIDDEN), (HIDDEN, INNER)
     matrices = [packed(kernels, randn(*shape, seed=i) / math.sqrt(shape[1])) for i, shape in enumerate(shapes)]
     sizes = (HIDDEN, DIM, DIM, HIDDEN, HIDDEN, HIDDEN)
@@ -217,7 +221,7 @@ def layer(kernels: Kernels, activation: str, *, sandwich: bool, qk_norm: bool) -
         DIM,
         activation,  # type: ignore[arg-type]
         1e-6,
-        tuple(norm if keep else None for norm, keep in zip(norms, kept, strict=True)),
+        tuple(norm.numpy() if keep else None for norm, keep in zip(norms, kept, strict=True)),
         *matrices,
     )
     return weights, [kernels.rows(matrix, torch.arange(matrix.n)) for matrix in matrices]
@@ -232,10 +236,12 @@ def norm(x: Tensor, weight: Tensor | None) -> Tensor:
     ("activation", "sandwich"), [("gelu_tanh", True), ("silu", False), ("gelu", False), ("relu", True)]
 )
 def test_half_layers_are_what_torch_makes_of_the_same_weights(
-    kernels: Kernels, activation: str, sandwich: bool, tokens: int
+    kernels: TensorKernels, activation: str, sandwich: bool, tokens: int
 ) -> None:
     weights, (qkv, output, gate_up, down) = layer(kernels, activation, sandwich=sandwich, qk_norm=sandwich)
-    before, q_norm, k_norm, after, before_mlp, after_mlp = weights.norms
+    before, q_norm, k_norm, after, before_mlp, after_mlp = (
+        None if norm is None else torch.from_numpy(norm) for norm in weights.norms
+    )
     x = 3 * randn(tokens, HIDDEN, seed=5)
     angles = randn(tokens, 1, DIM // 2, seed=6)
     cos, sin = angles.cos().repeat(1, 1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
@@ -259,7 +265,7 @@ def test_half_layers_are_what_torch_makes_of_the_same_weights(
 @pytest.mark.parametrize("tokens", [1, 5, 101])
 @pytest.mark.parametrize(("hidden", "inner", "heads"), [(64, 96, 4), (36, 43, 3)])
 def test_a_tower_layers_halves_are_what_torch_makes_of_the_same_weights(
-    kernels: Kernels, hidden: int, inner: int, heads: int, tokens: int
+    kernels: TensorKernels, hidden: int, inner: int, heads: int, tokens: int
 ) -> None:
     shapes = (3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner)
     biases = [randn(shape[0], seed=20 + i) for i, shape in enumerate(shapes)]
@@ -268,7 +274,8 @@ def test_a_tower_layers_halves_are_what_torch_makes_of_the_same_weights(
         for i, (shape, bias) in enumerate(zip(shapes, biases, strict=True))
     ]
     norms = (1 + 0.1 * randn(hidden, seed=1), randn(hidden, seed=2), 1 + 0.1 * randn(hidden, seed=3), randn(hidden))
-    weights = TowerWeights(heads, "gelu_tanh", 1e-6, norms, *matrices)
+    first, first_bias, second, second_bias = (norm.numpy() for norm in norms)
+    weights = TowerWeights(heads, "gelu_tanh", 1e-6, (first, first_bias, second, second_bias), *matrices)
     qkv, output, up, down = [
         partial(F.linear, weight=kernels.rows(matrix, torch.arange(matrix.n)), bias=bias)
         for matrix, bias in zip(matrices, biases, strict=True)
@@ -307,7 +314,7 @@ class Cache:
         self.lengths = lengths
         self.starts = [sum(lengths[:i]) for i in range(len(lengths))]
 
-    def run(self, kernels: Kernels, spans: list[tuple[int, int, int]], window: int | None) -> Tensor:
+    def run(self, kernels: TensorKernels, spans: list[tuple[int, int, int]], window: int | None) -> Tensor:
         """Attend to positions `start ... end - 1` of each (sequence, start, end)."""
         rows = torch.cat([torch.arange(self.starts[i] + start, self.starts[i] + end) for i, start, end in spans])
         counts = [end - start for _, start, end in spans]
@@ -316,13 +323,13 @@ class Cache:
         visible = Visible(
             SIZE,
             window,
-            row=torch.tensor([sum(counts[:i]) for i in range(len(counts))]),
-            start=torch.tensor([start for _, start, _ in spans]),
-            count=torch.tensor(counts),
-            first=torch.tensor(firsts),
-            first_block=torch.tensor([sum(map(len, tables[:i])) for i in range(len(tables))]),
-            blocks=torch.tensor([block for table in tables for block in table]),
-            upper=torch.tensor([position + 1 for _, start, end in spans for position in range(start, end)]),
+            row=np.array([sum(counts[:i]) for i in range(len(counts))], np.int64),
+            start=np.array([start for _, start, _ in spans], np.int64),
+            count=np.array(counts, np.int64),
+            first=np.array(firsts, np.int64),
+            first_block=np.array([sum(map(len, tables[:i])) for i in range(len(tables))], np.int64),
+            blocks=np.array([block for table in tables for block in table], np.int64),
+            upper=np.array([position + 1 for _, start, end in spans for position in range(start, end)], np.int64),
         )
         return kernels.attention(visible, self.q[rows], self.k[rows], self.v[rows], self.keys, self.values, scale=0.25)
 
@@ -344,7 +351,7 @@ class Cache:
     data=st.data(),
 )
 def test_attention_is_torchs_and_has_the_same_bits_however_it_is_cut(
-    kernels: Kernels, lengths: list[int], window: int | None, shape: tuple[int, int, int], data: st.DataObject
+    kernels: TensorKernels, lengths: list[int], window: int | None, shape: tuple[int, int, int], data: st.DataObject
 ) -> None:
     whole, cut = Cache(lengths, *shape), Cache(lengths, *shape)
     at_once = whole.run(kernels, [(i, 0, length) for i, length in enumerate(lengths)], window)
@@ -359,17 +366,64 @@ def test_attention_is_torchs_and_has_the_same_bits_however_it_is_cut(
             done += count
 
 
-def test_tokens_of_an_image_see_one_another(kernels: Kernels) -> None:
+def test_tokens_of_an_image_see_one_another(kernels: TensorKernels) -> None:
     cache = Cache([40], 2, 1, 16)
     upper = torch.arange(1, 41)
     upper[10:20] = 20
-    one = torch.tensor([0])
+    one = np.array([0])
     visible = Visible(
         SIZE, None, row=one, start=one, count=one + 40, first=one, first_block=one,
-        blocks=torch.tensor(cache.tables[0]), upper=upper,
+        blocks=np.array(cache.tables[0]), upper=upper.numpy(),
     )  # fmt: skip
     got = kernels.attention(visible, cache.q, cache.k, cache.v, cache.keys, cache.values, scale=0.25)
     q, k, v = (x.transpose(0, 1)[None] for x in (cache.q, cache.k, cache.v))
     mask = torch.arange(40)[None] < upper[:, None]
     want = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.25, enable_gqa=True)
     assert torch.allclose(got, want[0].transpose(0, 1).flatten(1), atol=2e-5)
+
+
+# -- rows between products ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "n"), [(1, 48), (7, 33), (300, 256)])
+def test_rows_between_products_are_what_torch_makes_of_them(kernels: TensorKernels, rows: int, n: int) -> None:
+    x, weight, bias = 3 * randn(rows, n), 1 + 0.1 * randn(n, seed=1), randn(n, seed=2)
+    assert same(kernels.normalise(x, weight, 1e-6), F.rms_norm(x, (n,), weight, 1e-6)) < 1e-6
+    assert same(kernels.centre(x, weight, bias, 1e-6), F.layer_norm(x, (n,), weight, bias, 1e-6)) < 1e-5
+    sums, more = x.clone(), randn(rows, n, seed=3)
+    kernels.residual(sums, more.clone(), weight, 1e-6)
+    assert same(sums, x + F.rms_norm(more, (n,), weight, 1e-6)) < 1e-6
+    kernels.residual(sums, more.clone(), None, 1e-6)
+    assert same(sums, x + F.rms_norm(more, (n,), weight, 1e-6) + more) < 1e-6
+    soft = 10 * x
+    kernels.soften(soft)
+    assert same(soft, (10 * x).softmax(-1)) < 1e-5
+    for name, nonlinear in (("silu", F.silu), ("gelu", F.gelu), ("relu", F.relu)):
+        active, both = x.clone(), torch.cat((x, more), 1)
+        kernels.activate(active, name)
+        assert same(active, nonlinear(x)) < 1e-5
+        assert same(kernels.gated(both, name), nonlinear(x) * more) < 1e-5
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_heads_are_turned_where_they_lie(kernels: TensorKernels, normed: bool) -> None:
+    tokens, d = 70, 24
+    wide, weight = randn(tokens, 5 * d), 1 + 0.1 * randn(d, seed=1) if normed else None
+    angles = randn(tokens, d // 2, seed=6)
+    cos, sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
+    heads = norm(wide.view(tokens, 5, d)[:, 1:3], weight)
+    want = wide.clone().view(tokens, 5, d)
+    want[:, 1:3] = heads * cos[:, None] + torch.cat(heads.chunk(2, -1)[::-1], -1) * sin[:, None]
+    kernels.turn(wide, 1, 2, d, (cos, sin), weight, 1e-6)
+    assert same(wide, want.view(tokens, -1)) < 1e-6
+
+
+@pytest.mark.parametrize("n", [1, 64, 4_096, 5_000])
+def test_the_mass_of_a_row_and_its_segments_tops(kernels: TensorKernels, n: int) -> None:
+    x = 4 * randn(n)
+    x[n // 2] = float("-inf") if n > 1 else 0.0
+    top = float(x.max() / 0.7)
+    expected = float((x.double() / 0.7 - top).exp().sum())
+    assert kernels.mass(x, 0.7, top) == pytest.approx(expected, rel=1e-6)
+    if n % 64 == 0:
+        assert torch.equal(kernels.tops(x), x.view(-1, 64).amax(1))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.assembly import Assembly
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.backends.torch.layers import DenseAttention, DenseSequence
 from coldstream.errors import ParameterMismatch, StoreUnavailable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.assembly import Assembly
 from coldstream.backends.torch.choice import stand_up
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.backends.torch.fallback import FallbackDecoder

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from coldstream.backends.assembly import Assembly
+from coldstream.backends.blocks import windows
 from coldstream.backends.protocol import Copy, Group
-from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.spans import SequenceSpan
 from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.backends.torch.fallback import FallbackAssembly, FallbackDecoder
-from coldstream.backends.torch.kv_cache import KvCache, SequenceSpan, windows
+from coldstream.backends.torch.kv_cache import KvCache
 from coldstream.engine.generation import Generation
 from coldstream.engine.grammar import Grammars
 from coldstream.engine.kvcache.blocks import Blocks

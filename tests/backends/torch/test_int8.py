@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from coldstream.backends.assembly import Assembly
 from coldstream.backends.cpu.library import Kernels, load
-from coldstream.backends.torch.assembly import Assembly
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.backends.torch.int8 import Int8Linear, Int8Table
 from coldstream.backends.torch.layers import DenseAttention, DenseSequence

@@ -10,7 +10,7 @@ import torch
 import transformers
 from PIL import Image
 
-from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.assembly import Assembly
 from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
 from coldstream.errors import ParameterMismatch, UnsupportedConfig
 from coldstream.model.config import ModelConfig

@@ -16,7 +16,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from coldstream.backends.torch.assembly import Assembly
+from coldstream.backends.assembly import Assembly
 from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.backends.torch.vision import Sight

@@ -1,7 +1,7 @@
-"""The compiled kernels, typed: tensors in, tensors out; ctypes and pointers stay in here.
+"""The compiled kernels, typed: arrays in, arrays out; ctypes and pointers stay in here.
 
-Every call lets go of the interpreter's lock while it computes. Tensors are contiguous float32 on the CPU unless said
-otherwise; what is not is a mistake of the caller's.
+Every call lets go of the interpreter's lock while it computes. Arrays are contiguous float32 unless said otherwise;
+what is not is a mistake of the caller's.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from ctypes import POINTER, Structure, byref, c_double, c_int64, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-import torch
-from torch import Tensor
+import numpy as np
+from ml_dtypes import bfloat16
+from numpy.typing import NDArray
 
+from coldstream.backends.cpu.address import Floats, Ints, address
 from coldstream.backends.cpu.compile import SOURCE
 from coldstream.backends.cpu.packed import DTYPE_CODES, Matrix, PackedMatrix, Packer, best_library, open_library
+from coldstream.backends.cpu.rows import ACTIVATIONS, RowKernels
 from coldstream.model.config import Activation
 
 ATTENTION_MULTIPLE = 16
 """Of what the kernels' attention needs a head's size to be."""
 _BLOCK = 48
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+_DTYPES = {np.dtype(np.float32): "F32", np.dtype(bfloat16): "BF16", np.dtype(np.float16): "F16"}
 
 
 class _Layer(Structure):
@@ -85,7 +87,7 @@ STRUCTS: Mapping[str, type[Structure]] = MappingProxyType(
 class LayerWeights:
     """What a layer consists of; `norms` are float32 in the order of the fields of `Layer` in kernels/layer.c.
 
-    `struct` is what C sees: it points into the tensors, which must stay where they are.
+    `struct` is what C sees: it points into the arrays, which must stay where they are.
     """
 
     heads: int
@@ -93,7 +95,7 @@ class LayerWeights:
     head_dim: int
     activation: Activation
     eps: float
-    norms: tuple[Tensor | None, ...]
+    norms: tuple[Floats | None, ...]
     qkv: PackedMatrix
     output: PackedMatrix
     gate_up: PackedMatrix
@@ -103,8 +105,8 @@ class LayerWeights:
 
     def __post_init__(self) -> None:
         matrices = (self.qkv.struct, self.output.struct, self.gate_up.struct, self.down.struct)
-        sizes = (self.heads, self.kv_heads, self.head_dim, _ACTIVATIONS[self.activation], self.eps)
-        object.__setattr__(self, "struct", _Layer(*sizes, *map(_pointer, self.norms), *matrices))
+        sizes = (self.heads, self.kv_heads, self.head_dim, ACTIVATIONS[self.activation], self.eps)
+        object.__setattr__(self, "struct", _Layer(*sizes, *map(address, self.norms), *matrices))
 
     @property
     def widest(self) -> tuple[int, int]:
@@ -117,13 +119,13 @@ class LayerWeights:
 class TowerWeights:
     """What a layer of a vision tower consists of; `norms` are weight and bias of the first, then of the second norm.
 
-    `struct` is what C sees: it points into the tensors, which must stay where they are.
+    `struct` is what C sees: it points into the arrays, which must stay where they are.
     """
 
     heads: int
     activation: Activation
     eps: float
-    norms: tuple[Tensor, Tensor, Tensor, Tensor]
+    norms: tuple[Floats, Floats, Floats, Floats]
     qkv: PackedMatrix
     output: PackedMatrix
     up: PackedMatrix
@@ -133,7 +135,7 @@ class TowerWeights:
 
     def __post_init__(self) -> None:
         matrices = (self.qkv.struct, self.output.struct, self.up.struct, self.down.struct)
-        struct = _TowerLayer(self.heads, _ACTIVATIONS[self.activation], self.eps, *map(_pointer, self.norms), *matrices)
+        struct = _TowerLayer(self.heads, ACTIVATIONS[self.activation], self.eps, *map(address, self.norms), *matrices)
         object.__setattr__(self, "struct", struct)
 
     @property
@@ -145,7 +147,7 @@ class TowerWeights:
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """Who sees which keys in a step, for the layers of one window; int64 tensors, see `Step` in kernels/attention.c.
+    """Who sees which keys in a step, for the layers of one window; int64 arrays, see `Step` in kernels/attention.c.
 
     `row`, `start`, `count`, `first`, `first_block` `[spans]`; `blocks` all tables one behind the other; `upper`
     `[tokens]`: one past the last position that a token sees. `size` is the tokens of a block.
@@ -153,18 +155,18 @@ class Visible:
 
     size: int
     window: int | None
-    row: Tensor
-    start: Tensor
-    count: Tensor
-    first: Tensor
-    first_block: Tensor
-    blocks: Tensor
-    upper: Tensor
+    row: Ints
+    start: Ints
+    count: Ints
+    first: Ints
+    first_block: Ints
+    blocks: Ints
+    upper: Ints
     struct: _Step = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         arrays = (self.row, self.start, self.count, self.first, self.first_block, self.blocks, self.upper)
-        struct = _Step(len(self.row), self.size, self.window or 0, *map(_pointer, arrays))
+        struct = _Step(len(self.row), self.size, self.window or 0, *map(address, arrays))
         object.__setattr__(self, "struct", struct)
 
 
@@ -176,11 +178,12 @@ class _Call(Protocol):
 
 
 class Kernels:
-    """One compiled variant."""
+    """One compiled variant; `of_rows` are those between products."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         library = open_library(path, STRUCTS)
+        self.of_rows = RowKernels(library)
         self._packer = Packer(path)
         self._rows = _function(library, "rows", POINTER(Matrix), c_void_p, c_int64, c_void_p)
         self._multiply = _function(
@@ -201,70 +204,70 @@ class Kernels:
         )
         self._local = _Local()
 
-    def pack(self, matrix: PackedMatrix, weight: Tensor, first: int) -> None:
+    def pack(self, matrix: PackedMatrix, weight: NDArray[Any], first: int) -> None:
         """Take `[rows, k]` of any float dtype as the matrix's rows from `first` on. One thread; any number may call."""
-        weight = weight.to("cpu", weight.dtype if weight.dtype in _DTYPES else torch.float32).contiguous()
-        self._packer.pack(matrix, weight.data_ptr(), DTYPE_CODES[_DTYPES[weight.dtype]], first, len(weight))
+        weight = np.ascontiguousarray(weight, weight.dtype if weight.dtype in _DTYPES else np.float32)
+        self._packer.pack(matrix, address(weight) or 0, DTYPE_CODES[_DTYPES[weight.dtype]], first, len(weight))
 
-    def rows(self, matrix: PackedMatrix, ids: Tensor) -> Tensor:
+    def rows(self, matrix: PackedMatrix, ids: Ints) -> Floats:
         """int64 `[count]` -> float32 `[count, k]`: those rows of the matrix."""
-        ids = ids.contiguous()
-        out = torch.empty(len(ids), matrix.k)
-        self._rows(byref(matrix.struct), ids.data_ptr(), len(ids), out.data_ptr())
+        out = np.empty((len(ids), matrix.k), np.float32)
+        self._rows(byref(matrix.struct), address(ids), len(ids), address(out))
         return out
 
-    def multiply(self, matrix: PackedMatrix, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def multiply(self, matrix: PackedMatrix, x: Floats, *, out: Floats | None = None) -> Floats:
         """`[tokens, k]` -> `[tokens, n]`: times the matrix, plus its bias; into `out` where there is one."""
-        x = x.contiguous()
-        out = torch.empty(len(x), matrix.n) if out is None else out
+        out = np.empty((len(x), matrix.n), np.float32) if out is None else out
         workspace = self._local.workspace(matrix.k, 0)
-        self._multiply(byref(matrix.struct), len(x), x.data_ptr(), out.data_ptr(), byref(workspace))
+        self._multiply(byref(matrix.struct), len(x), address(x), address(out), byref(workspace))
         return out
 
-    def before_attention(self, layer: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def before_attention(self, layer: LayerWeights, x: Floats, cos: Floats, sin: Floats) -> Floats:
         """`[tokens, hidden]` -> q, k and v side by side, `[tokens, (heads + 2 * kv_heads) * head_dim]`."""
-        out = torch.empty(len(x), layer.qkv.n)
+        out = np.empty((len(x), layer.qkv.n), np.float32)
         workspace = self._local.workspace(*layer.widest)
         self._before(
             byref(layer.struct),
             len(x),
-            x.data_ptr(),
-            cos.data_ptr(),
-            sin.data_ptr(),
-            out.data_ptr(),
+            address(x),
+            address(cos),
+            address(sin),
+            address(out),
             byref(workspace),
         )
         return out
 
-    def after_attention(self, layer: LayerWeights, attended: Tensor, x: Tensor) -> None:
+    def after_attention(self, layer: LayerWeights, attended: Floats, x: Floats) -> None:
         """Add to `x [tokens, hidden]`, in place, what follows from `attended [tokens, heads * head_dim]`."""
         workspace = self._local.workspace(*layer.widest)
-        self._after(byref(layer.struct), len(x), attended.data_ptr(), x.data_ptr(), byref(workspace))
+        self._after(byref(layer.struct), len(x), address(attended), address(x), byref(workspace))
 
-    def tower_before(self, layer: TowerWeights, x: Tensor) -> Tensor:
+    def tower_before(self, layer: TowerWeights, x: Floats) -> Floats:
         """`[tokens, hidden]` -> q, k and v, `[3, heads, tokens, head_dim]`."""
-        out = torch.empty(3, layer.heads, len(x), layer.qkv.n // (3 * layer.heads))
+        out = np.empty((3, layer.heads, len(x), layer.qkv.n // (3 * layer.heads)), np.float32)
         workspace = self._local.workspace(*layer.widest)
-        self._tower_before(byref(layer.struct), len(x), x.data_ptr(), out.data_ptr(), byref(workspace))
+        self._tower_before(byref(layer.struct), len(x), address(x), address(out), byref(workspace))
         return out
 
-    def tower_after(self, layer: TowerWeights, attended: Tensor, x: Tensor) -> None:
+    def tower_after(self, layer: TowerWeights, attended: Floats, x: Floats) -> None:
         """Add to `x [tokens, hidden]`, in place, what follows from `attended [tokens, hidden]`."""
         workspace = self._local.workspace(*layer.widest)
-        self._tower_after(byref(layer.struct), len(x), attended.data_ptr(), x.data_ptr(), byref(workspace))
+        self._tower_after(byref(layer.struct), len(x), address(attended), address(x), byref(workspace))
 
     def attention(
-        self, visible: Visible, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, *, scale: float
-    ) -> Tensor:
+        self, visible: Visible, q: Floats, k: Floats, v: Floats, keys: Floats, values: Floats, *, scale: float
+    ) -> Floats:
         """Store k and v `[tokens, kv_heads, d]` in keys and values `[kv_heads, slots, d]`, then attend.
 
         q is `[tokens, heads, d]`, the result `[tokens, heads * d]`; d is a multiple of 16. A token's row may be
         followed by other things (a stride), its heads lie side by side.
         """
         tokens, heads, d = q.shape
-        shape = _Shape(heads, k.shape[1], d, q.stride(0), k.stride(0), v.stride(0), keys.shape[1], scale)
-        out = torch.empty(tokens, heads * d)
-        self._attention(byref(shape), byref(visible.struct), *map(_pointer, (q, k, v, keys, values)), out.data_ptr())
+        strides = (part.strides[0] // part.itemsize for part in (q, k, v))
+        shape = _Shape(heads, k.shape[1], d, *strides, keys.shape[1], scale)
+        out = np.empty((tokens, heads * d), np.float32)
+        arrays = map(address, (q, k, v, keys, values))
+        self._attention(byref(shape), byref(visible.struct), *arrays, address(out))
         return out
 
 
@@ -273,7 +276,7 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self._k = self._n = -1
-        self._buffers: tuple[Tensor, ...] = ()
+        self._buffers: tuple[NDArray[Any], ...] = ()
         self._struct = _Workspace()
 
     def workspace(self, k: int, n: int) -> _Workspace:
@@ -281,12 +284,12 @@ class _Local(threading.local):
             self._k, self._n = max(k, self._k), max(n, self._n)
             wide = -(-self._k // 16) * 16
             self._buffers = (
-                torch.empty(_BLOCK, wide, dtype=torch.int16),
-                torch.empty(_BLOCK, wide),
-                torch.empty(_BLOCK),
-                torch.empty(_BLOCK, self._n),
+                np.empty((_BLOCK, wide), np.int16),
+                np.empty((_BLOCK, wide), np.float32),
+                np.empty(_BLOCK, np.float32),
+                np.empty((_BLOCK, self._n), np.float32),
             )
-            self._struct = _Workspace(*map(_pointer, self._buffers))
+            self._struct = _Workspace(*map(address, self._buffers))
         return self._struct
 
 
@@ -296,10 +299,6 @@ def load(folder: Path = SOURCE.parent) -> Kernels:
     Raises UnsupportedConfig when none was built.
     """
     return Kernels(best_library(folder))
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def _function(library: ctypes.CDLL, name: str, *arguments: object) -> _Call:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from ctypes import Structure, byref, c_float, c_int64, c_void_p
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
 
+from coldstream.backends.cpu.address import Floats, address
 from coldstream.backends.cpu.compile import ANY, AVX2, SOURCE, VNNI
 from coldstream.errors import UnsupportedConfig
 from coldstream.host.cpu import CpuFeatures
@@ -36,14 +36,6 @@ class Matrix(Structure):
     )
 
 
-class Somewhere(Protocol):
-    """What lies at an address: a tensor."""
-
-    def data_ptr(self) -> int:
-        """The address of the first element."""
-        ...
-
-
 class PackedMatrix:
     """int8 weights `[n, k]` in the kernels' order, a float32 scale a row, and a float32 bias `[n]` if there is one.
 
@@ -52,7 +44,7 @@ class PackedMatrix:
     virtual machine has to find them.
     """
 
-    def __init__(self, k: int, n: int, *, bias: Somewhere | None = None, small_pages: bool = False) -> None:
+    def __init__(self, k: int, n: int, *, bias: Floats | None = None, small_pages: bool = False) -> None:
         self.k, self.n = k, n
         rows = -(-n // _OUTPUTS) * _OUTPUTS
         self._packed = mmap.mmap(-1, rows * -(-k // 2) * 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -63,10 +55,10 @@ class PackedMatrix:
         self.struct = Matrix(k, n, rotation_order(k), levels(k), packed, ctypes.addressof(self._scales), None)
         self.add(bias)
 
-    def add(self, bias: Somewhere | None) -> None:
+    def add(self, bias: Floats | None) -> None:
         """What is added to the products from now on."""
         self._bias = bias
-        self.struct.bias = None if bias is None else bias.data_ptr()
+        self.struct.bias = address(bias)
 
 
 class Packer:
@@ -113,7 +105,7 @@ def best_library(folder: Path = SOURCE.parent) -> Path:
     if path is None:
         raise UnsupportedConfig(
             f"coldstream's kernels were not built ({folder} has no {ANY}); reinstall coldstream where there is "
-            "a C compiler, or use --precision float32"
+            "a C compiler"
         )
     return path
 
@@ -124,16 +116,21 @@ def open_library(path: Path, structs: Mapping[str, type[Structure]]) -> ctypes.C
     Raises UnsupportedConfig when it cannot be loaded, or was compiled from other structs than these.
     """
     try:
-        ctypes.CDLL(openmp(_torch()), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(openmp_of_this_process(), mode=ctypes.RTLD_GLOBAL)
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise UnsupportedConfig(
-            f"coldstream's kernels cannot be loaded: {error}; they need glibc and GCC's OpenMP, which torch brings "
-            "(without torch: apt-get install libgomp1), or use --precision float32"
+            f"coldstream's kernels cannot be loaded: {error}; they need glibc and GCC's OpenMP: "
+            "apt-get install libgomp1"
         ) from error
     for name, struct in structs.items():
         _check_size(path, library, name, struct)
     return library
+
+
+def openmp_of_this_process() -> str:
+    """The one OpenMP of this process, as `ctypes.CDLL` takes it."""
+    return openmp(_torch())
 
 
 def openmp(torch: Path | None) -> str:

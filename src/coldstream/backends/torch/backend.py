@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from coldstream.backends.blocks import AttentionConfig, bytes_per_block, windows
 from coldstream.backends.cpu.library import load
 from coldstream.backends.cpu.packed import is_built
 from coldstream.backends.device import naming_out_of_memory
@@ -26,7 +27,7 @@ from coldstream.backends.protocol import (
     VisionEncoder,
 )
 from coldstream.backends.torch import kv_cache, memory
-from coldstream.backends.torch.kv_cache import AttentionConfig, KvCache
+from coldstream.backends.torch.kv_cache import KvCache
 from coldstream.backends.torch.runner import Computed, DecoderProtocol, run
 from coldstream.backends.torch.sampler import sample, token_logprobs
 from coldstream.backends.torch.transfer import Readback, int64
@@ -56,7 +57,7 @@ class TorchBackend:
         name: str = "the model",
     ) -> None:
         self.vision = vision
-        self.windows = kv_cache.windows(config)
+        self.windows = windows(config)
         self._decoder, self._config, self._name = decoder, config, name
         self._device, self._dtype = torch.device(device), decoder.attention_dtype
         self._threads = threads or cpu_limit()
@@ -73,7 +74,8 @@ class TorchBackend:
 
     def block_bytes(self, block_size: int) -> tuple[int, ...]:
         """See `Backend.block_bytes`."""
-        return kv_cache.bytes_per_block(self._config, block_size, self._dtype)
+        token = 2 * self._config.kv_heads * self._config.head_dim * self._dtype.itemsize
+        return bytes_per_block(self._config, block_size, token_bytes=token)
 
     def cache_bytes(self, *, step_tokens: int, rows: int) -> int:
         """See `Backend.cache_bytes`."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from coldstream.backends.assembly import Assembly
 from coldstream.backends.cpu.packing import Packing
-from coldstream.backends.torch.assembly import Assembly
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.errors import MissingExtra, UnknownArchitecture, UnsupportedConfig
 from coldstream.model.config import ModelConfig

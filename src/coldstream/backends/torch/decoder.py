@@ -17,11 +17,11 @@ from torch import Tensor
 
 from coldstream.backends.cpu.library import Kernels, LayerWeights, load
 from coldstream.backends.cpu.packed import PackedMatrix
-from coldstream.backends.torch.gate import Gate
+from coldstream.backends.gate import Gate
+from coldstream.backends.parameter import Parameter, Unit
 from coldstream.backends.torch.int8 import Int8Layer, Int8Linear, Int8Table
 from coldstream.backends.torch.layers import Attention, Norm, Rope, activation, rotate
 from coldstream.backends.torch.linear import DenseLinear, DenseTable, Linear, LinearFactory, VocabularyTable
-from coldstream.backends.torch.parameter import Parameter, Unit
 from coldstream.backends.torch.staging import Staging
 from coldstream.backends.torch.vision import VisionTower
 from coldstream.errors import UnsupportedConfig
@@ -125,7 +125,7 @@ class Layer:
             self._head_dim,
             self._config.activation,
             self._config.norm_eps,
-            tuple(norm.weight if norm is not None else None for norm in norms),
+            tuple(norm.weight.numpy() if norm is not None else None for norm in norms),
             *(linear.matrix for linear in self._linears() if isinstance(linear, Int8Linear)),
         )
 

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from coldstream.backends.gate import Gate
 from coldstream.backends.torch.decoder import Embeds
-from coldstream.backends.torch.gate import Gate
 from coldstream.backends.torch.layers import Attention
 from coldstream.errors import (
     ColdstreamError,

@@ -12,15 +12,19 @@ its scale, over a block of columns. What it brings is in docs/lab/2026-11-23-ker
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from ml_dtypes import bfloat16
+from numpy.typing import NDArray
 from torch import Tensor
 
+from coldstream.backends.cpu.address import Floats
 from coldstream.backends.cpu.library import Kernels, LayerWeights
 from coldstream.backends.cpu.packed import PackedMatrix
+from coldstream.backends.parameter import Parameter, Unit
 from coldstream.backends.torch.layers import Attention
 from coldstream.backends.torch.pages import in_large_pages
-from coldstream.backends.torch.parameter import Parameter, Unit
 
 _LOGITS_ROWS = 64
 """Rows of logits that have a place of their own: with a new one a step, a tenth of the time goes into page faults."""
@@ -34,14 +38,14 @@ class Int8Linear:
         self.sizes = tuple(sizes)
         self._kernels = kernels
         self._bias = torch.zeros(sum(self.sizes)) if bias else None
-        self.matrix = PackedMatrix(in_features, sum(self.sizes), bias=self._bias)
+        self.matrix = PackedMatrix(in_features, sum(self.sizes), bias=_bias_of(self._bias))
 
     @property
     def has_bias(self) -> bool:
         return self._bias is not None
 
     def fill(self, part: int, weight: Tensor) -> None:
-        self._kernels.pack(self.matrix, weight, sum(self.sizes[:part]))
+        self._kernels.pack(self.matrix, _stored(weight), sum(self.sizes[:part]))
 
     def fill_bias(self, part: int, bias: Tensor) -> None:
         assert self._bias is not None
@@ -50,11 +54,11 @@ class Int8Linear:
 
     def adopt(self, matrix: PackedMatrix) -> None:
         """Multiply with this one, which is filled elsewhere; before the first use."""
-        matrix.add(self._bias)
+        matrix.add(_bias_of(self._bias))
         self.matrix = matrix
 
     def joined(self, x: Tensor) -> Tensor:
-        return self._kernels.multiply(self.matrix, x)
+        return torch.from_numpy(self._kernels.multiply(self.matrix, x.contiguous().numpy()))
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.joined(x).split_with_sizes(self.sizes, -1))
@@ -84,14 +88,16 @@ class Int8Table:
         return Parameter(name, self._shape, unit, self._fill)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        return self._kernels.rows(self._used, ids)
+        return torch.from_numpy(self._kernels.rows(self._used, ids.numpy()))
 
     def logits(self, x: Tensor) -> Tensor:
         if len(x) > _LOGITS_ROWS:
-            return self._kernels.multiply(self._used, x)
+            return torch.from_numpy(self._kernels.multiply(self._used, x.numpy()))
         if self._logits is None:
             self._logits = in_large_pages(torch.empty(_LOGITS_ROWS, self._shape[0]))
-        return self._kernels.multiply(self._used, x, out=self._logits[: len(x)])
+        out = self._logits[: len(x)]
+        self._kernels.multiply(self._used, x.numpy(), out=out.numpy())
+        return out
 
     @property
     def _used(self) -> PackedMatrix:
@@ -99,7 +105,7 @@ class Int8Table:
         return self._matrix
 
     def _fill(self, weight: Tensor) -> None:
-        self._kernels.pack(self._used, weight, 0)
+        self._kernels.pack(self._used, _stored(weight), 0)
 
 
 class Int8Layer:
@@ -119,9 +125,21 @@ class Int8Layer:
         if self._built is None:
             self._built = self._weights()
         layer = self._built
-        qkv = self._kernels.before_attention(layer, x, *turn).view(len(x), -1, layer.head_dim)
+        cos, sin = (part.numpy() for part in turn)
+        qkv = torch.from_numpy(self._kernels.before_attention(layer, x.numpy(), cos, sin))
+        qkv = qkv.view(len(x), -1, layer.head_dim)
         attended = attend(self._index, *qkv.split_with_sizes((layer.heads, layer.kv_heads, layer.kv_heads), 1))
         if keep is not None:
             x, attended = x[keep], attended[keep]
-        self._kernels.after_attention(layer, attended, x)
+        self._kernels.after_attention(layer, attended.numpy(), x.numpy())
         return x
+
+
+def _stored(weight: Tensor) -> NDArray[Any]:
+    """The same memory as numpy names it."""
+    weight = weight.detach().to("cpu").contiguous()
+    return weight.view(torch.uint16).numpy().view(bfloat16) if weight.dtype == torch.bfloat16 else weight.numpy()
+
+
+def _bias_of(bias: Tensor | None) -> Floats | None:
+    return None if bias is None else bias.numpy()

@@ -9,7 +9,6 @@ they lie.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,68 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coldstream.backends.cpu.library import ATTENTION_MULTIPLE, Kernels, Visible
+from coldstream.backends.blocks import AttentionConfig
+from coldstream.backends.cpu.kv_cache import visible
+from coldstream.backends.cpu.library import ATTENTION_MULTIPLE, Kernels
 from coldstream.backends.protocol import BlockTable, Copy, Group
+from coldstream.backends.spans import SequenceSpan
 from coldstream.backends.torch.transfer import to_device
-
-
-class AttentionLayer(Protocol):
-    """What attention needs to know of a layer."""
-
-    @property
-    def window(self) -> int | None:
-        """A token sees itself and the `window - 1` tokens before it; None: all before it."""
-        ...
-
-
-class AttentionConfig(Protocol):
-    """What the cache needs to know of a model."""
-
-    @property
-    def heads(self) -> int: ...
-    @property
-    def kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def attention_scale(self) -> float: ...
-    @property
-    def layers(self) -> Sequence[AttentionLayer]: ...
-
-
-def windows(config: AttentionConfig) -> tuple[int | None, ...]:
-    """The distinct windows of the model's layers, in order of first use: one group of blocks each."""
-    return tuple(dict.fromkeys(layer.window for layer in config.layers))
-
-
-def bytes_per_block(config: AttentionConfig, size: int, dtype: torch.dtype) -> tuple[int, ...]:
-    """Memory of one block of `size` tokens in each group, keys and values of all its layers."""
-    each = 2 * config.kv_heads * config.head_dim * size * dtype.itemsize
-    return tuple(each * sum(layer.window == window for layer in config.layers) for window in windows(config))
 
 
 def can_attend(config: AttentionConfig, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether our own kernel attends over such keys: float32 on the CPU, with heads of a multiple of 16."""
     return dtype == torch.float32 and device.type == "cpu" and config.head_dim % ATTENTION_MULTIPLE == 0
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceSpan:
-    """Tokens `start ... end - 1` of a sequence, at `row` of the step's flat tensor; its table in each group.
-
-    `images` are the (start, end) of images among them, whose tokens see one another.
-    """
-
-    row: int
-    start: int
-    end: int
-    tables: Sequence[BlockTable]
-    images: Sequence[tuple[int, int]] = ()
-
-    @property
-    def count(self) -> int:
-        """How many tokens of the step are the sequence's."""
-        return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,37 +116,12 @@ class KernelAttend:
     def __init__(self, cache: KvCache, kernels: Kernels, spans: Sequence[SequenceSpan]) -> None:
         self._cache = cache
         self._kernels = kernels
-        row, start = torch.tensor([span.row for span in spans]), torch.tensor([span.start for span in spans])
-        count = torch.tensor([span.count for span in spans])
-        upper = torch.tensor([end for span in spans for end in _seen_up_to(span)])
-        self._visible = [
-            Visible(cache.size, group.window, row, start, count, *_tables(spans, index), upper)
-            for index, group in enumerate(cache.groups)
-        ]
+        self._visible = visible(spans, cache.groups, cache.size)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache = self._cache
-        visible, keys, values = self._visible[cache.group_of[layer]], cache.keys[layer], cache.values[layer]
-        return self._kernels.attention(visible, q, k, v, keys, values, scale=cache.scale)
-
-
-def _seen_up_to(span: SequenceSpan) -> Sequence[int]:
-    """One past the last position that each token of the span sees: itself, or its image's end."""
-    if not span.images:
-        return range(span.start + 1, span.end + 1)
-    ends = list(range(span.start + 1, span.end + 1))
-    for start, end in span.images:
-        first, last = max(start, span.start) - span.start, min(end, span.end) - span.start
-        ends[first:last] = [min(end, span.end)] * (last - first)
-    return ends
-
-
-def _tables(spans: Sequence[SequenceSpan], group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Each span's first place and where its blocks begin, `[spans]`; and all blocks, one table behind the other."""
-    tables = [span.tables[group] for span in spans]
-    begins = list(itertools.accumulate((len(table.blocks) for table in tables), initial=0))
-    blocks = [block for table in tables for block in table.blocks]
-    return torch.tensor([table.first for table in tables]), torch.tensor(begins[:-1]), torch.tensor(blocks)
+        seen, arrays = self._visible[cache.group_of[layer]], (q, k, v, cache.keys[layer], cache.values[layer])
+        return torch.from_numpy(self._kernels.attention(seen, *(part.numpy() for part in arrays), scale=cache.scale))
 
 
 class TorchAttend:

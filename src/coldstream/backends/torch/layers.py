@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coldstream.backends.rope import inverse_frequencies
 from coldstream.model.config import Activation, ModelConfig
 from coldstream.model.rope_config import RopeConfig
 
@@ -43,51 +43,11 @@ class Norm:
         return F.rms_norm(x, self._size, self.weight, self._eps)
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int, device: torch.device) -> Tensor:
-    """float32 `[head_dim / 2]`: radians a position, for each pair of dimensions."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).float() / head_dim
-    plain = 1.0 / (rope.theta**exponents)
-    match rope.kind:
-        case "default":
-            return plain
-        case "linear":
-            return plain / rope.factor
-        case "llama3":
-            return _llama3_frequencies(rope, plain)
-        case "yarn":
-            return _yarn_frequencies(rope, plain, head_dim)
-
-
-def _llama3_frequencies(rope: RopeConfig, plain: Tensor) -> Tensor:
-    """Llama 3.1: long waves are stretched, short ones kept, those between blended."""
-    wavelength = 2 * math.pi / plain
-    longest, shortest = rope.original_context / rope.low_freq_factor, rope.original_context / rope.high_freq_factor
-    blend = (rope.original_context / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    blended = (1 - blend) * plain / rope.factor + blend * plain
-    stretched = torch.where(wavelength > longest, plain / rope.factor, plain)
-    return torch.where((wavelength >= shortest) & (wavelength <= longest), blended, stretched)
-
-
-def _yarn_frequencies(rope: RopeConfig, plain: Tensor, head_dim: int) -> Tensor:
-    """YaRN (Peng et al. 2023), section 3.2: interpolate where fewer than beta_slow turns fit the original context."""
-
-    def dimension(turns: float) -> float:
-        return head_dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-
-    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
-    if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    steps = torch.arange(head_dim // 2, dtype=torch.float32, device=plain.device)
-    ramp = ((steps - low) / (high - low or 0.001)).clamp(0, 1)
-    return plain / rope.factor * ramp + plain * (1 - ramp)
-
-
 class Rope:
     """cos and sin of one step's positions, computed once a step for all layers that share the embedding."""
 
     def __init__(self, rope: RopeConfig, head_dim: int, device: torch.device) -> None:
-        self._frequencies = inverse_frequencies(rope, head_dim, device)
+        self._frequencies = torch.from_numpy(inverse_frequencies(rope, head_dim)).to(device)
         self._factor = rope.attention_factor
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:

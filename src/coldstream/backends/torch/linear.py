@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coldstream.backends.torch.parameter import Parameter, Unit
+from coldstream.backends.parameter import Parameter, Unit
 from coldstream.backends.torch.staging import Staging
 
 

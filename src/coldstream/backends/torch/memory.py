@@ -6,12 +6,9 @@ from typing import Protocol
 
 import torch
 
+from coldstream.backends.host_memory import host_kv_bytes
 from coldstream.errors import OutOfMemory
-from coldstream.host.limits import memory_available
 
-# Of the memory that is free when the engine is made, keys and values may take so much, unless something else is said.
-_MEMORY_SHARE = 0.4
-_FALLBACK_KV_BYTES = 1 << 30
 # Of a GPU's memory: libraries' own workspaces, and what lies in pieces.
 _GPU_SPARE = 0.05
 
@@ -38,8 +35,7 @@ def kv_bytes(
         OutOfMemory: the GPU has no room beside the weights.
     """
     if device.type == "cpu":
-        available = memory_available()
-        return int(available * _MEMORY_SHARE) if available is not None else _FALLBACK_KV_BYTES
+        return host_kv_bytes()
     workspace = workspace_bytes(config, tokens=step_tokens, rows=rows, item=dtype.itemsize)
     return beside_weights(*torch.cuda.mem_get_info(device), unallocated=unallocated, workspace=workspace)
 

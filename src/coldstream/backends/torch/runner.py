@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from coldstream.backends.protocol import Abandoned, ImageRun, StepBatch, TokenRun
+from coldstream.backends.protocol import Abandoned, StepBatch, TokenRun
+from coldstream.backends.spans import SeenImage, lay_out
 from coldstream.backends.torch.decoder import Embeds
-from coldstream.backends.torch.kv_cache import Attending, KvCache, SequenceSpan
+from coldstream.backends.torch.kv_cache import Attending, KvCache
 from coldstream.backends.torch.transfer import int64
 
 
@@ -56,30 +57,15 @@ def run(decoder: DecoderProtocol, cache: KvCache, batch: StepBatch, is_wanted: C
         Abandoned: the step is not wanted any more; nothing of it counts.
     """
     cache.copy(batch.copies)
-    spans: list[SequenceSpan] = []
-    ids: list[int] = []
-    positions: list[int] = []
-    rows: list[int] = []
-    owned: list[range] = []
-    seen: list[_Seen] = []
-    for item in batch.runs:
-        flat = len(ids)
-        spans.append(
-            SequenceSpan(flat, item.start, item.end, item.tables, [(image.start, image.end) for image in item.images])
-        )
-        seen += [_vectors(image, item, flat) for image in item.images]
-        ids += item.token_ids
-        positions += range(item.start, item.end)
-        wanted = _wanted(item, flat)
-        owned.append(range(len(rows), len(rows) + len(wanted)))
-        rows += wanted
+    laid = lay_out(batch)
     placed = partial(int64, device=cache.device)
     forward = decoder.forward
-    if seen:
-        at = [row for item in seen for row in item.rows]
-        forward = partial(forward, embeds=Embeds(placed(at), torch.cat([item.vectors for item in seen])))
-    attend = _while_wanted(cache.attend(spans), is_wanted)
-    return Computed(batch.runs, forward(placed(ids), placed(positions), attend, placed(rows)), owned)
+    if laid.images:
+        at = [row for item in laid.images for row in item.rows]
+        forward = partial(forward, embeds=Embeds(placed(at), torch.cat([_vectors(item) for item in laid.images])))
+    attend = _while_wanted(cache.attend(laid.spans), is_wanted)
+    logits = forward(placed(laid.ids), placed(laid.positions), attend, placed(laid.rows))
+    return Computed(batch.runs, logits, laid.owned)
 
 
 def _while_wanted(attend: Attending, is_wanted: Callable[[], bool]) -> Attending:
@@ -91,22 +77,6 @@ def _while_wanted(attend: Attending, is_wanted: Callable[[], bool]) -> Attending
     return attending
 
 
-class _Seen(NamedTuple):
-    """Vectors of an image, on the device, and the rows of the step that they stand at."""
-
-    rows: range
-    vectors: Tensor
-
-
-def _vectors(image: ImageRun, item: TokenRun, flat: int) -> _Seen:
-    """The part of an image that is not in the cache yet: to its end, since no run cuts one."""
-    assert image.end <= item.end
-    assert isinstance(image.vectors, Tensor)
-    first = max(image.start, item.start)
-    start = flat + first - item.start
-    return _Seen(range(start, start + image.end - first), image.vectors[first - image.start :])
-
-
-def _wanted(item: TokenRun, flat: int) -> range:
-    end = flat + len(item.token_ids)
-    return range(flat if item.scoring is not None else end - item.draws, end)
+def _vectors(item: SeenImage) -> Tensor:
+    assert isinstance(item.image.vectors, Tensor)
+    return item.image.vectors[item.skipped :]

@@ -9,15 +9,14 @@ Everything is computed on the device of the logits and only queued there; what w
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from coldstream.backends.draws import forbidden, uniform
 from coldstream.backends.protocol import Logprob, Sampled, Sampling, SamplingRow
 from coldstream.backends.torch import transfer
 from coldstream.backends.torch.transfer import Numbers, Readback
@@ -87,13 +86,6 @@ def _together(values: Tensor, ids: Tensor) -> Tensor:
     return torch.stack([values.double(), ids.double()])
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1), the same for the same arguments on every machine."""
-    key = seed.to_bytes(16, "little", signed=True)
-    digest = hashlib.blake2b(position.to_bytes(8, "little"), key=key, digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
-
-
 def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The best value of each row and its id, both [rows]; NaN counts as the largest.
 
@@ -155,14 +147,10 @@ def _changed(logits: Tensor, row: SamplingRow) -> Tensor:
         ids, biases = zip(*params.logit_bias, strict=True)
         logits.index_add_(0, transfer.int64(ids, device), transfer.float32(biases, device))
     if row.allowed is not None:
-        logits.masked_fill_(transfer.to_device(_forbidden(row.allowed, len(logits)), device), float("-inf"))
+        logits.masked_fill_(
+            transfer.to_device(torch.from_numpy(forbidden(row.allowed, len(logits))), device), float("-inf")
+        )
     return logits
-
-
-def _forbidden(allowed: bytes, vocab: int) -> Tensor:
-    """bool `[vocab]`, on the host; true behind the mask's end as well."""
-    bits = np.unpackbits(np.frombuffer(allowed, np.uint8), count=vocab, bitorder="little")
-    return torch.from_numpy(bits == 0)
 
 
 def _penalise_repetition(logits: Tensor, row: SamplingRow) -> None:

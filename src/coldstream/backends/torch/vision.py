@@ -8,7 +8,6 @@ never waits for it. Pan and scan is not done: an image is seen once, whole.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -18,25 +17,14 @@ from torch import Tensor
 
 from coldstream.backends.cpu.library import Kernels, TowerWeights
 from coldstream.backends.device import naming_out_of_memory
-from coldstream.backends.torch.gate import Gate
+from coldstream.backends.gate import Gate
+from coldstream.backends.parameter import Parameter
 from coldstream.backends.torch.int8 import Int8Linear
 from coldstream.backends.torch.layers import Norm, activation
 from coldstream.backends.torch.linear import Linear, LinearFactory
-from coldstream.backends.torch.parameter import Parameter
 from coldstream.errors import EngineError
 from coldstream.model.image_processor import ImageProcessor, Pixels
 from coldstream.model.vision_config import VisionConfig
-
-UNUSED = re.compile(r"^(head\.|embeddings\.position_ids$)")
-"""Parts of a saved tower that Gemma 3 never runs: SigLIP's own pooling head, and a buffer of counted positions."""
-
-
-def canonical(name: str) -> str:
-    """A vision tensor's name without what differs between versions of transformers: `encoder.layers.0. ...`.
-
-    4.5x writes `vision_tower.vision_model. ...`, 5.x leaves out the second part.
-    """
-    return name.removeprefix("vision_tower.").removeprefix("vision_model.")
 
 
 class _LayerNorm:
@@ -92,14 +80,14 @@ class _TowerLayer:
     def _by_kernels(self, kernels: Kernels, x: Tensor) -> Tensor:
         if self._packed is None:
             self._packed = self._weights()
-        attended = _attended(kernels.tower_before(self._packed, x))
-        kernels.tower_after(self._packed, attended, x)
+        attended = _attended(torch.from_numpy(kernels.tower_before(self._packed, x.numpy())))
+        kernels.tower_after(self._packed, attended.numpy(), x.numpy())
         return x
 
     def _weights(self) -> TowerWeights:
         """The layer as the kernels take it."""
         config, first, second = self._config, self.before_attention, self.before_mlp
-        norms = (first.weight, first.bias, second.weight, second.bias)
+        norms = (first.weight.numpy(), first.bias.numpy(), second.weight.numpy(), second.bias.numpy())
         linears = (self.qkv, self.output, self.up, self.down)
         matrices = (linear.matrix for linear in linears if isinstance(linear, Int8Linear))
         return TowerWeights(config.heads, config.activation, config.norm_eps, norms, *matrices)
@@ -160,7 +148,7 @@ class VisionTower:
         return squares.mean((1, 3)).reshape(config.tokens_per_image, -1)
 
     def parameters(self) -> Iterator[Parameter]:
-        """In order of execution; names as `canonical` gives them."""
+        """In order of execution; names as `model.names.tower_parameter` gives them."""
         config = self.config
         patch = (config.hidden_size, config.channels, config.patch_size, config.patch_size)
         yield Parameter("embeddings.patch_embedding.weight", patch, "vision", self._fill_patches)

@@ -15,17 +15,6 @@ typedef struct {
 
 SIZE_OF(Layer);
 
-/* One head: its norm, then the rotary embedding; halves are paired, the first half of `sin` is negated. */
-static void turn(float *head, const float *norm, double eps, int64_t n, const float *cos, const float *sin) {
-    if (norm) normalise(head, norm, eps, n, head);
-    const int64_t half = n / 2;
-    for (int64_t i = 0; i < half; i++) {
-        float a = head[i], b = head[half + i];
-        head[i] = a * cos[i] + b * sin[i];
-        head[half + i] = b * cos[half + i] + a * sin[half + i];
-    }
-}
-
 /* x [tokens][hidden] -> qkv [tokens][(heads + 2 * kv_heads) * head_dim], q and k after norm and rope, whose cos and sin
  * are [tokens][head_dim]. */
 EXPORT void coldstream_before_attention(const Layer *l, int64_t tokens, const float *x, const float *cos, const float *sin,

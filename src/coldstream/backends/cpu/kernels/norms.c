@@ -36,3 +36,13 @@ void centred(const float *x, const float *weight, const float *bias, double eps,
 void add(float *x, const float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
 }
+
+void turn(float *head, const float *norm, double eps, int64_t n, const float *cos, const float *sin) {
+    if (norm) normalise(head, norm, eps, n, head);
+    const int64_t half = n / 2;
+    for (int64_t i = 0; i < half; i++) {
+        float a = head[i], b = head[half + i];
+        head[i] = a * cos[i] + b * sin[i];
+        head[half + i] = b * cos[half + i] + a * sin[half + i];
+    }
+}

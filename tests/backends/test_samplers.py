@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coldstream.backends.cpu.library import load
+from coldstream.backends.cpu.sampler import Sampler
+from coldstream.backends.draws import uniform
 from coldstream.backends.protocol import Logprob, Sampled, SamplingRow
 from coldstream.backends.torch import sampler
-from coldstream.backends.torch.sampler import uniform
 from coldstream.backends.torch.transfer import Readback
 from coldstream.engine.request import SamplingParams
 from coldstream.errors import EngineError
@@ -26,7 +28,26 @@ def row(seed: int = 0, prompt: tuple[int, ...] = (), drawn: tuple[int, ...] = ()
     return made
 
 
+class Both:
+    """Every backend's sampler in turn: `current` is the one that is tested."""
+
+    current = ""
+
+
+@pytest.fixture(autouse=True, scope="module", params=["torch", "cpu"])
+def _sampler(request: pytest.FixtureRequest) -> None:
+    Both.current = request.param
+
+
 def sample(logits: torch.Tensor, rows: list[SamplingRow]) -> list[Sampled | EngineError]:
+    return by_cpu(logits, rows) if Both.current == "cpu" else by_torch(logits, rows)
+
+
+def by_cpu(logits: torch.Tensor, rows: list[SamplingRow]) -> list[Sampled | EngineError]:
+    return Sampler(load()).sample(list(logits.contiguous().numpy()), rows)
+
+
+def by_torch(logits: torch.Tensor, rows: list[SamplingRow]) -> list[Sampled | EngineError]:
     readback = Readback()
     drawn = sampler.sample(logits, rows, readback)
     readback.wait()
@@ -34,6 +55,8 @@ def sample(logits: torch.Tensor, rows: list[SamplingRow]) -> list[Sampled | Engi
 
 
 def token_logprobs(logits: torch.Tensor, token_ids: list[int], top: int) -> list[Logprob]:
+    if Both.current == "cpu":
+        return Sampler(load()).token_logprobs(logits.numpy(), token_ids, top)
     readback = Readback()
     scored = sampler.token_logprobs(logits, token_ids, top, readback)
     readback.wait()
@@ -191,3 +214,49 @@ def test_logprobs_of_given_tokens() -> None:
         assert item.logprob == pytest.approx(float(scores[place, item.token_id]), abs=1e-5)
         assert [token for token, _ in item.top] == scores[place].argsort(descending=True).tolist()
     assert token_logprobs(logits[:0], [], 3) == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_every_backend_draws_the_same_token_by_the_same_seed(data: st.DataObject) -> None:
+    """But where logits are equal: then torch's order is not said."""
+    vocab = data.draw(st.sampled_from([77, 4_096, 32_768]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    logits = torch.randn(vocab, generator=generator) * data.draw(st.sampled_from([1.0, 4.0]))
+    logits += torch.linspace(0, 1e-3, vocab)
+    params: dict[str, Any] = {
+        "temperature": data.draw(st.sampled_from([0.0, 0.5, 1.0, 1.7])),
+        "top_k": data.draw(st.sampled_from([0, 1, 20, 3_000])),
+        "top_p": data.draw(st.sampled_from([0.1, 0.9, 1.0])),
+        "min_p": data.draw(st.sampled_from([0.0, 0.2])),
+        "repetition_penalty": data.draw(st.sampled_from([0.9, 1.0, 1.3])),
+        "presence_penalty": data.draw(st.sampled_from([0.0, 1.0])),
+        "frequency_penalty": data.draw(st.sampled_from([0.0, -0.5])),
+        "logit_bias": data.draw(st.sampled_from([(), ((5, 3.0), (7, -100.0))])),
+        "logprobs": data.draw(st.sampled_from([None, 0, 4])),
+    }
+    allowed = data.draw(st.sampled_from([None, bytes(range(1, 256)) * 40]))
+    drawn = []
+    for by in (by_torch, by_cpu):
+        made = row(11, prompt=(3, 4, 100_000), drawn=(6, 6, 9), **params)
+        made.allowed = allowed
+        (outcome,) = by(logits[None], [made])
+        assert isinstance(outcome, Sampled)
+        drawn.append(outcome)
+    first, second = drawn
+    assert second.token_id == first.token_id
+    if first.logprob is not None:
+        assert second.logprob is not None
+        assert second.logprob.logprob == pytest.approx(first.logprob.logprob, abs=1e-5)
+        assert [token for token, _ in second.logprob.top] == [token for token, _ in first.logprob.top]
+
+
+def test_a_mass_that_rounding_leaves_behind_never_draws_what_is_masked() -> None:
+    """The last token is masked, and the point lies at the very end."""
+    kernels = load().of_rows
+    for vocab in (9, 4_097, 262_144):
+        logits = torch.full((vocab,), -20.0)
+        logits[3], logits[vocab - 1] = 0.0, float("-inf")
+        assert kernels.pick(logits.numpy(), 1.0, 0.0, 1 - 2**-53) < vocab - 1
+        logits[4:] = float("-inf")
+        assert kernels.pick(logits.numpy(), 1.0, 0.0, 1 - 2**-53) == 3

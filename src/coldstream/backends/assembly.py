@@ -11,21 +11,58 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import Any, Protocol
 
 from coldstream.backends.cpu.crew import Crew
+from coldstream.backends.cpu.packed import PackedMatrix
 from coldstream.backends.cpu.packing import Packing
-from coldstream.backends.torch.decoder import Decoder
-from coldstream.backends.torch.parameter import Parameter, Unit
-from coldstream.backends.torch.vision import UNUSED, canonical
+from coldstream.backends.gate import Gate
+from coldstream.backends.parameter import Parameter, Unit
 from coldstream.errors import ParameterMismatch
+from coldstream.model.config import ModelConfig
 from coldstream.model.matrices import EMBEDDING, HEAD
-from coldstream.model.names import Head, Ignored, Text, Unknown, Vision, destination
+from coldstream.model.names import Head, Ignored, Text, Unknown, Vision, destination, tower_parameter
 
 _SHOWN = 8
-_DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.float64})
+_DTYPES = frozenset({"bfloat16", "float16", "float32", "float64"})
+"""As numpy and torch both call them, once torch's own name is taken away."""
+
+
+class Tower(Protocol):
+    """A vision tower, as far as it is filled."""
+
+    def parameters(self) -> Iterable[Parameter]:
+        """In order of execution; names as `model.names.tower_parameter` gives them."""
+        ...
+
+
+class Fillable(Protocol):
+    """A decoder before its bytes, of whatever arrays."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def vision(self) -> Tower | None: ...
+
+    def parameters(self) -> Iterable[Parameter]:
+        """Everything that can be filled, in order of execution; a tied model does not need `lm_head.weight`."""
+        ...
+
+    def gate(self, unit: Unit) -> Gate:
+        """What holds a step back until the unit's parameters are filled."""
+        ...
+
+    def gates(self) -> Iterable[Gate]:
+        """All of them."""
+        ...
+
+    def tie(self, tied: bool) -> None:
+        """Use the embedding's matrix as the head, or the head's own. The file decides, before the gate opens."""
+        ...
+
+    def adopt(self, packed: Mapping[str, PackedMatrix]) -> None:
+        """Run on int8 matrices that are packed elsewhere, by the names of joints; before any gate is open."""
+        ...
 
 
 class Assembly:
@@ -35,12 +72,11 @@ class Assembly:
     Whether the head is tied is decided here, by the file: an `lm_head.weight` that is there is used, whatever the
     config says; one that is absent is the embedding, unless the config says that they are not tied.
 
-    `workers` threads take tensors in beside the caller, 0: the caller does it. None: as many as torch has threads where
-    taking in is costly (int8), else 0.
+    `workers` threads take tensors in beside the caller, 0: the caller does it.
     """
 
-    def __init__(self, decoder: Decoder, shapes: Mapping[str, Sequence[int]], *, workers: int | None = None) -> None:
-        self._crew = Crew(_workers(decoder) if workers is None else workers)
+    def __init__(self, decoder: Fillable, shapes: Mapping[str, Sequence[int]], *, workers: int = 0) -> None:
+        self._crew = Crew(workers)
         self._packing: Packing | None = None
         self._decoder = decoder
         self._parameters = {parameter.name: parameter for parameter in decoder.parameters()}
@@ -77,7 +113,7 @@ class Assembly:
         """The checkpoint's names of the vision tower's and projector's tensors."""
         return tuple(self._vision)
 
-    def assign(self, name: str, tensor: Tensor) -> None:
+    def assign(self, name: str, tensor: Any) -> None:
         """Take a tensor of the checkpoint by its own name; opens its unit's gate when the unit is whole.
 
         Where the dtype is the decoder's own the tensor is aliased, so its memory must stay; else it may be let go.
@@ -90,7 +126,7 @@ class Assembly:
         parameter = self._parameters[target]
         if tuple(tensor.shape) != parameter.shape:
             raise ParameterMismatch(_misshapen(name, tensor.shape, parameter))
-        if tensor.dtype not in _DTYPES:
+        if str(tensor.dtype).removeprefix("torch.") not in _DTYPES:
             raise ParameterMismatch(f"{name} has dtype {tensor.dtype}; weights must be bfloat16, float16 or float32")
         self._crew.run(
             parameter.name,
@@ -184,8 +220,8 @@ class Assembly:
         self._vision.append(key)
         if self._decoder.vision is None:
             return None
-        plain = canonical(found.name)
-        return Ignored("part of SigLIP that Gemma 3 does not run") if UNUSED.match(plain) else Text(plain)
+        plain = tower_parameter(found.name)
+        return Ignored("part of SigLIP that Gemma 3 does not run") if plain is None else Text(plain)
 
     def _decide_head(self, problems: list[str]) -> bool:
         if HEAD in self._targets.values():
@@ -193,10 +229,6 @@ class Assembly:
         if not self._decoder.config.tied:
             problems.append(f"{HEAD} is missing, and config.json has tie_word_embeddings = false")
         return True
-
-
-def _workers(decoder: Decoder) -> int:
-    return torch.get_num_threads() if decoder.precision == "int8" else 0
 
 
 def _misshapen(key: str, shape: Sequence[int], parameter: Parameter) -> str:
