@@ -81,6 +81,8 @@ def _unusable(text: str, where: Location) -> BadResponse | None:
         )
     if "TooManyRedirects" in text:
         return BadResponse(f"{where}: too many redirects; use the address where they end")
+    if "BareRedirect" in text:
+        return BadResponse(f"{where}: redirects without an address; AWS_REGION may be another one")
     if "BadScheme" in text:
         return BadResponse(f"{where}: redirects to where it is not safe; use another address")
     if "NotPartial" in text:

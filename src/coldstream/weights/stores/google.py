@@ -232,7 +232,7 @@ class GoogleStore:
                 yield piece
 
     async def _ask_range(self, pin: Pin, start: int, end: int, headers: _Headers) -> GetResult:
-        from obstore.exceptions import NotSupportedError, UnauthenticatedError
+        from obstore.exceptions import UnauthenticatedError
 
         from coldstream.weights.stores.ranges import ask_range
 
@@ -247,9 +247,8 @@ class GoogleStore:
             if isinstance(denied.__cause__, UnauthenticatedError):
                 raise _TokenRefused(denied) from None
             raise
-        except BadResponse as unusable:  # what is unpacked on the way is sent whole
-            is_whole = isinstance(unusable.__cause__, NotSupportedError)
-            if is_whole and (await self._item(pin.name)).get("contentEncoding", "identity") != "identity":
+        except BadResponse:  # what is unpacked on the way is sent whole
+            if (await self._item(pin.name)).get("contentEncoding", "identity") != "identity":
                 raise encoded(where) from None
             raise
 
