@@ -6,6 +6,8 @@ import gzip
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from email.utils import formatdate
+from urllib.parse import unquote
 
 import pytest
 
@@ -197,14 +199,19 @@ async def test_an_object_that_is_stored_compressed_is_named(metadata: TokenServe
     """Cloud Storage unpacks it while it is read, and then knows no ranges."""
 
     def gate(handler: Handler) -> bool:
-        if not handler.path.startswith("/models/model/config.json"):
+        if not unquote(handler.path).startswith("/models/model/config.json"):
             return False
-        handler.reply(200, {"x-goog-stored-content-encoding": "gzip", "x-goog-generation": "1"}, b"{}")
+        named = {"ETag": "one", "Last-Modified": formatdate(1000, usegmt=True), "x-goog-generation": "1"}
+        handler.reply(200, {"x-goog-stored-content-encoding": "gzip", **named}, b"{}")
         return True
+
+    class Compressed(Gated):
+        def item(self, name: str, data: bytes, *, listed: bool) -> dict[str, str]:
+            return super().item(name, data, listed=listed) | {"contentEncoding": "gzip"}
 
     contents = FILES | {"models/model/config.json": gzip.compress(b"{}")}
     says = r"config\.json: is stored compressed.*Content-Encoding.*-Z"
-    with Gated(contents, gate=gate) as server, pytest.raises(BadResponse, match=says):
+    with Compressed(contents, gate=gate) as server, pytest.raises(BadResponse, match=says):
         await opened(server, {"GCE_METADATA_HOST": metadata.host})
 
 

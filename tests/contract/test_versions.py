@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from time import time
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given, settings
@@ -70,7 +71,7 @@ class Fickle(RangeServer):
             # A weak one is allowed to stay the same.
             found["ETag"] = 'W/"same"' if manners.etag == "weak" else f'"{hashlib.md5(data).hexdigest()}"'
         if manners.dated != "none" and manners.dated_in in ("all", where):
-            moment = self._version * 1000 if manners.dated == "old" else time()
+            moment = (1 + self._version) * 1000 if manners.dated == "old" else time()
             found["Last-Modified"] = formatdate(moment, usegmt=True)
         return found
 
@@ -141,7 +142,7 @@ class FickleGoogle(GoogleServer):
         self._names, self._reads = names, 0
 
     def answer(self, handler: Handler) -> None:
-        if ".safetensors" in handler.path and "/storage/v1/" not in handler.path:
+        if ".safetensors" in unquote(handler.path) and "/storage/v1/" not in handler.path:
             if self._reads == 4:
                 self.files = {f"models/{path}": data for path, data in folder(AFTER).items()}
                 self.extra = {"x-goog-generation": "2"} if self._names else {}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from coldstream.errors import AccessDenied, BadResponse, ObjectChanged
 from coldstream.weights.checkpoint.uri import Location
-from coldstream.weights.stores.store import Interrupted, OnLanded, Pin
+from coldstream.weights.stores.store import Interrupted, Pin, read
 from coldstream.weights.transfer.checksum import crc32c
 
 
@@ -46,16 +47,17 @@ class MemoryStore:
     async def pin(self, name: str) -> Pin | None:
         return self._pin(name) if name in self.files else None
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
-        self.requests.append(Request(pin.name, start, start + target.nbytes))
+    async def read_range(
+        self, pin: Pin, start: int, end: int, *, piecewise: bool = False
+    ) -> AsyncGenerator[memoryview, None]:
+        self.requests.append(Request(pin.name, start, end))
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
             await asyncio.sleep(0)
             if pin.generation != str(self.generations[pin.name]):
                 raise ObjectChanged(f"{pin.name} was replaced")
-            target[:] = memoryview(self.files[pin.name])[start : start + target.nbytes]
-            landed(target)
+            yield memoryview(self.files[pin.name])[start:end]
         finally:
             self.running -= 1
 
@@ -119,16 +121,22 @@ class FaultStore:
     def close_idle(self) -> None:
         self.inner.close_idle()
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
-        request = Request(pin.name, start, start + target.nbytes)
+    async def read_range(
+        self, pin: Pin, start: int, end: int, *, piecewise: bool = False
+    ) -> AsyncGenerator[memoryview, None]:
+        request = Request(pin.name, start, end)
         fault = self.choose(request)
         if fault is None:
-            return await self.inner.read_into(pin, start, target, landed)
-        self.met.append((request, fault))
-        self.hit.set()
-        await self._meet(fault, pin, start, target, landed)
+            pieces = self.inner.read_range(pin, start, end)
+        else:
+            self.met.append((request, fault))
+            self.hit.set()
+            pieces = self._meet(fault, pin, start, end)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
 
-    async def _meet(self, fault: Fault, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
+    async def _meet(self, fault: Fault, pin: Pin, start: int, end: int) -> AsyncGenerator[memoryview, None]:
         if fault.kind == "denied":
             raise AccessDenied(f"{pin.name}: access denied (HTTP 403)")
         if fault.kind == "throttled":
@@ -141,31 +149,26 @@ class FaultStore:
             self.inner.replace(pin.name, self.inner.files[pin.name][::-1])
         if fault.kind in ("slow", "stall"):
             await asyncio.sleep(fault.seconds)
-        good = bytearray(target.nbytes)
-        await self.inner.read_into(pin, start, memoryview(good), lambda _: None)
+        good = await read(self.inner, pin, start, end)
         if fault.kind == "long":
             where = self.location.child(pin.name)
             raise BadResponse(f"{where}: asked for {len(good)} bytes, {len(good) + 1} are sent; use another server")
         if fault.kind == "paused":  # half-way, and goes on
-            target[: fault.at] = good[: fault.at]
-            landed(target[: fault.at])
+            yield memoryview(good[: fault.at])
             await asyncio.sleep(fault.seconds)
-            target[fault.at :] = good[fault.at :]
-            return landed(target[fault.at :])
-        target[:] = _mangled(fault, bytes(good), target, landed)
-        landed(target)
+            yield memoryview(good[fault.at :])
+        elif fault.kind in ("reset", "short"):
+            whole = min(fault.at, len(good))  # all of it, perhaps: then only the connection is lost
+            yield memoryview(good[:whole])
+            raise Interrupted(f"{fault.kind} at byte {whole}")
+        elif fault.kind in ("lost", "stall"):  # what came is lost with the connection
+            raise Interrupted(f"{fault.kind} at byte {min(fault.at, len(good) - 1)}")
+        else:
+            yield memoryview(_mangled(fault, good))
 
 
-def _mangled(fault: Fault, good: bytes, target: memoryview, landed: OnLanded) -> bytes:
+def _mangled(fault: Fault, good: bytes) -> bytes:
     at = min(fault.at, len(good) - 1)
-    if fault.kind in ("reset", "short"):
-        whole = min(fault.at, len(good))  # all of it, perhaps: then only the connection is lost
-        target[:whole] = good[:whole]
-        landed(target[:whole])
-        raise Interrupted(f"{fault.kind} at byte {whole}")
-    if fault.kind in ("lost", "stall"):
-        target[:at] = good[:at][::-1]  # no caller may rely on them
-        raise Interrupted(f"{fault.kind} at byte {at}")
     if fault.kind == "repeated":  # a piece comes twice, and pushes the rest out
         return (good[:at] + good[max(0, at - 3) :])[: len(good)]
     if fault.kind == "wrong":

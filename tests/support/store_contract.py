@@ -88,13 +88,13 @@ class StoreContract:
         with pytest.raises(ObjectChanged, match=r"config\.json"):
             await read(store, pin, 0, 1000)
 
-    async def test_a_read_tells_of_every_byte_once_and_in_order(self, shelf: Shelf) -> None:
+    @pytest.mark.parametrize("piecewise", [False, True])
+    async def test_a_read_brings_every_byte_once_and_in_order(self, shelf: Shelf, piecewise: bool) -> None:
         data = bytes(range(256)) * 20_000
         store = store_at(shelf.folder("told", {"config.json": data}))
         pin = (await store.list())["config.json"]
-        target, landed = memoryview(bytearray(len(data) - 1000)), list[bytes]()
-        await store.read_into(pin, 1000, target, lambda piece: landed.append(bytes(piece)))
-        assert b"".join(landed) == target == data[1000:]
+        pieces = [bytes(piece) async for piece in store.read_range(pin, 1000, len(data), piecewise=piecewise)]
+        assert b"".join(pieces) == data[1000:]
 
     async def test_a_file_that_is_gone_is_named(self, shelf: Shelf) -> None:
         uri = shelf.folder("gone", {"config.json": b"{}"})

@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from coldstream.errors import HeaderError, IndexMismatch, NoConfig
 from coldstream.weights.checkpoint import checkpoint as limits
 from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
 from coldstream.weights.checkpoint.header import MAX_HEADER, MAX_TENSORS
-from coldstream.weights.stores.store import OnLanded, Pin
+from coldstream.weights.stores.store import Pin
 from tests.support import files
 from tests.support.fault_stores import MemoryStore
 
@@ -100,11 +100,13 @@ class Announced(MemoryStore):
         super().__init__(contents)
         self.size = size
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
-        stored = min(target.nbytes, max(0, len(self.files[pin.name]) - start))
-        await super().read_into(pin, start, target[:stored], landed)
-        target[stored:] = bytes(target.nbytes - stored)
-        landed(target[stored:])
+    async def read_range(
+        self, pin: Pin, start: int, end: int, *, piecewise: bool = False
+    ) -> AsyncGenerator[memoryview, None]:
+        stored = min(end, max(start, len(self.files[pin.name])))
+        async for piece in super().read_range(pin, start, stored):
+            yield piece
+        yield memoryview(bytes(end - stored))
 
     def _pin(self, name: str) -> Pin:
         pin = super()._pin(name)

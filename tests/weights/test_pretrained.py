@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import coldstream
 from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
 from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.stores.open_store import open_store
-from coldstream.weights.stores.store import OnLanded, Pin
-from coldstream.weights.transfer.memory import address
+from coldstream.weights.stores.store import Pin
+from coldstream.weights.transfer.checksum import pinned
 from coldstream.weights.transfer.stream import StreamOptions
 
 SIZES = {
@@ -47,10 +47,14 @@ class LandingStore:
     async def pin(self, name: str) -> Pin | None:
         return await self._inner.pin(name)
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
-        await self._inner.read_into(pin, start, target, landed)
-        self._landed.append((address(target), target.nbytes))
-        self._kept.append(target)
+    async def read_range(
+        self, pin: Pin, start: int, end: int, *, piecewise: bool = False
+    ) -> AsyncGenerator[memoryview, None]:
+        async for piece in self._inner.read_range(pin, start, end, piecewise=piecewise):
+            with pinned(piece) as address:
+                self._landed.append((address, piece.nbytes))
+            self._kept.append(piece)
+            yield piece
 
     def close_idle(self) -> None:
         self._inner.close_idle()

@@ -1,21 +1,49 @@
-"""glibc's malloc, told to give large buffers back.
-
-A load allocates and frees buffers of many megabytes. By default the threshold above which malloc takes such a buffer
-from the kernel, and returns it when it is freed, rises to the largest buffer that was freed (mallopt(3),
-M_MMAP_THRESHOLD): from then on they come from the heap and stay there. Fixing the threshold keeps them out of it: for
-gemma-3-270m 0.2 GB less at the peak.
-"""
+"""Memory as the system gives it: large buffers in huge pages, copied without the GIL, and given back by malloc."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+from functools import cache
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _LARGE = 1 << 20
 
 
 def return_large_buffers() -> None:
-    """Fix the threshold at 1 MiB; does nothing where the C library has no mallopt (musl)."""
+    """Fix malloc's threshold at 1 MiB; does nothing where the C library has no mallopt (musl).
+
+    A load allocates and frees buffers of many megabytes. By default the threshold above which malloc takes such a
+    buffer from the kernel, and returns it when it is freed, rises to the largest buffer that was freed (mallopt(3),
+    M_MMAP_THRESHOLD): from then on they come from the heap and stay there. Fixing the threshold keeps them out of it.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+def allocate(nbytes: int) -> memoryview:
+    """`nbytes` of writable memory, large ones in huge pages where the system has them; freed with its last view."""
+    if nbytes < _LARGE:
+        return memoryview(bytearray(nbytes))
+    mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(mapping)
+
+
+def prefer_huge_pages(address: int, nbytes: int) -> None:
+    """Ask for huge pages within memory that is not written yet: fewer faults, fewer misses of the TLB.
+
+    A wish (madvise(2), MADV_HUGEPAGE): where the system has none nothing changes.
+    """
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (address + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end:
+        _libc().madvise(start, end - start, mmap.MADV_HUGEPAGE)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc

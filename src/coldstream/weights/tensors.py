@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 
 import torch
@@ -11,7 +12,6 @@ import torch
 from coldstream.errors import HeaderError
 from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.transfer.checksum import pinned
-from coldstream.weights.transfer.memory import bytes_type
 from coldstream.weights.transfer.stream import Landed
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -78,6 +78,12 @@ def raw_bytes(data: memoryview) -> torch.Tensor:
 def _array(data: memoryview) -> ctypes.Array[ctypes.c_ubyte]:
     """The same bytes; torch warns about every read-only buffer, but an array says nothing of the kind."""
     with pinned(data) as address:
-        array = bytes_type(data.nbytes).from_address(address)
+        array = _bytes_type(data.nbytes).from_address(address)
     array.__dict__["owner"] = data
     return array
+
+
+@cache
+def _bytes_type(nbytes: int) -> type[ctypes.Array[ctypes.c_ubyte]]:
+    """The ctypes array of that length. Kept, because a class is expensive to make and is garbage in a cycle."""
+    return ctypes.c_ubyte * nbytes

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import mmap
+import random
 
 import google_crc32c
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.weights.transfer.checksum import Digest, Fold, combine, crc32c, pinned
+from coldstream.weights.transfer.checksum import Fold, combine, copy, crc32c, pinned
 
+DATA = random.Random(1).randbytes(700_000)
 # RFC 3720, appendix B.4.
 VECTORS = {
     bytes(32): 0x8A9136AA,
@@ -93,37 +94,10 @@ def test_a_byte_that_came_twice_is_refused() -> None:
         assert fold.value
 
 
-@given(st.binary(), st.lists(st.integers(0, 40)), st.booleans())
-def test_a_digest_is_that_of_all_its_pieces(data: bytes, cuts: list[int], appended: bool) -> None:
-    digest = Digest()
-    edges = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
-    for low, high in itertools.pairwise(edges):
-        if appended:
-            digest.append(digest_of(data[low:high]))
-        else:
-            digest.add(memoryview(data)[low:high])
-        assert digest.so_far == (high, google_crc32c.value(data[:high]))
-
-
-def digest_of(data: bytes) -> Digest:
-    digest = Digest()
-    digest.add(memoryview(data))
-    return digest
-
-
-def test_a_digest_can_go_back() -> None:
-    digest = digest_of(b"12345")
-    before = digest.so_far
-    digest.add(memoryview(b"wrong"))
-    digest.so_far = before
-    digest.append(digest_of(b"6789"))
-    assert digest.so_far == (9, 0xE3069283)
-
-
-def test_a_digest_that_is_not_checked_counts() -> None:
-    digest = Digest(checked=False)
-    digest.add(memoryview(b"12345"))
-    other = digest.another()
-    other.add(memoryview(b"6789"))
-    digest.append(other)
-    assert digest.so_far == (9, 0)
+@given(st.integers(0, 700_000), st.integers(0, 0xFFFFFFFF), st.booleans())
+def test_a_copy_is_the_source_and_has_its_checksum(size: int, before: int, checked: bool) -> None:
+    source = DATA[:size]
+    target = memoryview(bytearray(size + 2))
+    crc = copy(memoryview(source), target[1:-1], before, checked=checked)
+    assert bytes(target) == b"\0" + source + b"\0"
+    assert crc == (google_crc32c.extend(before, source) if checked and size else before if not size else 0)

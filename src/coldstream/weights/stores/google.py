@@ -9,19 +9,26 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 
-from coldstream.errors import AccessDenied, BadResponse, ObjectNotFound
+from coldstream.errors import AccessDenied, BadResponse, ObjectNotFound, StoreError
 from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.stores import http
+from coldstream.weights.stores.client import client_options
 from coldstream.weights.stores.credentials import PATIENCE, GoogleToken, NoCredentials
 from coldstream.weights.stores.google_login import google_token
 from coldstream.weights.stores.network import Network
-from coldstream.weights.stores.store import Interrupted, OnLanded, Pin
-from coldstream.weights.transfer.answers import changed, raise_for_status, range_of, unpinned
-from coldstream.weights.transfer.wire import Accept, Wire
+from coldstream.weights.stores.pinning import changed, unpinned
+from coldstream.weights.stores.reason import reason_of
+from coldstream.weights.stores.refusal import encoded, raise_for_status, refusal
+from coldstream.weights.stores.store import Interrupted, Pin
+
+if TYPE_CHECKING:
+    from obstore import GetResult
+    from obstore.store import GCSStore
 
 # gcloud's variable for another endpoint of Cloud Storage, as Private Service Connect has.
 _ENDPOINT_VARIABLE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE"
@@ -39,31 +46,33 @@ _Headers = dict[str, str]
 
 
 def google_store(
-    location: Location, environ: Mapping[str, str], wire: Wire, *, patience: float = PATIENCE
+    location: Location, environ: Mapping[str, str], *, stall: float, patience: float = PATIENCE
 ) -> GoogleStore:
     """A folder in a Google bucket, or in an emulator's, which asks for no credentials.
 
     Args:
+        stall: seconds without a byte after which a read is cut.
         patience: seconds for which credentials that may come later are waited for.
 
     Raises:
         AccessDenied: credentials are configured, but cannot be used.
     """
+    network = Network(environ)
     emulator = environ.get("STORAGE_EMULATOR_HOST")
     if emulator:
         api = emulator.rstrip("/") if "://" in emulator else f"http://{emulator}"
-        return GoogleStore(location, wire, Caller(None), api=api, network=Network(environ))
+        return GoogleStore(location, Caller(None), api=api, network=network, stall=stall)
     api = (environ.get(_ENDPOINT_VARIABLE) or _ENDPOINT).rstrip("/").removesuffix("/storage/v1")
     caller = Caller(google_token(environ), payer=environ.get(_PAYER_VARIABLE), patience=patience)
-    return GoogleStore(location, wire, caller, api=api, network=Network(environ))
+    return GoogleStore(location, caller, api=api, network=network, stall=stall)
 
 
 class _TokenRefused(Exception):
     """401: this token is not, or no longer, good."""
 
-    def __init__(self, answer: http.Response) -> None:
+    def __init__(self, error: StoreError) -> None:
         super().__init__()
-        self.answer = answer
+        self.error = error
 
 
 class Caller:
@@ -87,7 +96,7 @@ class Caller:
             AccessDenied: the bucket refuses, or there are no credentials and it is not public. What `send` raises.
         """
         if self._token is None or self._is_public:
-            return await _refused_for_good(where, send({}))
+            return await _refused_for_good(send({}))
         try:
             token = await self._token.value()
         except NoCredentials as missing:
@@ -96,19 +105,19 @@ class Caller:
             return await send(self._headers(token))
         except _TokenRefused:
             self._token.forget(token)
-        return await _refused_for_good(where, send(self._headers(await self._token.value())))
+        return await _refused_for_good(send(self._headers(await self._token.value())))
 
     async def _as_anybody(
         self, tokens: GoogleToken, where: Location, send: Callable[[_Headers], Awaitable[_T]], missing: NoCredentials
     ) -> _T:
         try:
-            answer = await _refused_for_good(where, send({}))
+            answer = await _refused_for_good(send({}))
         except AccessDenied as refused:
             try:
                 token = await tokens.value(patience=self._patience)
             except NoCredentials:
                 raise AccessDenied(f"{where}: {missing} (without credentials it says: {refused})") from missing
-            return await _refused_for_good(where, send(self._headers(token)))
+            return await _refused_for_good(send(self._headers(token)))
         if not self._is_public:
             self._is_public = True
             logger.warning("%s: no Google credentials here; the bucket is public and is read without", where)
@@ -119,22 +128,23 @@ class Caller:
         return headers | ({"x-goog-user-project": self._payer} if self._payer else {})
 
 
-async def _refused_for_good(where: Location, sent: Awaitable[_T]) -> _T:
+async def _refused_for_good(sent: Awaitable[_T]) -> _T:
     try:
         return await sent
-    except _TokenRefused as refusal:
-        raise_for_status(refusal.answer, where)
+    except _TokenRefused as refused:
+        raise refused.error from None
 
 
 class GoogleStore:
     """A folder in a Google bucket, pinned by generation."""
 
-    def __init__(self, location: Location, wire: Wire, caller: Caller, *, api: str, network: Network) -> None:
+    def __init__(self, location: Location, caller: Caller, *, api: str, network: Network, stall: float) -> None:
         self.location = location
-        self._wire = wire
         self._caller = caller
         self._api = api
         self._network = network
+        self._client = client_options(network, api, stall=stall)
+        self._buckets: dict[frozenset[tuple[str, str]], GCSStore] = {}
 
     async def list(self) -> Mapping[str, Pin]:
         """See `Store.list`."""
@@ -169,12 +179,14 @@ class GoogleStore:
 
     async def pin(self, name: str) -> Pin | None:
         """See `Store.pin`."""
-        path = self.location.child(name).path
         try:
-            item = await self._get_json(f"b/{quote(self.location.bucket, safe='')}/o/{quote(path, safe='')}")
+            return _google_pin({**await self._item(name), "name": name}, "")
         except ObjectNotFound:
             return None
-        return _google_pin({**item, "name": name}, "")
+
+    async def _item(self, name: str) -> dict[str, Any]:
+        path = self.location.child(name).path
+        return await self._get_json(f"b/{quote(self.location.bucket, safe='')}/o/{quote(path, safe='')}")
 
     async def _get_json(self, path: str) -> dict[str, Any]:
         response = await self._caller.call(self.location, lambda headers: self._ask(path, headers))
@@ -194,43 +206,74 @@ class GoogleStore:
         except http.HttpFailure as exc:
             raise Interrupted(str(exc), refused=exc.refused) from exc
         if response.status == 401:
-            raise _TokenRefused(response)
+            raise _TokenRefused(refusal(401, self.location, reason_of(response)))
         if response.status == 403:  # for a caller without credentials it is the same
             raise_for_status(response, self.location)
         return response
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
-        """See `Store.read_into`."""
-        where, end = self.location.child(pin.name), start + target.nbytes
+    async def read_range(
+        self, pin: Pin, start: int, end: int, *, piecewise: bool = False
+    ) -> AsyncGenerator[memoryview, None]:
+        """See `Store.read_range`."""
+        from coldstream.weights.stores.ranges import body
+
+        where = self.location.child(pin.name)
         if pin.generation is None:
             raise unpinned(where, "its bucket knows no generations")
-        query = urlencode({"generation": pin.generation})
-        url = f"{self._api}/{quote(self.location.bucket, safe='')}/{quote(where.path)}?{query}"
-        accept = _accept(range_of(pin, start, end, where))
-
-        async def send(headers: _Headers) -> None:
-            await self._wire.get(url, {"Range": f"bytes={start}-{end - 1}", **headers}, target, accept, landed)
-
         try:
-            await self._caller.call(where, send)
+            answer = await self._caller.call(where, lambda headers: self._ask_range(pin, start, end, headers))
         except ObjectNotFound:
             # A generation that is gone looks like an object that never was.
             if await self.pin(pin.name) is not None:
                 raise changed(where) from None
             raise
+        async with aclosing(body(answer, where, piecewise=piecewise)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _ask_range(self, pin: Pin, start: int, end: int, headers: _Headers) -> GetResult:
+        from obstore.exceptions import UnauthenticatedError
+
+        from coldstream.weights.stores.ranges import ask_range
+
+        where = self.location.child(pin.name)
+        try:
+            return await ask_range(self._bucket(headers), where.path, pin, start, end, where)
+        except Interrupted as failure:
+            if failure.throttled:  # obstore does not tell for how long
+                failure.retry_after = await http.asked_to_wait(self._media(where, pin), headers, self._network)
+            raise
+        except AccessDenied as denied:
+            if isinstance(denied.__cause__, UnauthenticatedError):
+                raise _TokenRefused(denied) from None
+            raise
+        except BadResponse:  # what is unpacked on the way is sent whole
+            if (await self._item(pin.name)).get("contentEncoding", "identity") != "identity":
+                raise encoded(where) from None
+            raise
+
+    def _media(self, where: Location, pin: Pin) -> str:
+        query = urlencode({"generation": pin.generation})
+        return f"{self._api}/{quote(self.location.bucket, safe='')}/{quote(where.path)}?{query}"
+
+    def _bucket(self, headers: _Headers) -> GCSStore:
+        """The bucket for callers with these headers; a token that was replaced takes its connections with it."""
+        from obstore.store import GCSStore
+
+        caller = frozenset(headers.items())
+        if caller not in self._buckets:
+            self._buckets.clear()
+            self._buckets[caller] = GCSStore(
+                self.location.bucket,
+                config={"base_url": self._api, "skip_signature": True},
+                client_options={**self._client, "default_headers": headers},
+                retry_config={"max_retries": 0},
+            )
+        return self._buckets[caller]
 
     def close_idle(self) -> None:
         """See `Store.close_idle`."""
-        self._wire.close_idle()
-
-
-def _accept(of_range: Accept) -> Accept:
-    def accept(head: http.Response) -> None:
-        if head.status == 401:
-            raise _TokenRefused(head)
-        of_range(head)
-
-    return accept
+        self._buckets.clear()
 
 
 def _google_pin(item: Mapping[str, Any], prefix: str) -> Pin:

@@ -231,6 +231,15 @@ def retry_after(response: Response) -> float | None:
     return None if when is None else max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
+async def asked_to_wait(url: str, headers: Mapping[str, str], network: Network) -> float | None:
+    """Seconds that a server which throttles wants to be left alone for: one HEAD, for clients that do not tell."""
+    try:
+        response = await request(url, method="HEAD", headers=headers, network=network)
+    except HttpFailure:
+        return None
+    return retry_after(response) if response.status in (429, 503) else None
+
+
 def date(text: str) -> datetime | None:
     """A date as HTTP writes it (RFC 9110, section 5.6.7; UTC); None when it is none."""
     try:

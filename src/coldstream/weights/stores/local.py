@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from coldstream.errors import AccessDenied, ObjectNotFound
+from coldstream.host.files import place_of
+from coldstream.host.memory import allocate
 from coldstream.weights.checkpoint.uri import Location
-from coldstream.weights.stores.store import Interrupted, OnLanded, Pin
-from coldstream.weights.transfer.answers import changed, denied
-from coldstream.weights.transfer.memory import steps
-from coldstream.weights.transfer.readers import Readers
+from coldstream.weights.stores.pinning import changed
+from coldstream.weights.stores.refusal import denied
+from coldstream.weights.stores.store import Interrupted, Pin
 
-# What the kernel adds to the name of an open file that has none any more (proc_pid_fd(5)).
-_DELETED = " (deleted)"
+# Reads of a disk that run at once, and bytes after which one looks whether it is still wanted.
+_THREADS = 8
+_STEP = 4 * 1024 * 1024
 
 
 class LocalStore:
@@ -23,7 +27,7 @@ class LocalStore:
 
     def __init__(self, location: Location) -> None:
         self.location = location
-        self._readers = Readers()
+        self._threads: ThreadPoolExecutor | None = None
         self._roots = _roots(location)
 
     async def list(self) -> Mapping[str, Pin]:
@@ -46,38 +50,35 @@ class LocalStore:
             raise denied(self.location.child(name), 403) from exc
         return _pinned(name, status) if stat.S_ISREG(status.st_mode) else None
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
-        """See `Store.read_into`."""
-        reading = _Reading(self.location.child(pin.name), self._roots, pin, start, target, landed)
-        await self._readers.run(reading.run, reading.abort)
+    async def read_range(
+        self, pin: Pin, start: int, end: int, *, piecewise: bool = False
+    ) -> AsyncGenerator[memoryview, None]:
+        """See `Store.read_range`. The system copies a file's bytes; no transport has to hand them over."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="coldstream-read")
+        reading = _Reading(self.location.child(pin.name), self._roots, pin, start, end)
+        try:
+            yield await asyncio.get_running_loop().run_in_executor(self._threads, reading.run)
+        finally:
+            reading.aborted = True
 
     def close_idle(self) -> None:
-        """See `Store.close_idle`."""
-        self._readers.close()
+        """See `Store.close_idle`; waits for reads that were cancelled."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=True)
+            self._threads = None
 
     def _path(self, name: str) -> Path:
         return Path(self.location.path) / name
 
 
 class _Reading:
-    def __init__(
-        self,
-        where: Location,
-        roots: tuple[Path, ...],
-        pin: Pin,
-        start: int,
-        target: memoryview,
-        landed: OnLanded,
-    ) -> None:
+    def __init__(self, where: Location, roots: tuple[Path, ...], pin: Pin, start: int, end: int) -> None:
         self._where, self._roots, self._pin = where, roots, pin
-        self._start, self._target, self._landed = start, target, landed
-        self._aborted = False
+        self._start, self._end = start, end
+        self.aborted = False
 
-    def abort(self) -> None:
-        """From another thread: end after the step that is being read."""
-        self._aborted = True
-
-    def run(self) -> None:
+    def run(self) -> memoryview:
         try:
             file = os.open(self._where.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as exc:
@@ -89,15 +90,16 @@ class _Reading:
         try:
             self._check_place(file)
             self._check_version(file)
-            self._read(file)
+            data = self._read(file)
             self._check_version(file)
         finally:
             os.close(file)
+        return data
 
     def _check_place(self, file: int) -> None:
         """Of the file that is open, so that a link cannot be exchanged meanwhile."""
-        place = Path(os.readlink(f"/proc/self/fd/{file}"))
-        if place.name.endswith(_DELETED):
+        place = place_of(file)
+        if place is None:
             raise changed(self._where)
         if not any(place.is_relative_to(root) for root in self._roots):
             raise AccessDenied(
@@ -108,22 +110,18 @@ class _Reading:
         if self._pin.etag not in (None, _etag(os.fstat(file))):
             raise changed(self._where)
 
-    def _read(self, file: int) -> None:
-        position = self._start
-        for step in steps(self._target):
-            filled = 0
-            while filled < step.nbytes:
-                if self._aborted:
-                    return
-                try:
-                    count = os.preadv(file, [step[filled:]], position)
-                except OSError as exc:
-                    raise Interrupted(f"{exc.strerror}") from exc
-                if not count:
-                    raise changed(self._where)
-                self._landed(step[filled : filled + count])
-                filled += count
-                position += count
+    def _read(self, file: int) -> memoryview:
+        target = allocate(self._end - self._start)
+        filled = 0
+        while filled < target.nbytes and not self.aborted:
+            try:
+                count = os.preadv(file, [target[filled : filled + _STEP]], self._start + filled)
+            except OSError as exc:
+                raise Interrupted(f"{exc.strerror}") from exc
+            if not count:
+                raise changed(self._where)
+            filled += count
+        return target.toreadonly()
 
 
 def _roots(location: Location) -> tuple[Path, ...]:

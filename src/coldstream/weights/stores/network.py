@@ -23,9 +23,17 @@ class Proxy:
     host: str
     port: int
     authorization: str | None = None
+    # As the address had it, quoted, with its @; or "".
+    user: str = ""
 
     def __repr__(self) -> str:
         return f"the proxy {self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Its address with user and password, for a client that wants them so; never to be shown."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{self.user}{host}:{self.port}"
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -57,15 +65,25 @@ class Network:
             SettingsError: the variable is no http:// address.
         """
         parts = urlsplit(url)
-        name = f"{parts.scheme}_proxy"
-        value = self._get(name) or self._get("all_proxy")
-        if (
-            not value
-            or _is_here(parts.hostname or "")
-            or _is_excepted(parts.hostname or "", parts.port, self._get("no_proxy"))
-        ):
+        host = parts.hostname or ""
+        if _is_here(host) or _is_excepted(host, parts.port, self._get("no_proxy")):
             return None
-        return _parsed(value, name)
+        return self.configured(url)
+
+    def configured(self, url: str) -> Proxy | None:
+        """The proxy for URLs of its scheme, whatever its host.
+
+        Raises:
+            SettingsError: the variable is no http:// address.
+        """
+        name = f"{urlsplit(url).scheme}_proxy"
+        value = self._get(name) or self._get("all_proxy")
+        return _parsed(value, name) if value else None
+
+    @property
+    def excepted(self) -> str:
+        """Hosts that are reached directly, separated by commas: this machine and those of no_proxy."""
+        return ",".join(filter(None, ("localhost,127.0.0.0/8,::1", self._get("no_proxy"))))
 
     def _get(self, name: str) -> str:
         return self.environ.get(name) or self.environ.get(name.upper()) or ""
@@ -81,7 +99,7 @@ def _parsed(value: str, name: str) -> Proxy:
         raise SettingsError(f"{name}: a proxy is reached over http; write http://host:port")
     user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     basic = f"Basic {b64encode(user.encode()).decode()}" if parts.username is not None else None
-    return Proxy(parts.hostname, port, basic)
+    return Proxy(parts.hostname, port, basic, f"{parts.netloc.rpartition('@')[0]}@" if basic else "")
 
 
 def _is_here(host: str) -> bool:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.errors import AccessDenied
 from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.stores.client import client_options
 from coldstream.weights.stores.credentials import PATIENCE
 from coldstream.weights.stores.google import google_store
 from coldstream.weights.stores.local import LocalStore
 from coldstream.weights.stores.network import Network
 from coldstream.weights.stores.store import Store
 from coldstream.weights.stores.web import WebStore
-from coldstream.weights.transfer.wire import Wire
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Store
@@ -47,22 +46,38 @@ def open_store(
         AccessDenied: credentials are configured, but cannot be used.
     """
     network = Network(environ)
-    certificates = _certificates(network.authorities) if network.authorities else None
     if location.scheme == "file":
         return LocalStore(location)
     if location.scheme == "gs":
-        return google_store(location, environ, Wire(stall=stall, network=network), patience=patience)
+        return google_store(location, environ, stall=stall, patience=patience)
     if location.scheme in ("http", "https"):
-        return WebStore(location, Wire(stall=stall, network=network, follow=True), network)
-    return _through_obstore(location, environ, _client(stall, certificates), Wire(stall=stall, network=network))
+        return WebStore(location, client_options(network, str(location), stall=stall), network)
+    client = client_options(network, _endpoint(location, environ), stall=stall)
+    return _through_obstore(location, environ, client)
 
 
-def _through_obstore(location: Location, environ: Mapping[str, str], client: ClientConfig, wire: Wire) -> Store:
+def _endpoint(location: Location, environ: Mapping[str, str]) -> str:
+    """Where a bucket or container is, as far as the way there depends on it."""
+    names, usual = _ENDPOINTS[location.scheme]
+    named = next((environ[name] for name in names if environ.get(name)), None)
+    if location.scheme == "az" and environ.get("AZURE_STORAGE_USE_EMULATOR", "").lower() in ("1", "true"):
+        return named or "http://127.0.0.1:10000"
+    return named or usual
+
+
+# The variables that obstore knows, and where it goes without.
+_ENDPOINTS = {
+    "az": (("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"), "https://account.blob.core.windows.net"),
+    "s3": (("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "https://bucket.s3.amazonaws.com"),
+}
+
+
+def _through_obstore(location: Location, environ: Mapping[str, str], client: ClientConfig) -> Store:
     # Not for gs://, which is on the way to the first byte: 30 ms.
     from obstore.exceptions import BaseError
     from obstore.store import AzureStore, S3Store
 
-    from coldstream.weights.stores.object_store import S3, ObjectStoreAdapter
+    from coldstream.weights.stores.object_store import ObjectStoreAdapter
 
     retry: RetryConfig = {"max_retries": 0}  # the executor decides when to ask again
     try:
@@ -74,13 +89,9 @@ def _through_obstore(location: Location, environ: Mapping[str, str], client: Cli
         unsigned = S3Store(location.bucket, client_options=client, retry_config=retry, skip_signature=True)
     except (BaseError, ValueError) as exc:
         raise AccessDenied(f"{location}: {_first_line(exc)}; {_CONFIGURED[location.scheme]}") from exc
-    if any(environ.get(name, "").lower() in ("1", "true") for name in _UNSIGNED):
-        return ObjectStoreAdapter(location, bucket)
-    return S3(location, bucket, unsigned, wire)
+    return ObjectStoreAdapter(location, bucket, unsigned)
 
 
-# What an address that was signed beforehand cannot have: no signature, and a header by which the reader pays.
-_UNSIGNED = ("AWS_SKIP_SIGNATURE", "AWS_REQUEST_PAYER")
 _CONFIGURED = {
     "az": "name the account in AZURE_STORAGE_ACCOUNT_NAME, and its AZURE_STORAGE_ACCOUNT_KEY or a SAS token",
     "s3": "look at the AWS_ variables",
@@ -132,22 +143,3 @@ def _of_profile(location: Location, environ: Mapping[str, str], client: ClientCo
 
 def _first_line(exc: Exception) -> str:
     return str(exc).partition("\n")[0]
-
-
-def _client(stall: float, certificates: bytes | None) -> ClientConfig:
-    options: ClientConfig = {
-        "allow_http": True,
-        "read_timeout": timedelta(seconds=stall),
-        "timeout": timedelta(hours=1),
-        "connect_timeout": timedelta(seconds=10),
-    }
-    if certificates is not None:
-        options["root_certificate"] = certificates
-    return options
-
-
-def _certificates(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as exc:
-        raise AccessDenied(f"SSL_CERT_FILE={file}: cannot be read ({exc.strerror}); unset it or correct it") from exc

@@ -1,4 +1,4 @@
-"""The seam to object storage: a small Protocol. Bytes land where the caller wants them, without a copy in between.
+"""The seam to object storage: a small Protocol. Bytes come in the buffers that the store read them into, uncopied.
 
 A store lists a folder and reads ranges of pinned objects. It does not retry: a read that failed raises `Interrupted`,
 and the executor (fetch.py) decides what to do about it.
@@ -6,7 +6,8 @@ and the executor (fetch.py) decides what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -35,7 +36,7 @@ class Pin:
 
 
 class Interrupted(Exception):
-    """A read ended before its last byte. What `read_into` told of has landed.
+    """A read ended before its last byte. What `read_range` yielded is good.
 
     `throttled`: the server asked for less, `retry_after` (seconds) says when. `refused`: the port was shut.
     Never seen by users: the executor turns it into a retry or an error of errors.py.
@@ -53,10 +54,6 @@ class Interrupted(Exception):
         self.throttled = throttled
         self.refused = refused
         self.retry_after = retry_after
-
-
-# Told of what a read fills, piece by piece, in order, each byte once, by the thread that has it in its cache.
-OnLanded = Callable[[memoryview], None]
 
 
 class Store(Protocol):
@@ -85,11 +82,14 @@ class Store(Protocol):
         """
         ...
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
-        """Fill `target` (writable bytes) with those of exactly this version from `start` on.
+    def read_range(
+        self, pin: Pin, start: int, end: int, *, piecewise: bool = False
+    ) -> AsyncGenerator[memoryview, None]:
+        """Bytes `start` to `end` (exclusive) of exactly this version: in one buffer, or several in order.
 
-        `landed` is told of every byte that is good, also when the read fails. When it ends, in whatever way, no thread
-        writes to `target` any more.
+        `piecewise` asks for small ones, so that what came before a connection broke is not lost; it costs more.
+        Each is the receiver's: nothing writes to it any more. They never hold more bytes than were asked for, and fewer
+        only with an error.
 
         Raises:
             Interrupted: it may work when asked again. Also when no byte came for some seconds.
@@ -102,12 +102,11 @@ class Store(Protocol):
         ...
 
 
-async def read(store: Store, pin: Pin, start: int, end: int) -> bytearray:
+async def read(store: Store, pin: Pin, start: int, end: int) -> bytes:
     """Bytes `start` to `end` (exclusive), for what is small.
 
     Raises:
-        As `Store.read_into`.
+        As `Store.read_range`.
     """
-    data = bytearray(end - start)
-    await store.read_into(pin, start, memoryview(data), lambda _: None)
-    return data
+    async with aclosing(store.read_range(pin, start, end)) as pieces:
+        return b"".join([piece async for piece in pieces])

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
 
 from coldstream.errors import BadResponse
 from coldstream.weights.checkpoint.file_names import WELL_KNOWN
 from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.stores import http
 from coldstream.weights.stores.network import Network
-from coldstream.weights.stores.store import Interrupted, OnLanded, Pin
-from coldstream.weights.transfer.answers import modified, raise_for_status, range_of, settled, strong
-from coldstream.weights.transfer.wire import MAX_REDIRECTS, REDIRECTS, Wire, redirected
+from coldstream.weights.stores.pinning import modified, settled
+from coldstream.weights.stores.refusal import raise_for_status
+from coldstream.weights.stores.store import Interrupted, Pin
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore
+
+MAX_REDIRECTS = 5
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 class WebStore:
-    """Pinned by ETag, or by a Last-Modified that is old enough."""
+    """Pinned by ETag, or by a Last-Modified that is old enough.
 
-    def __init__(self, location: Location, wire: Wire, network: Network) -> None:
+    Always read in pieces: any server may be named here, and a body in pieces is left at the first byte too many.
+    """
+
+    def __init__(self, location: Location, client: ClientConfig, network: Network) -> None:
         self.location = location
-        self._wire = wire
+        self._client = client
         self._network = network
+        self._folder: ObjectStore | None = None
 
     async def list(self) -> Mapping[str, Pin]:
         """See `Store.list`."""
@@ -50,29 +63,48 @@ class WebStore:
                 raise Interrupted(str(exc), refused=exc.refused) from exc
             if response.status not in REDIRECTS or "location" not in response.headers:
                 return response
-            url = redirected(url, response.headers["location"])
+            url = _redirected(url, response.headers["location"])
         raise BadResponse(f"{url}: more than {MAX_REDIRECTS} redirects; use the address where they end")
 
-    async def read_into(self, pin: Pin, start: int, target: memoryview, landed: OnLanded) -> None:
-        """See `Store.read_into`."""
+    async def read_range(
+        self, pin: Pin, start: int, end: int, *, piecewise: bool = False
+    ) -> AsyncGenerator[memoryview, None]:
+        """See `Store.read_range`."""
+        from coldstream.weights.stores.ranges import ask_range, body
+
         where = self.location.child(pin.name)
-        await read_over(self._wire, str(where), pin, start, target, landed, where)
+        try:
+            answer = await ask_range(self._opened(), pin.name, pin, start, end, where)
+        except Interrupted as failure:
+            if failure.throttled:  # obstore does not tell for how long
+                failure.retry_after = await http.asked_to_wait(str(where), {}, self._network)
+            raise
+        async with aclosing(body(answer, where, piecewise=True)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def close_idle(self) -> None:
         """See `Store.close_idle`."""
-        self._wire.close_idle()
+        self._folder = None
+
+    def _opened(self) -> ObjectStore:
+        from obstore.store import HTTPStore
+
+        if self._folder is None:
+            self._folder = HTTPStore.from_url(
+                str(self.location), client_options=self._client, retry_config={"max_retries": 0}
+            )
+        return self._folder
 
 
-async def read_over(
-    wire: Wire, url: str, pin: Pin, start: int, target: memoryview, landed: OnLanded, where: Location
-) -> None:
-    """Fill `target` from an address that anybody may read.
+def _redirected(url: str, where: str) -> str:
+    """Where an answer's Location leads.
 
     Raises:
-        As `Store.read_into`.
+        BadResponse: away from the web, or from https to http.
     """
-    end = start + target.nbytes
-    headers = {"Range": f"bytes={start}-{end - 1}"}
-    if pin.etag and strong(pin.etag):  # a weak one never matches (RFC 9110, section 13.1.1)
-        headers["If-Match"] = pin.etag
-    await wire.get(url, headers, target, range_of(pin, start, end, where), landed)
+    target = urljoin(url, where)
+    schemes = urlsplit(url).scheme, urlsplit(target).scheme
+    if schemes[1] not in ("http", "https") or schemes == ("https", "http"):
+        raise BadResponse(f"{url}: redirects to {schemes[1]}, which is not safe; use another address")
+    return target

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import import_module
-from typing import NamedTuple, cast
+from typing import cast
 
 import google_crc32c
 
 _POLYNOMIAL = 0x82F63B78
 _ONE = 0x80000000
+# Bytes that are copied, and then checked while they are still in the second-level cache.
+_STEP = 256 * 1024
 
 
 class _PyBuffer(ctypes.Structure):
@@ -56,6 +58,18 @@ def crc32c(buffer: memoryview, crc: int = 0) -> int:
         return int(google_crc32c.extend(crc, bytes(buffer)))
     with pinned(buffer) as address:
         return int(extend(crc, address, buffer.nbytes))
+
+
+def copy(source: memoryview, target: memoryview, crc: int = 0, *, checked: bool) -> int:
+    """Copy into as many bytes, without the GIL; the CRC32C of what lies there then, behind bytes that have `crc`.
+
+    Not `checked` it is 0, and costs nothing.
+    """
+    with pinned(source) as origin, pinned(target) as place:
+        for at in range(0, source.nbytes, _STEP):
+            ctypes.memmove(place + at, origin + at, min(_STEP, source.nbytes - at))
+            crc = crc32c(target[at : at + _STEP], crc) if checked else 0
+    return crc
 
 
 @cache
@@ -115,48 +129,6 @@ def _square(exponent: int) -> int:
         return _ONE >> 1
     half = _square(exponent - 1)
     return _multiply(half, half)
-
-
-class SoFar(NamedTuple):
-    """The first bytes of something: how many, and their CRC32C."""
-
-    nbytes: int
-    crc: int
-
-
-class Digest:
-    """The CRC32C of bytes that come one after the other; only their number if they are not to be `checked`.
-
-    One thread may add while another looks.
-    """
-
-    def __init__(self, *, checked: bool = True) -> None:
-        self._checked = checked
-        self.so_far = SoFar(0, 0)
-
-    @property
-    def nbytes(self) -> int:
-        """How many have come."""
-        return self.so_far.nbytes
-
-    @property
-    def crc(self) -> int:
-        """Their CRC32C, or 0."""
-        return self.so_far.crc
-
-    def another(self) -> Digest:
-        """Of the same kind, for other bytes."""
-        return Digest(checked=self._checked)
-
-    def add(self, piece: memoryview) -> None:
-        """The next bytes."""
-        nbytes, crc = self.so_far
-        self.so_far = SoFar(nbytes + piece.nbytes, crc32c(piece, crc) if self._checked else 0)
-
-    def append(self, other: Digest) -> None:
-        """Bytes that were looked at elsewhere."""
-        nbytes, crc = self.so_far
-        self.so_far = SoFar(nbytes + other.nbytes, combine(crc, other.crc, other.nbytes) if self._checked else 0)
 
 
 class Fold:

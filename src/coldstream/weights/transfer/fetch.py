@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from coldstream.weights.stores.store import Interrupted, Pin, Store
-from coldstream.weights.transfer.checksum import Digest
 from coldstream.weights.transfer.latency import HEDGE_POLL, TAIL_POLL, Pace, ReadWatch, RunningRead
-from coldstream.weights.transfer.memory import Slabs
 from coldstream.weights.transfer.progress import Counters
 from coldstream.weights.transfer.retry import Attempts, RetryPolicy, now
 
@@ -39,22 +38,35 @@ class HedgeBudget:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Range:
-    """Bytes from `start` on of a pinned object, for `target`; `landed` of them are there."""
+    """Bytes `start` to `end` (exclusive) of a pinned object, and those that are there, from `start` on.
+
+    Once a read of them has broken they are read `piecewise`, so that the next one begins where that one breaks.
+    """
 
     pin: Pin
     start: int
-    target: memoryview
-    landed: Digest
+    end: int
+    piecewise: bool = False
+    pieces: list[memoryview] = field(default_factory=list)
+    landed: int = 0
 
     @property
     def left(self) -> int:
-        return self.target.nbytes - self.landed.nbytes
+        return self.end - self.start - self.landed
+
+    def add(self, piece: memoryview) -> None:
+        self.pieces.append(piece)
+        self.landed += piece.nbytes
+
+    def rest(self) -> _Range:
+        """What is missing, as a range of its own."""
+        return _Range(self.pin, self.start + self.landed, self.end, self.piecewise)
 
     def part(self, low: int, high: int) -> _Range:
-        """A range of its own, for the same memory."""
-        return _Range(self.pin, self.start + low, self.target[low:high], self.landed.another())
+        """Bytes `low` to `high` of it, as a range of its own."""
+        return _Range(self.pin, self.start + low, self.start + high, self.piecewise)
 
 
 class Fetcher:
@@ -72,7 +84,6 @@ class Fetcher:
         release: Callable[[int], None],
         throttled: Callable[[], None],
         is_tail: Callable[[], bool],
-        slabs: Slabs,
     ) -> None:
         self._store = store
         self._policy = policy
@@ -83,35 +94,33 @@ class Fetcher:
         self._release = release
         self._throttled = throttled
         self._is_tail = is_tail
-        self._slabs = slabs
         self._pace = Pace()
         self._watch = ReadWatch(lambda: TAIL_POLL if is_tail() else HEDGE_POLL)
         self._open_at = 0.0
 
-    async def read(self, pin: Pin, start: int, target: memoryview, *, checked: bool = True) -> int:
-        """Fill `target` with the bytes from `start` on. When it ends, no thread writes to `target` any more.
-
-        Returns: the CRC32C of what landed; 0 if it is not to be `checked`.
+    async def read(self, pin: Pin, start: int, end: int) -> list[memoryview]:
+        """Bytes `start` to `end` (exclusive), in order, in the buffers that they came in: in one, if all went well.
 
         Raises:
             StoreError: retrying cannot mend it, or the attempts or the deadline are spent.
         """
         uri = self._store.location.child(pin.name)
-        end = start + target.nbytes
         attempts = Attempts(self._policy, where=f"{uri}, bytes {start}-{end}", deadline=self._deadline)
-        wanted = _Range(pin, start, target, Digest(checked=checked))
+        wanted = _Range(pin, start, end)
         while wanted.left:
-            before = wanted.landed.nbytes
+            before = wanted.landed
             try:
                 await self._wait_until_open(attempts)
                 await self._hedged(wanted, attempts)
             except Interrupted as failure:
-                if wanted.landed.nbytes > before:
+                if wanted.landed > before:
                     attempts.progressed()
                     self._counters.resumes += 1
+                if not failure.throttled and not failure.refused:
+                    wanted.piecewise = True
                 if wanted.left:
                     await self._back_off(failure, attempts)
-        return wanted.landed.crc
+        return wanted.pieces
 
     async def _back_off(self, failure: Interrupted, attempts: Attempts) -> None:
         self._counters.retries += 1
@@ -119,9 +128,8 @@ class Fetcher:
         if failure.throttled:
             self._counters.throttles += 1
             self._throttled()
-            if failure.retry_after is not None:
-                # The server spoke to all of us, not only to this read.
-                self._open_at = max(self._open_at, now() + failure.retry_after)
+            # The server spoke to all of us, not only to this read.
+            self._open_at = max(self._open_at, now() + (delay if failure.retry_after is None else failure.retry_after))
         await asyncio.sleep(delay)
 
     async def _wait_until_open(self, attempts: Attempts) -> None:
@@ -131,27 +139,23 @@ class Fetcher:
 
     async def _hedged(self, wanted: _Range, attempts: Attempts) -> None:
         """What is left of a range, until one of one or two reads has ended well."""
-        landed, running = wanted.landed, self._pace.begin(wanted.left, now=now())
-        began = landed.nbytes
+        running = self._pace.begin(wanted.left, now=now())
+        began = wanted.landed
         racers = [asyncio.create_task(self._timed(wanted, attempts, running))]
         second: _Range | None = None
         try:
-            late = await self._watch.until(lambda: self._is_late(running, landed.nbytes - began), racers[0])
-            split = landed.so_far
-            left = wanted.target.nbytes - split.nbytes
-            if late and left and self._may_hedge(left):
-                # Into memory of its own: the first one may still write to the target.
-                spare = self._slabs.take(left)
-                second = _Range(wanted.pin, wanted.start + split.nbytes, spare, landed.another())
+            late = await self._watch.until(lambda: self._is_late(running, wanted.landed - began), racers[0])
+            split = len(wanted.pieces)
+            if late and wanted.left and self._may_hedge(wanted.left):
+                second = wanted.rest()
                 racers.append(asyncio.create_task(self._second(second, attempts)))
             winner = await self._winner(racers)
         finally:
             self._pace.forget(running)
             await _ended(racers)
         if second is not None and winner is racers[1]:
-            wanted.target[split.nbytes :] = second.target
-            landed.so_far = split  # what came after it is overwritten
-            landed.append(second.landed)
+            wanted.pieces[split:] = second.pieces
+            wanted.landed = second.start - wanted.start + second.landed
         return winner.result()
 
     def _is_late(self, running: RunningRead, landed: int) -> bool:
@@ -160,7 +164,7 @@ class Fetcher:
         return late is not None and now() >= late and self._pace.gains(running, landed, now=now())
 
     async def _winner(self, racers: Sequence[asyncio.Task[None]]) -> asyncio.Task[None]:
-        """The first to end well; when none does the first racer, because only what it has landed lies in the target."""
+        """The first to end well; when none does the first racer, because only what it has landed is kept."""
         pending = set(racers)
         while pending:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -179,7 +183,7 @@ class Fetcher:
         return True
 
     async def _second(self, wanted: _Range, attempts: Attempts) -> None:
-        nbytes = wanted.target.nbytes
+        nbytes = wanted.left
         self._counters.hedges += 1
         self._counters.hedged_bytes += nbytes
         self._counters.wasted_bytes += nbytes  # by one of the two
@@ -189,7 +193,7 @@ class Fetcher:
             self._release(nbytes)
 
     async def _in_pieces(self, wanted: _Range, attempts: Attempts) -> None:
-        nbytes = wanted.target.nbytes
+        nbytes = wanted.left
         count = -(-nbytes // HEDGE_PIECE)
         edges = [nbytes * index // count for index in range(count + 1)]
         pieces = [wanted.part(low, high) for low, high in pairwise(edges)]
@@ -199,21 +203,24 @@ class Fetcher:
         finally:
             await _ended(tasks)
         for piece in pieces:
-            wanted.landed.append(piece.landed)
+            for buffer in piece.pieces:
+                wanted.add(buffer)
 
     async def _timed(self, wanted: _Range, attempts: Attempts, running: RunningRead) -> None:
         """One request for what is left of a range."""
         self._counters.requests += 1
-        start, rest = wanted.start + wanted.landed.nbytes, wanted.target[wanted.landed.nbytes :]
-        limit = min(attempts.remaining, ATTEMPT_FLOOR + rest.nbytes / SLOWEST)
+        start, left = wanted.start + wanted.landed, wanted.left
+        limit = min(attempts.remaining, ATTEMPT_FLOOR + left / SLOWEST)
+        read = self._store.read_range(wanted.pin, start, wanted.end, piecewise=wanted.piecewise)
         try:
-            async with asyncio.timeout(max(0.0, limit)):
-                await self._store.read_into(wanted.pin, start, rest, wanted.landed.add)
+            async with asyncio.timeout(max(0.0, limit)), aclosing(read) as pieces:
+                async for piece in pieces:
+                    wanted.add(piece)
         except TimeoutError as exc:
             self._counters.stalls += 1
             raise Interruption(f"no end after {limit:.0f} s") from exc
         if wanted.left:
-            raise Interruption(f"only {rest.nbytes - wanted.left} of {rest.nbytes} bytes came")
+            raise Interruption(f"only {left - wanted.left} of {left} bytes came")
         self._pace.completed(running, now=now())
 
 

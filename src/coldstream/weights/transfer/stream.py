@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coldstream.errors import BadResponse, ChecksumMismatch
+from coldstream.host.memory import allocate
 from coldstream.timeline import Span, Timeline
 from coldstream.weights.checkpoint.checkpoint import READ_WHOLE, Checkpoint, Shard
 from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.checkpoint.plan import Read, ReadPlan, part_size_for, plan
 from coldstream.weights.transfer.budget import ByteBudget
-from coldstream.weights.transfer.checksum import Fold, crc32c
+from coldstream.weights.transfer.checksum import Fold, copy, crc32c
 from coldstream.weights.transfer.concurrency import Bounds, Concurrency
 from coldstream.weights.transfer.fetch import Fetcher, HedgeBudget
-from coldstream.weights.transfer.memory import Slabs
 from coldstream.weights.transfer.progress import Progress
 from coldstream.weights.transfer.retry import RetryPolicy, now
 
@@ -29,6 +29,8 @@ Select = Callable[[TensorInfo], "bool | TensorInfo"]
 Pieces = Callable[[TensorInfo], Sequence[TensorInfo]]
 
 DEFAULT_BYTES_IN_FLIGHT = 1024 * 1024 * 1024
+# Threads that check what has landed; each does several gigabytes a second.
+_CHECKERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +174,11 @@ class _Assembly:
         self._buffers: dict[TensorInfo, memoryview] = {}
         self._missing: dict[TensorInfo, int] = {}
 
-    def place(self, read: Read, slabs: Slabs) -> memoryview:
+    def place(self, read: Read) -> memoryview:
         """Where a cut belongs."""
         info = read.tensors[0]
         if info not in self._buffers:
-            self._buffers[info] = slabs.take(info.nbytes)
+            self._buffers[info] = allocate(info.nbytes)
             self._missing[info] = info.nbytes
         return self._buffers[info][read.start - info.start : read.end - info.start]
 
@@ -185,6 +187,21 @@ class _Assembly:
         info = read.tensors[0]
         self._missing[info] -= read.nbytes
         return None if self._missing[info] else self._buffers.pop(info).toreadonly()
+
+
+def _land(pieces: list[memoryview], target: memoryview | None, nbytes: int, checked: bool) -> tuple[memoryview, int]:
+    """A read's bytes in one buffer, and their CRC32C (0 if not `checked`).
+
+    That is the buffer that they came in, unless they belong into `target`, or came in several: then they are copied.
+    """
+    if target is None and len(pieces) == 1:
+        return pieces[0].toreadonly(), crc32c(pieces[0]) if checked else 0
+    target = allocate(nbytes) if target is None else target
+    at = crc = 0
+    for piece in pieces:
+        crc = copy(piece, target[at : at + piece.nbytes], crc, checked=checked)
+        at += piece.nbytes
+    return target.toreadonly(), crc
 
 
 @dataclass(slots=True)
@@ -224,7 +241,6 @@ class _Run:
         assembly: _Assembly | None = None,
     ) -> None:
         self._assembly = assembly
-        self._slabs = Slabs()
         self.checkpoint = checkpoint
         self.options = options or StreamOptions()
         self.progress = progress or Progress()
@@ -243,7 +259,7 @@ class _Run:
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = list(range(self.options.bounds.high))
-        self._mapper = ThreadPoolExecutor(1, thread_name_prefix="coldstream-memory")
+        self._checkers = ThreadPoolExecutor(_CHECKERS, thread_name_prefix="coldstream-check")
 
     async def ranges(self) -> AsyncGenerator[LandedRange, None]:
         """The reads as they land; what is yielded holds its part of the budget until the caller releases it."""
@@ -307,7 +323,6 @@ class _Run:
             release=self.budget.release,
             throttled=lambda: self._concurrency.throttled(now=now()),
             is_tail=lambda: not self._pending,
-            slabs=self._slabs,
         )
 
     async def _dispatch(self) -> None:
@@ -338,28 +353,30 @@ class _Run:
             self._ready.put_nowait(exc)
 
     async def _on_connection(self, read: Read, connection: int) -> memoryview:
-        start = self.timeline.now()
+        start, file = self.timeline.now(), self._files[read.file]
         try:
-            target = await self._place(read)
-            file = self._files[read.file]
-            checked = self._is_checked(file)
-            crc = await self._fetcher.read(file.shard.pin, read.start, target, checked=checked)
+            pieces = await self._fetcher.read(file.shard.pin, read.start, read.end)
         finally:
             self._idle.append(connection)
             self._changed.set()
         end = self.timeline.now()
         details: dict[str, str | int | float] = {"file": read.file, "start": read.start, "bytes": read.nbytes}
-        if checked:
-            file.fold.add(read.start, read.end, crc)
         self.timeline.record(Span("range", start, end, f"connection {connection}", details))
         self._concurrency.completed(read.nbytes, now=now())
-        return target.toreadonly()
+        return await self._taken(read, file, pieces)
 
-    async def _place(self, read: Read) -> memoryview:
-        if self._assembly is not None and not read.whole:
-            return self._assembly.place(read, self._slabs)
-        # Off the event loop: mapping memory waits for those who find pages.
-        return await asyncio.get_running_loop().run_in_executor(self._mapper, self._slabs.take, read.nbytes)
+    async def _taken(self, read: Read, file: _File, pieces: list[memoryview]) -> memoryview:
+        """The bytes of a read where they stay, checked off the event loop."""
+        is_cut = self._assembly is not None and not read.whole
+        target = self._assembly.place(read) if self._assembly is not None and is_cut else None
+        checked = self._is_checked(file)
+        if target is None and len(pieces) == 1 and not checked:
+            return pieces[0].toreadonly()
+        loop = asyncio.get_running_loop()
+        data, crc = await loop.run_in_executor(self._checkers, _land, pieces, target, read.nbytes, checked)
+        if checked:
+            file.fold.add(read.start, read.end, crc)
+        return data
 
     async def _landed(self, file: _File) -> None:
         file.left -= 1
@@ -390,8 +407,7 @@ class _Run:
                 f"{uri}: what arrived, twice, has CRC32C {file.fold.value:08x}, the object's is {pin.crc32c:08x};"
                 " something between here and the store changes bytes"
             )
-        header = bytearray(len(file.shard.header_bytes))
-        await self._fetcher.read(pin, 0, memoryview(header), checked=False)
+        header = b"".join(await self._fetcher.read(pin, 0, len(file.shard.header_bytes)))
         if header != file.shard.header_bytes:
             raise ChecksumMismatch(f"{uri}: its header arrived damaged, so every tensor is in doubt; start again")
         self._refetch(file)
@@ -421,4 +437,4 @@ class _Run:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         self.checkpoint.store.close_idle()
-        self._mapper.shutdown(wait=True)
+        self._checkers.shutdown(wait=True)
