@@ -47,3 +47,13 @@ async def disconnected(receive: Receive) -> None:
     """Return when the client is gone, or the response is out. What the request's body still brings is dropped."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def replay(body: bytes) -> Receive:
+    """A `receive` that gives this body, whole, and then says that the client is gone."""
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> MutableMapping[str, Any]:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    return replayed

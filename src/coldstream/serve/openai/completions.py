@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 from starlette.responses import Response
 
@@ -29,7 +29,6 @@ from coldstream.settings import TaskSettings
 PATH = "/v1/completions"
 _MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""
-_MOST_PROMPTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +158,13 @@ def _prompts(body: CompletionRequest) -> tuple[str | tuple[int, ...], ...]:
     prompt = body.prompt
     if isinstance(prompt, str):
         return (prompt,)
-    if prompt and isinstance(prompt[0], int):
-        return (tuple(item for item in prompt if isinstance(item, int)),)
-    if not 1 <= len(prompt) <= _MOST_PROMPTS:
-        raise InvalidRequest(f"prompt: a list of 1 to {_MOST_PROMPTS} prompts, not {len(prompt)}", field="prompt")
-    return tuple(tuple(item) if isinstance(item, list) else str(item) for item in prompt)
+    if isinstance(prompt[0], int):
+        return (_ids(prompt),)
+    return tuple(_ids(item) if isinstance(item, list) else str(item) for item in prompt)
+
+
+def _ids(prompt: Sequence[object]) -> tuple[int, ...]:
+    return cast(tuple[int, ...], tuple(prompt))  # the schema says that one id is followed by ids alone
 
 
 def _usage(asked: AskedCompletion, running: Running, results: Sequence[Result]) -> dict[str, Any]:
