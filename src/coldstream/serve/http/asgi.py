@@ -26,7 +26,8 @@ def headers(scope: Scope) -> dict[str, str]:
 
 async def send_json(send: Send, status: int, body: Any, more: Headers = ()) -> None:
     """A whole response that no cache keeps."""
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    # Names of a checkpoint may hold half a surrogate pair, which JSON can spell and UTF-8 cannot.
+    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
     fields = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), *more]
     await send_whole(send, status, data, fields)
 

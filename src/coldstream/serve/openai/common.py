@@ -122,6 +122,11 @@ def usage(job: Job, results: Sequence[Result], *, completion_tokens: int | None 
     }
 
 
+def scores(results: Sequence[Result], best: int | None) -> int:
+    """How many log probabilities they hold, where `best` alternatives were asked for."""
+    return sum(len(result.logprobs) + len(result.prompt_logprobs) for result in results) * (1 + (best or 0))
+
+
 @dataclass(frozen=True, slots=True)
 class Streamed:
     """What a stream says of its usage: at its end, and, as vLLM has it, with every chunk."""

@@ -7,6 +7,7 @@ import codecs
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from coldstream.serve.api.tasks import render
 from coldstream.serve.middleware import errors as failures
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai import logprobs
-from coldstream.serve.openai.common import Envelope, NamedTarget, Streamed, envelope, sampling, target, usage
+from coldstream.serve.openai.common import Envelope, NamedTarget, Streamed, envelope, sampling, scores, target, usage
 from coldstream.serve.openai.constraint import constraint
 from coldstream.serve.openai.schema import CompletionRequest
 from coldstream.serve.requests.inference import Inference, Job, Result, Running
@@ -134,9 +135,13 @@ async def complete(
     async with inference.start(asked.job(), record) as running:
         results = await running.collect()
         writers = await _writers(asked, running)
-    choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
     frame = envelope("cmpl", "text_completion", body.model, asked.target.model)
-    return sse.JsonReply(frame.wrap(choices, usage=_usage(asked, running, results)))
+
+    def written() -> bytes:
+        choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
+        return sse.dumps_long(frame.wrap(choices, usage=_usage(asked, running, results)))
+
+    return sse.json_reply(await sse.made(scores(results, body.logprobs), written))
 
 
 def encode(
@@ -223,6 +228,14 @@ class _Writer:
         return logprobs.completion((*scored, *drawn), (*self._echo.places, *offsets), self._echo.spelled)
 
 
+def _written(
+    batch: Sequence[tuple[int, TokenEvent]], writers: Sequence[_Writer], frame: Envelope, counted: Streamed
+) -> bytes:
+    """The events of a batch; empty where they say nothing."""
+    made = [writers[index].chunk(event) for index, event in batch]
+    return b"".join(sse.frame(frame.wrap([choice], **counted.beside())) for choice in made if choice is not None)
+
+
 async def _writers(asked: AskedCompletion, running: Running) -> list[_Writer]:
     echoes = [Echo() for _ in running.prompt_ids]
     if asked.body.echo:
@@ -239,10 +252,10 @@ async def _frames(asked: AskedCompletion, inference: Inference, record: RequestR
             writers = await _writers(asked, running)
             counted = Streamed(asked.body.stream_options, running, [writer.result for writer in writers])
             async for batch in running.events:
-                made = [writers[index].chunk(event) for index, event in batch]
-                pieces = [sse.frame(frame.wrap([choice], **counted.beside())) for choice in made if choice is not None]
+                echoed = sum(len(event.prompt_logprobs) for _, event in batch) * (1 + (asked.body.logprobs or 0))
+                pieces = await sse.made(echoed, partial(_written, batch, writers, frame, counted))
                 if pieces:
-                    yield b"".join(pieces)
+                    yield pieces
                     begun = True
             if counted.is_wanted:
                 yield sse.frame(frame.wrap([], usage=_usage(asked, running, counted.results)))
