@@ -50,8 +50,17 @@ A message says what was wrong, where (URI, tensor, byte, field) and what to do n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What commands a terminal, turns the order of what follows, or is no character: no name means anything by it."""
+
+
+def printable(text: str) -> str:
+    """The text for a terminal, a log or JSON: names in files of strangers may hold anything."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class ColdstreamError(Exception):
@@ -59,6 +68,9 @@ class ColdstreamError(Exception):
 
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class SettingsError(ColdstreamError):

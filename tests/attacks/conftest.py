@@ -44,6 +44,10 @@ class Peer:
         head = await self._reader.readuntil(b"\r\n\r\n")
         return int(head.split()[1])
 
+    def stop_reading(self) -> None:
+        """Leave what comes in the kernel, until that is full."""
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+
     def hang_up(self) -> None:
         self._writer.close()
 

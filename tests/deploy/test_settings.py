@@ -142,7 +142,11 @@ def _other(entry: reference.Entry) -> str:
         return json.dumps(entry.key.known[:1])
     if "`" in entry.type:
         return json.dumps(entry.type.rpartition(", ")[2].strip("`"))
-    return {"true": "false", "false": "true"}.get(entry.default) or str(float(entry.default) + 1).removesuffix(".0")
+    if entry.default in ("true", "false"):
+        return "false" if entry.default == "true" else "true"
+    number = float(entry.default)
+    most = entry.key.at_most
+    return str(number + 1 if most is None or number + 1 <= most else number / 2).removesuffix(".0")
 
 
 def test_the_servers_keys_come_from_the_variable_that_the_service_mounts() -> None:

@@ -129,6 +129,12 @@ def stood() -> tuple[Engine, ScriptedModel, list[float], Watchdog]:
     return engine, model, clock, Watchdog({"m": model}, patience=60, clock=lambda: clock[0])
 
 
+def test_an_engine_whose_thread_died_is_stuck_at_once(stood) -> None:
+    engine, _, _, watchdog = stood
+    engine.now = Stats(running=0, died=True)
+    assert watchdog.stuck() == ["m"]
+
+
 def test_an_engine_that_has_work_and_makes_no_step_is_stuck(stood) -> None:
     engine, _, clock, watchdog = stood
     engine.now = Stats(running=1, steps=7)

@@ -58,6 +58,7 @@ class Stats:
     running: int
     steps: int
     waiting: int = 0
+    died: bool = False
 
 
 @dataclass

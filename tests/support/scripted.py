@@ -25,6 +25,7 @@ class Stats:
     steps: int = 0
     blocks_total: int = 64
     kind: str = "scripted"
+    died: bool = False
 
 
 class LetterTokenizer:

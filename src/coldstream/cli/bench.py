@@ -295,13 +295,14 @@ def _print_json(data: Any) -> None:
 
 
 def _table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from coldstream.cli.terminal import Terminal
 
     table = Table(*heads, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _write(chart: Path | None, picture: str) -> None:

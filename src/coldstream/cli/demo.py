@@ -57,10 +57,11 @@ class Terminal:
     """Tells a person: what is done and when, bars while bytes land, then questions and answers."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-        self._console = Console(highlight=False)
+        from coldstream.cli.terminal import Terminal
+
+        self._console = Terminal(highlight=False)
         columns = (TextColumn("          {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         self._bars = Progress(*columns, TextColumn("{task.fields[phase]}"), console=self._console, transient=True)
         self._tasks: dict[str, Any] = {}

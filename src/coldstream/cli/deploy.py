@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from coldstream import settings as configuration
-from coldstream.errors import DeployError, SettingsError
+from coldstream.errors import DeployError, SettingsError, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from coldstream.cli.terminal import Terminal
     from coldstream.deploy.access import Grant, Make
     from coldstream.deploy.doctor import Report
     from coldstream.deploy.plan import Plan
@@ -181,7 +180,7 @@ def _fix(job: DeployJob, found: Report, undo: Path, script: Path, *, yes: bool, 
     return found
 
 
-def _hand_over(console: Console, job: DeployJob, others: tuple[Make | Grant, ...], script: Path) -> None:
+def _hand_over(console: Terminal, job: DeployJob, others: tuple[Make | Grant, ...], script: Path) -> None:
     from coldstream.deploy import fix, show
 
     if not others:
@@ -318,7 +317,7 @@ def logs(
     session = job.session
     try:
         for entry in lifecycle.logs(session.google, query, newest=newest, follow=follow, clock=session.clock):
-            text = json.dumps(entry, ensure_ascii=False) if as_json else f"{entry['time']} {entry['text']}"
+            text = json.dumps(entry) if as_json else printable(f"{entry['time']} {entry['text']}")
             typer.echo(text)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
@@ -458,7 +457,7 @@ def _write(path: Path, text: str) -> None:
         raise SettingsError(f"{path}: cannot be written ({exc.strerror})") from exc
 
 
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
+def _console(*, stderr: bool = False) -> Terminal:
+    from coldstream.cli.terminal import Terminal
 
-    return Console(stderr=stderr, highlight=False)
+    return Terminal(stderr=stderr, highlight=False)

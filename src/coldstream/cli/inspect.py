@@ -27,18 +27,19 @@ def inspect(
 
     report = summarize(open_checkpoint(uri, weights=check_weights(weights)), tensors=tensors)
     if as_json:
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(report, indent=2))
     else:
         _print(report)
 
 
 def _print(report: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.filesize import decimal
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    from coldstream.cli.terminal import Terminal
+
+    console = Terminal()
     facts = Table(title=report["uri"], show_header=False, title_justify="left")
     for name, value in _facts(report, decimal):
         facts.add_row(name, value)

@@ -143,7 +143,7 @@ def _show(start: Startup, settings: Settings, port: int) -> None:
 
 def _log(message: str, **details: object) -> None:
     """One line of JSON that Cloud Logging understands."""
-    sys.stderr.write(json.dumps({"severity": "INFO", "message": message, **details}, ensure_ascii=False) + "\n")
+    sys.stderr.write(json.dumps({"severity": "INFO", "message": message, **details}) + "\n")
     sys.stderr.flush()
 
 

@@ -106,6 +106,7 @@ class Engine:
         # The loop's own: whose tokens it computes.
         self._active: dict[str, Generation] = {}
         self._thread: threading.Thread | None = None
+        self._died = False
 
     # -- from any thread -----------------------------------------------------------------------------------------------
 
@@ -249,6 +250,7 @@ class Engine:
             finished=meter.finished,
             preemptions=self._scheduler.preemptions,
             errors=meter.errors,
+            died=self._died and self._thread is not None and not self._thread.is_alive(),
         )
 
     def _generation(self, request: Request, deliver: Deliver) -> Generation:
@@ -281,10 +283,12 @@ class Engine:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
+        self._died = True
         try:
             with self._backend.thread():
                 while self._wait():
                     self._turn()
+            self._died = False
         finally:
             with self._changed:
                 self._refuse(self._shutting_down())

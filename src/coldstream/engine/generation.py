@@ -73,8 +73,8 @@ class Generation:
             arrival=0,
             deadline=request.deadline,
             share_prefix=params.prompt_logprobs is None,
-            max_chunk=None if params.prompt_logprobs is None else 64,
-            images=[PlacedImage(image) for image in request.images],
+            is_scored=params.prompt_logprobs is not None,
+            images=[PlacedImage(image, request.salt) for image in request.images],
         )
         self._start()
 
@@ -98,7 +98,8 @@ class Generation:
 
     def _start(self) -> None:
         request = self.request
-        self.sequence.chain = Chain(tuple(Mark(item.start, item.end, item.digest) for item in request.images))
+        marks = tuple(Mark(item.start, item.end, item.digest) for item in request.images)
+        self.sequence.chain = Chain(marks, request.salt)
         self.row = SamplingRow(request.sampling, self._seed, request.prompt_ids)
         self._matcher = self._new_matcher() if self._new_matcher is not None else None
         self._text: Detokenizer | None = None

@@ -79,7 +79,8 @@ class PromptImage:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to generate. `deadline` is on the `time.monotonic()` clock; None means none.
+    """One sequence to generate. `deadline` is on the `time.monotonic()` clock; None means none. `salt`, of at most 64
+    bytes: what requests of different salts have in common is computed for each, so that neither learns of the other.
 
     Sampling the same prompt n times is n requests; the prefix cache makes the prompt cost once.
     """
@@ -89,6 +90,7 @@ class Request:
     sampling: SamplingParams = SamplingParams()
     deadline: float | None = None
     images: tuple[PromptImage, ...] = ()
+    salt: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CHUNK_ALIGNMENT = 32
 # So many younger sequences may pass one that waits for blocks.
 MAX_PASSED = 16
+# Of all prompts that are scored: a token's logits are as wide as the vocabulary, and a draw needs those of one.
+SCORED_TOKENS = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +42,7 @@ class Sequence:
     arrival: int
     deadline: float | None = None
     share_prefix: bool = True
-    max_chunk: int | None = None
+    is_scored: bool = False
     computed: int = 0
     first_cached: int | None = None
     passed: int = 0
@@ -214,10 +216,13 @@ def _shares(reading: Items[Sequence], budget: int) -> list[tuple[Sequence, int]]
     if budget < CHUNK_ALIGNMENT * len(ordered):
         # Too little for everybody: the oldest gets its part first, or the short ones that keep coming would starve it.
         ordered.sort(key=lambda item: item.arrival)
+    scored = _scored(ordered)
     for index, sequence in enumerate(ordered):
         part = budget // (len(ordered) - index)
-        if sequence.max_chunk is not None:
-            part = min(part, sequence.max_chunk)
+        if sequence.is_scored:
+            part = min(part, scored.get(sequence.key, 0))
+            if not part:
+                continue
         count = sequence.missing
         if count > part:
             count = min(count, _aligned(sequence.computed, part, budget))
@@ -225,6 +230,16 @@ def _shares(reading: Items[Sequence], budget: int) -> list[tuple[Sequence, int]]
             count = _with_whole_images(sequence, count, budget)
         shares.append((sequence, count))
         budget -= count
+    return shares
+
+
+def _scored(reading: Items[Sequence]) -> dict[str, int]:
+    """How many tokens of each scored prompt a step may compute: the oldest come first, so that none is starved."""
+    left, shares = SCORED_TOKENS, {}
+    for sequence in sorted((item for item in reading if item.is_scored), key=lambda item: item.arrival):
+        if left >= CHUNK_ALIGNMENT:
+            shares[sequence.key] = left
+            left -= min(left, sequence.missing)
     return shares
 
 

@@ -36,6 +36,8 @@ class Stats:
     finished: int
     preemptions: int
     errors: int
+    died: bool = False
+    """Its thread ended, which was not asked to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Answers(Protocol):
         ...
 
     def stats(self) -> Any:
-        """A frozen dataclass of counters and gauges; cheap. `running`, `waiting` and `steps` are among them."""
+        """A frozen dataclass of counters and gauges; cheap. `running`, `waiting`, `steps` and `died` are among them."""
         ...
 
 

@@ -10,12 +10,13 @@ Probes, keys, records and errors are the surface's (serve/surface.py), around it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from prometheus_client.core import Metric
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
@@ -30,6 +31,7 @@ from coldstream.serve.middleware import errors as failures
 from coldstream.serve.middleware.body import WholeBody
 from coldstream.serve.middleware.errors import RenderErrors
 from coldstream.serve.middleware.heads import Heads
+from coldstream.serve.middleware.json_body import PARSED, LargeBodies, ReadJson
 from coldstream.serve.middleware.record import SCOPE_KEY
 from coldstream.serve.observe import metrics
 from coldstream.serve.openai import chat as openai_chat
@@ -59,16 +61,38 @@ def create_app(state: ServerState, measured: metrics.Metrics) -> FastAPI:
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # its logs would hold what users sent
     )
+    app.router.route_class = _ReadRoute
     _add_generate(app, state, inference)
     _add_openai(app, state, inference)
     _add_reads(app, state, measured)
     _raise_our_errors(app)
     _describe_probes(app)
     app.add_middleware(Heads)
-    app.add_middleware(Form)
-    app.add_middleware(WholeBody, state=state)
+    bodies = LargeBodies()
+    app.add_middleware(ReadJson, bodies=bodies)
+    app.add_middleware(Form, bodies=bodies)
+    app.add_middleware(WholeBody, state=state, bodies=bodies)
     app.add_middleware(RenderErrors)  # before starlette's own, which answers the unexpected in its own way
     return app
+
+
+class _Read(Request):
+    """A request whose body `ReadJson` or `Form` has read."""
+
+    async def json(self) -> Any:
+        return self.scope[PARSED] if PARSED in self.scope else await super().json()
+
+
+class _ReadRoute(APIRoute):
+    """FastAPI's way to another class of requests: https://fastapi.tiangolo.com/how-to/custom-request-and-route/."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(_Read(request.scope, request.receive))
+
+        return handle
 
 
 def _add_generate(app: FastAPI, state: ServerState, inference: Inference) -> None:

@@ -57,9 +57,9 @@ class StartView(Protocol):
 class Watchdog:
     """Finds engines that stand still, from what each probe sees of them.
 
-    An engine is stuck when it has had work for `patience` seconds, from probe to probe, and made no step in them. A
-    model that still loads is never stuck: a step of it waits for weights. `patience` has to exceed the longest honest
-    step.
+    An engine is stuck when its thread has died, and when it has had work for `patience` seconds, from probe to probe,
+    and made no step in them. A model that still loads is never stuck: a step of it waits for weights. `patience` has to
+    exceed the longest honest step.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Watchdog:
 
     def _is_stuck(self, name: str, model: ServedModel) -> bool:
         stats = model.engine.stats()
+        if stats.died:
+            return True
         if not stats.running and not stats.waiting:
             self._seen.pop(name, None)
             return False

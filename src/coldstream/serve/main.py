@@ -152,6 +152,7 @@ class ServerProcess:
     async def _serve(self, listener: socket.socket, watch: Callable[[Startup, int], None]) -> None:
         import asyncio
 
+        from coldstream.serve.http.protocol import HttpLimits
         from coldstream.serve.http.server import HttpServer
         from coldstream.serve.observe.metrics import Metrics
         from coldstream.serve.state import ServerState
@@ -167,7 +168,8 @@ class ServerProcess:
         )
         metrics = Metrics()
         surface = Surface(self.startup, state, metrics, environ=os.environ)
-        server = HttpServer(surface, listener, refused=surface.refused, hanging_up=_HANGING_UP)
+        limits = HttpLimits(send_seconds=self._settings.server.send_timeout)
+        server = HttpServer(surface, listener, refused=surface.refused, hanging_up=_HANGING_UP, limits=limits)
         with self._signals(self._loop):
             serving = asyncio.create_task(server.serve())
             await server.answers.wait()

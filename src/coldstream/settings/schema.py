@@ -120,6 +120,17 @@ class ServerSettings:
     max_queue_tokens: int = key("tokens of the prompts that may wait", 65536, at_least=1)
     max_body_bytes: int = key("bytes of a request's body", 32 * 1024 * 1024, at_least=1)
     request_timeout: float = key("seconds a request may take", 300.0, above=0)
+    send_timeout: float = key("seconds that a client may leave its answer unread, then it is hung up on", 30.0, above=0)
+    client_share: float = key(
+        "how much of the places one API key may have, where there are several keys; without keys, one address",
+        0.75,
+        above=0,
+        at_most=1,
+    )
+    shared_prefixes: bool = key(
+        "all API keys trust one another: what one has asked is quicker for the others, which they can tell",
+        False,
+    )
     grace: float = key("seconds that running answers get after SIGTERM", 10.0, at_least=0)
     api_keys_env: str | None = key(
         "an environment variable that holds the API keys", None, example='"COLDSTREAM_API_KEYS"'

@@ -131,7 +131,7 @@ class Stepping:
         for generation, event in emitted:
             if event.finish_reason is not None:
                 self._end(generation, event)
-        needs_one = any(piece.draws or piece.sequence.max_chunk is not None for piece in step.pieces)
+        needs_one = any(piece.draws or piece.sequence.is_scored for piece in step.pieces)
         assert waits.readbacks == needs_one
 
     def run(self) -> None:

@@ -17,7 +17,7 @@ from coldstream.engine.tokenizer.added_tokens import Declared
 from coldstream.engine.tokenizer.control_tokens import ControlTokens
 from coldstream.engine.tokenizer.process import TokenizerProcess
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
-from coldstream.errors import InvalidRequest, TokenizerError
+from coldstream.errors import EngineError, InvalidRequest, TokenizerError
 
 NOTHING = Declared({})
 WORDS = ["<unk>", "<bos>", "hello", "world", "안녕", "🙂"]
@@ -158,3 +158,13 @@ def test_they_end_when_they_are_closed(process: TokenizerProcess) -> None:
     for child in children:
         status = Path(f"/proc/{child}/stat")
         assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+
+
+def test_what_is_closed_is_not_started_again(process: TokenizerProcess) -> None:
+    process.build(byte_fallback_json(), NOTHING, source="gs://b/m")
+    before = process.pid
+    process.close()
+    with pytest.raises(EngineError, match="closed"):
+        process.encode("a b")
+    assert process.pid == before
+    process.close()

@@ -56,10 +56,13 @@ class Crew:
             self._pool.shutdown(wait=True)
 
     def stop(self) -> None:
-        """Begin nothing more; does not wait."""
+        """Begin nothing more; does not wait. Pieces that had not begun end without being done.
+
+        They are not cancelled: `wait` does not hear of a future that a pool has cancelled.
+        """
         self._stopped.set()
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(wait=False)
 
     def _submit(
         self, piece: Callable[[], None], whole: _Countdown, failed: Callable[[BaseException], None]
@@ -70,6 +73,8 @@ class Crew:
 
         def work() -> None:
             try:
+                if self._stopped.is_set():
+                    return
                 piece()
                 whole.count()
             except BaseException as exc:

@@ -44,9 +44,11 @@ class Chain:
     """The digests of a sequence's full blocks, each of its own tokens and all before; grown on demand.
 
     A block that holds any part of what a mark stands for is known by all of it: the tokens of an image see one another.
+    Chains of different salts (at most 64 bytes) have no digest in common.
     """
 
     marks: tuple[Mark, ...] = ()
+    salt: bytes = b""
     digests: list[bytes] = field(default_factory=list)
 
     def reach(self, tokens: Sequence[int], size: int) -> list[bytes]:
@@ -57,7 +59,7 @@ class Chain:
             for mark in self.marks:
                 if mark.start < start + size and start < mark.end:
                     content += mark.digest
-            previous = self.digests[-1] if self.digests else b""
+            previous = self.digests[-1] if self.digests else self.salt
             self.digests.append(hashlib.blake2b(content, key=previous, digest_size=16).digest())
         return self.digests
 

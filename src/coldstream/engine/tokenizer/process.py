@@ -58,6 +58,7 @@ class TokenizerProcess:
         self._lines = {name: _Line() for name in _LINES}
         self._restarting = threading.Lock()
         self._generation = 0
+        self._is_closed = False
         self._file: int | None = None
         self._declared: dict[str, Any] = {}
         self._source = ""
@@ -157,7 +158,9 @@ class TokenizerProcess:
         return self._child.pid
 
     def close(self) -> None:
-        """End the child and wait for it."""
+        """End the child and wait for it, for good: a call that comes later, or waits, is an EngineError."""
+        self._is_closed = True
+        self._child.kill()  # so that calls, and a start that waits for its answer, come to their end
         with self._restarting:
             self._stop()
             if self._file is not None:
@@ -200,17 +203,24 @@ class TokenizerProcess:
         except OSError as exc:
             raise EngineError(f"{self._source}: the tokenizer's process ended twice ({exc})") from exc
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineError(f"{self._source}: the tokenizer was closed; send the request to another instance")
+
     def _restart(self, generation: int) -> None:
         """Start the child again, unless another caller has."""
         with self._restarting:
             if self._generation != generation:
                 return
+            self._check_open()
             self._child.kill()  # so that calls on all lines come to their end
             with contextlib.ExitStack() as all_lines:
                 for line in self._lines.values():
                     all_lines.enter_context(line.lock)
                 self._stop()
                 self._start()
+                if self._is_closed:  # since it was asked, and before there was this child to be killed
+                    self._child.kill()
                 self._send_file()
                 self._reply(self._lines["names"])
                 self._generation += 1

@@ -2,7 +2,7 @@
 
 The tower takes seconds on a CPU, and its weights land last. So it has a thread of its own: a request with an image
 waits for it there, outside of the schedule, and no other does. Vectors are kept by the image's content, so that the
-same picture is looked at once, however often it is sent.
+same picture is looked at once, however often it is sent with the same salt.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class PlacedImage:
     """Tokens `start ... end - 1` of a sequence are an image, which all see one another; `vectors` once it was seen."""
 
     image: PromptImage
+    salt: bytes = b""
     vectors: Vectors | None = None
 
     @property
@@ -118,7 +119,7 @@ class ImageEncoder:
             seen(error)
 
     def _look(self, placed: PlacedImage, started: int) -> None:
-        digest = placed.image.digest
+        digest = placed.salt + placed.image.digest
         with self._lock:
             vectors = self._kept.get(digest) if started == self._round else None
             if vectors is not None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 
 def _whole(value: Any) -> Any:
@@ -12,28 +21,55 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def shallow(value: Any) -> Any:
-    """The value, if it is nested no deeper than our own and others' recursive code can follow.
+def small(value: Any) -> Any:
+    """The value, if it is nested no deeper than our own and others' recursive code can follow, and of bounded size.
 
     Raises:
-        ValueError: it is.
+        ValueError: it is not.
     """
-    level, depth = [value], 0
+    level = [value] if isinstance(value, dict | list) else []
+    depth = values = characters = 0
     while level:
         depth += 1
+        items = [item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer)]
+        values += len(items)
+        characters += sum(len(name) for outer in level if isinstance(outer, dict) for name in outer)
+        characters += sum(len(item) for item in items if isinstance(item, str))
         if depth > _DEEPEST:
             raise ValueError(f"JSON of at most {_DEEPEST} levels")
-        level = [
-            item
-            for outer in level
-            for item in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(item, dict | list)
-        ]
+        if values > _MOST_VALUES or characters > _LONGEST:
+            raise ValueError(f"JSON of at most {_MOST_VALUES:,} values and {_LONGEST:,} characters")
+        if not all(math.isfinite(item) for item in items if isinstance(item, float)):
+            raise ValueError("JSON, whose numbers are finite")
+        level = [item for item in items if isinstance(item, dict | list)]
     return value
 
 
+def few(most: int) -> BeforeValidator:
+    """Counts before anything of it is looked at: pydantic looks at all of an object's members first."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            raise ValueError(f"an object of at most {most} members, not {len(value)}")
+        return value
+
+    return BeforeValidator(check)
+
+
 _DEEPEST = 100
-Json = Annotated[dict[str, Any], AfterValidator(shallow)]
+_MOST_VALUES = 20_000
+_LONGEST = 1024 * 1024
+_MOST_FIELDS = 256
+
+Text = Annotated[str, Field(max_length=2**24)]
+"""What may be a whole prompt."""
+Image = Annotated[str, Field(max_length=2**28)]
+"""Base64, or a URL; the settings' limits are nearer."""
+Label = Annotated[str, Field(max_length=1024)]
+"""A name, an id, a note."""
+Description = Annotated[str, Field(max_length=2**16)]
+Inputs = Annotated[dict[Label, Text], Field(max_length=_MOST_FIELDS), few(_MOST_FIELDS)]
+Json = Annotated[dict[str, Any], AfterValidator(small)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 Positive = Annotated[Whole, Field(ge=1, le=2**31 - 1)]
@@ -43,7 +79,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=100)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-Stops = StopString | Annotated[list[StopString], Field(max_length=16)]
+Stops = StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -51,19 +87,27 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, value: Any) -> Any:
+        """Each field that is unknown would be an error of its own."""
+        if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+            raise ValueError(f"an object of at most {_MOST_FIELDS} fields, not {len(value)}")
+        return value
+
 
 class GenerateRequest(Body):
     """POST /generate."""
 
-    type: str | None = Field(None, description="The task; may be left out where the server has only one.")
-    prompt: str | None = Field(None, description="Fills the task's `prompt_input` variable.")
-    inputs: dict[str, str] = Field(
-        default_factory=dict, description="The task's template variables; see GET /v1/tasks."
-    )
-    image: str | None = Field(
+    type: Label | None = Field(None, description="The task; may be left out where the server has only one.")
+    prompt: Text | None = Field(None, description="Fills the task's `prompt_input` variable.")
+    inputs: Inputs = Field(default_factory=dict, description="The task's template variables; see GET /v1/tasks.")
+    image: Image | None = Field(
         None, description="An image: base64, a data URL, or an https:// or gs:// URL that this server fetches."
     )
-    images: list[str] | None = Field(None, description="Several images, in order; instead of `image`.")
+    images: Annotated[list[Image], Field(max_length=256, fail_fast=True)] | None = Field(
+        None, description="Several images, in order; instead of `image`."
+    )
     max_tokens: Positive | None = None
     temperature: Temperature | None = None
     top_p: Fraction | None = Field(None, description="0 leaves the likeliest token only.")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+_T = TypeVar("_T")
 DONE = b"data: [DONE]\n\n"
 """How OpenAI, and with it every client, ends a stream."""
 
@@ -21,7 +23,51 @@ def frame(data: Any) -> bytes:
 
 def dumps(data: Any) -> bytes:
     """Compact UTF-8 JSON; NaN and infinities, which JSON has not, are a ValueError."""
-    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _text(data).encode()
+
+
+def dumps_long(data: Any) -> bytes:
+    """The same in pieces, each of them soon done: for another thread than the event loop's, which waits for none."""
+    return "".join(_pieces(data)).encode()
+
+
+def _pieces(data: Any) -> Iterator[str]:
+    if isinstance(data, dict):
+        for place, (name, value) in enumerate(data.items()):
+            yield f"{',' if place else '{'}{_text(name)}:"
+            yield from _pieces(value)
+        yield "}" if data else "{}"
+    elif isinstance(data, list) and len(data) > _PIECE:
+        for start in range(0, len(data), _PIECE):
+            yield f"{',' if start else '['}{_text(data[start : start + _PIECE])[1:-1]}"
+        yield "]"
+    elif isinstance(data, list):
+        for place, value in enumerate(data):
+            yield "," if place else "["
+            yield from _pieces(value)
+        yield "]" if data else "[]"
+    else:
+        yield _text(data)
+
+
+_PIECE = 64
+
+
+def _text(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+async def made(entries: int, make: Callable[[], _T]) -> _T:
+    """What `make` makes of so many log probabilities: of many, beside the event loop."""
+    return make() if entries < _MANY else await asyncio.to_thread(make)
+
+
+_MANY = 2000
+
+
+def json_reply(data: bytes) -> Response:
+    """A reply whose JSON is written."""
+    return Response(data, media_type="application/json")
 
 
 class JsonReply(Response):

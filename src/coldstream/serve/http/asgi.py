@@ -26,7 +26,8 @@ def headers(scope: Scope) -> dict[str, str]:
 
 async def send_json(send: Send, status: int, body: Any, more: Headers = ()) -> None:
     """A whole response that no cache keeps."""
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    # Names of a checkpoint may hold half a surrogate pair, which JSON can spell and UTF-8 cannot.
+    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
     fields = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), *more]
     await send_whole(send, status, data, fields)
 
@@ -47,3 +48,13 @@ async def disconnected(receive: Receive) -> None:
     """Return when the client is gone, or the response is out. What the request's body still brings is dropped."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def replay(body: bytes) -> Receive:
+    """A `receive` that gives this body, whole, and then says that the client is gone."""
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> MutableMapping[str, Any]:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    return replayed

@@ -25,7 +25,8 @@ class HttpLimits:
     """What one request may take. Sizes in bytes, times in seconds.
 
     `head`: request line and fields together. `head_seconds`: from the first byte, or from connecting, to the end of the
-    head. `rest_seconds`: from the end of an answer to the end of a body that nothing asked for.
+    head. `rest_seconds`: from the end of an answer to the end of a body that nothing asked for. `send_seconds`: that a
+    client may leave more unread than the kernel holds.
     """
 
     url: int = 16 * 1024
@@ -33,6 +34,7 @@ class HttpLimits:
     fields: int = 100
     head_seconds: float = 20.0
     rest_seconds: float = 10.0
+    send_seconds: float = 30.0
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -43,6 +45,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._limits, self._refused = limits, refused
         self._refusal: HttpError | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._head_bytes = self._field_count = self._unparsed = 0
         self._has_head = self._is_receiving = False
         self.url = b""
@@ -72,7 +75,18 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._stop_waiting()
+        self._is_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Much is unread; see `asyncio.Protocol`."""
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        """What was unread is read; see `asyncio.Protocol`."""
+        super().resume_writing()
+        self._is_read()
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -139,6 +153,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """The answer is out."""
         super().on_response_complete()
         self.since = self.loop.time()
+        if not self.flow.write_paused:
+            self._wait_for_reader()
         if self._is_receiving:
             self._wait(self._limits.rest_seconds)
 
@@ -155,6 +171,21 @@ class LimitedProtocol(HttpToolsProtocol):
         fields = f"content-type: application/json\r\ncontent-length: {len(content)}\r\nx-request-id: {request_id}\r\n"
         self.transport.write(STATUS_LINE[error.status] + fields.encode() + b"connection: close\r\n\r\n" + content)
         self.transport.close()
+
+    def _wait_for_reader(self) -> None:
+        self._is_read()
+        if self.transport.get_write_buffer_size():
+            self._unread = self.loop.call_later(self._limits.send_seconds, self._left_unread)
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _left_unread(self) -> None:
+        self._unread = None
+        if self.transport.get_write_buffer_size() and (self.flow.write_paused or not self.answers):
+            self.transport.abort()  # closing would wait for the reader
 
     def _too_large(self) -> HttpError:
         limits = self._limits

@@ -14,6 +14,7 @@ from pathlib import Path
 from coldstream.errors import SettingsError, Unauthorized
 from coldstream.serve.http.asgi import ASGIApp, Receive, Scope, Send
 from coldstream.serve.middleware.errors import HttpError
+from coldstream.serve.middleware.record import SCOPE_KEY
 from coldstream.settings import ServerSettings
 
 
@@ -33,8 +34,14 @@ class ApiKeys:
         """Whether a request must carry a key."""
         return bool(self.digests)
 
-    def check(self, authorization: str | None, api_key: str | None = None) -> None:
-        """Pass when no key is required or one of ours is given, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`.
+    @property
+    def several(self) -> bool:
+        """Whether there are callers who may not trust one another."""
+        return len(set(self.digests)) > 1
+
+    def check(self, authorization: str | None, api_key: str | None = None) -> bytes | None:
+        """Pass when no key is required or one of ours is given, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`; the
+        digest of the key, None where none is required.
 
         Every key is compared, in time that depends neither on which one matches nor on how far (all are digests of
         one length).
@@ -43,7 +50,7 @@ class ApiKeys:
             Unauthorized: no key, or a wrong one.
         """
         if not self.required:
-            return
+            return None
         given = _digest(_bearer(authorization) or api_key or "")
         matches = [hmac.compare_digest(given, digest) for digest in self.digests]
         if not any(matches):
@@ -52,8 +59,9 @@ class ApiKeys:
                 if not (authorization or api_key)
                 else "the API key is not one of this server's"
             )
+        return given
 
-    def check_headers(self, scope: Scope) -> None:
+    def check_headers(self, scope: Scope) -> bytes | None:
         """`check` with what a request's header says.
 
         Raises:
@@ -65,7 +73,7 @@ class ApiKeys:
             if names.count(field_name) > 1:
                 raise HttpError(f"the request has two {field_name.decode().title()} headers; send one", status=400)
         given = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _CREDENTIALS}
-        self.check(given.get(b"authorization"), given.get(b"x-api-key"))
+        return self.check(given.get(b"authorization"), given.get(b"x-api-key"))
 
 
 _CREDENTIALS = (b"authorization", b"x-api-key")
@@ -78,7 +86,9 @@ class CheckKey:
         self._app, self._keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._keys.check_headers(scope)
+        key = self._keys.check_headers(scope)
+        peer = (scope.get("client") or ("",))[0].encode()
+        scope[SCOPE_KEY].caller = peer if key is None else key
         await self._app(scope, receive, send)
 
 

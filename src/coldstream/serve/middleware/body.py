@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
-from coldstream.errors import InvalidRequest, TooManyRequests
+from coldstream.errors import TooManyRequests
+from coldstream.serve.http import asgi
 from coldstream.serve.http.asgi import ASGIApp, Receive, Scope, Send, disconnected, headers
 from coldstream.serve.middleware.content import decoded
 from coldstream.serve.middleware.errors import HttpError
+from coldstream.serve.middleware.json_body import LargeBodies
 from coldstream.serve.middleware.record import SCOPE_KEY
 from coldstream.serve.requests.inference import closing
 from coldstream.serve.state import ServerState
@@ -29,8 +30,8 @@ class WholeBody:
     So no route polls, and a plain reply and a stream are treated alike.
     """
 
-    def __init__(self, app: ASGIApp, state: ServerState) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, state: ServerState, bodies: LargeBodies) -> None:
+        self._app, self._bodies = app, bodies
         self._limit = state.settings.server.max_body_bytes
         self._seconds = state.settings.server.request_timeout
         self._lifecycle = state.lifecycle
@@ -71,13 +72,15 @@ class WholeBody:
             share.add(len(piece))
             pieces.append(piece)
             if not message.get("more_body", False):
-                body = self._decoded(b"".join(pieces), headers(scope))
+                sent = headers(scope)
+                most = self._limit if sent.get("content-encoding") else size
+                body = await self._bodies.read(most, partial(self._decoded, pieces, sent))
                 share.add(max(0, len(body) - size))
-                return _well_formed(body)
+                return body
 
-    def _decoded(self, body: bytes, sent: Mapping[str, str]) -> bytes:
+    def _decoded(self, pieces: Sequence[bytes], sent: Mapping[str, str]) -> bytes:
         kind, encoding = sent.get("content-type", ""), sent.get("content-encoding", "")
-        return decoded(body, encoding=encoding, kind=kind, limit=self._limit)
+        return decoded(b"".join(pieces), encoding=encoding, kind=kind, limit=self._limit)
 
     async def _next(self, receive: Receive) -> MutableMapping[str, Any]:
         try:
@@ -144,7 +147,7 @@ async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send, 
         await send(message)
 
     try:
-        await app(scope, _replay(body, receive), sending)
+        await app(scope, asgi.replay(body), sending)
     except asyncio.CancelledError:
         if not gone:
             raise
@@ -152,31 +155,3 @@ async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send, 
         scope[SCOPE_KEY].error = "ClientGone"
     finally:
         watcher.cancel()
-
-
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-def _well_formed(body: bytes) -> bytes:
-    """Refuse half a surrogate pair, which JSON can spell (RFC 8259, section 8.2) and no tokenizer can read.
-
-    What is no JSON at all is left to the parser, whose message is better.
-    """
-    if _SURROGATE.search(body):
-        try:
-            json.dumps(json.loads(body), ensure_ascii=False).encode()
-        except UnicodeEncodeError as exc:
-            message = f"the body holds half a surrogate pair ({exc.object[exc.start]!a}), which is not text"
-            raise InvalidRequest(message) from exc
-        except (ValueError, RecursionError):
-            return body
-    return body
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> MutableMapping[str, Any]:
-        return messages.pop() if messages else {"type": "http.disconnect"}
-
-    return replayed

@@ -13,6 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, MutableMapping, Sequence
+from reprlib import Repr
 from typing import Any
 
 from coldstream.errors import (
@@ -193,6 +194,8 @@ def _field(error: Mapping[str, Any], sent: Any) -> list[str]:
 def _whole_body(error: Mapping[str, Any], content_type: str) -> str:
     if error["type"] == "missing":
         return "the body is empty; send a JSON object"
+    if error["type"] == "value_error":
+        return f"the body must be {_message(error)}"
     if "json" not in content_type:
         return f"the body must be sent with Content-Type: application/json, not {content_type or 'without one'}"
     return f"the body must be a JSON object, not {_shown(error.get('input'))}"
@@ -211,8 +214,18 @@ def _choices(error: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "that"
+    """What of a value tells which one it was, whatever its size."""
+    text = repr(value[: _SHOWN + 1]) if isinstance(value, str) else _BRIEF.repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+class _Brief(Repr):
+    """Of what is long, the beginning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist = 4, 8, 20
+        self.maxstring = self.maxlong = self.maxother = _SHOWN
+
+
+_BRIEF = _Brief()

@@ -30,12 +30,14 @@ logger = logging.getLogger(f"{logs.LOGGER}.http")
 class RequestRecord:
     """`request_id` is the caller's own (X-Request-Id) where it sent one that is fit to be logged.
 
-    `trace_fields` join its log lines to a trace. `error` is the type of what the request was refused with, or broke on.
+    `caller` tells its sender from others: the digest of the key, or where there are no keys the peer's address. Never
+    logged. `trace_fields` join its log lines to a trace. `error` is the type of what it was refused with, or broke on.
     `submitted` is when its sequences went to the engine, in nanoseconds of Unix time; the times after it are those of
     the sequence that ended first, in seconds from there. `seconds` is the whole request.
     """
 
     request_id: str
+    caller: bytes = field(default=b"", repr=False)
     trace_fields: dict[str, str] = field(default_factory=dict)
     model: str | None = None
     task: str | None = None

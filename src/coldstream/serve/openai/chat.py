@@ -15,7 +15,7 @@ from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai.answer import Speaker, choice
 from coldstream.serve.openai.asked import AskedChat, understand
 from coldstream.serve.openai.calls import TAGS
-from coldstream.serve.openai.common import Envelope, Streamed, envelope, text_of, usage
+from coldstream.serve.openai.common import Envelope, Streamed, envelope, scores, text_of, usage
 from coldstream.serve.openai.prompt import encode, grammar
 from coldstream.serve.openai.schema import ChatRequest
 from coldstream.serve.requests.inference import Inference, Job
@@ -33,8 +33,12 @@ async def chat(state: ServerState, inference: Inference, body: ChatRequest, reco
     async with inference.start(job(asked), record) as running:
         results = await running.collect()
     frame = envelope("chatcmpl", "chat.completion", body.model, asked.target.model)
-    choices = [choice(asked, index, result) for index, result in enumerate(results)]
-    return sse.JsonReply(frame.wrap(choices, usage=usage(running.job, results)))
+
+    def written() -> bytes:
+        choices = [choice(asked, index, result) for index, result in enumerate(results)]
+        return sse.dumps_long(frame.wrap(choices, usage=usage(running.job, results)))
+
+    return sse.json_reply(await sse.made(scores(results, body.top_logprobs), written))
 
 
 def note(state: ServerState, asked: AskedChat, record: RequestRecord) -> None:

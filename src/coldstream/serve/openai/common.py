@@ -74,7 +74,10 @@ def _logit_bias(bias: dict[str, float] | None) -> tuple[tuple[int, float], ...] 
     for token in bias:
         if not (token.isascii() and token.isdecimal()) or len(token) > 9:
             raise InvalidRequest(f"logit_bias.{token[:20]}: keys are token ids", field="logit_bias")
-    return tuple((int(token), value) for token, value in bias.items())
+    by_id = {int(token): value for token, value in bias.items()}
+    if len(by_id) < len(bias):
+        raise InvalidRequest("logit_bias has a token id twice, in two spellings", field="logit_bias")
+    return tuple(by_id.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,11 @@ def usage(job: Job, results: Sequence[Result], *, completion_tokens: int | None 
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(result.usage.cached_tokens for result in firsts)},
     }
+
+
+def scores(results: Sequence[Result], best: int | None) -> int:
+    """How many log probabilities they hold, where `best` alternatives were asked for."""
+    return sum(len(result.logprobs) + len(result.prompt_logprobs) for result in results) * (1 + (best or 0))
 
 
 @dataclass(frozen=True, slots=True)

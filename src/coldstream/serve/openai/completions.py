@@ -7,8 +7,9 @@ import codecs
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 from starlette.responses import Response
 
@@ -19,7 +20,7 @@ from coldstream.serve.api.tasks import render
 from coldstream.serve.middleware import errors as failures
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai import logprobs
-from coldstream.serve.openai.common import Envelope, NamedTarget, Streamed, envelope, sampling, target, usage
+from coldstream.serve.openai.common import Envelope, NamedTarget, Streamed, envelope, sampling, scores, target, usage
 from coldstream.serve.openai.constraint import constraint
 from coldstream.serve.openai.schema import CompletionRequest
 from coldstream.serve.requests.inference import Inference, Job, Result, Running
@@ -29,7 +30,6 @@ from coldstream.settings import TaskSettings
 PATH = "/v1/completions"
 _MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""
-_MOST_PROMPTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +135,13 @@ async def complete(
     async with inference.start(asked.job(), record) as running:
         results = await running.collect()
         writers = await _writers(asked, running)
-    choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
     frame = envelope("cmpl", "text_completion", body.model, asked.target.model)
-    return sse.JsonReply(frame.wrap(choices, usage=_usage(asked, running, results)))
+
+    def written() -> bytes:
+        choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
+        return sse.dumps_long(frame.wrap(choices, usage=_usage(asked, running, results)))
+
+    return sse.json_reply(await sse.made(scores(results, body.logprobs), written))
 
 
 def encode(
@@ -159,11 +163,13 @@ def _prompts(body: CompletionRequest) -> tuple[str | tuple[int, ...], ...]:
     prompt = body.prompt
     if isinstance(prompt, str):
         return (prompt,)
-    if prompt and isinstance(prompt[0], int):
-        return (tuple(item for item in prompt if isinstance(item, int)),)
-    if not 1 <= len(prompt) <= _MOST_PROMPTS:
-        raise InvalidRequest(f"prompt: a list of 1 to {_MOST_PROMPTS} prompts, not {len(prompt)}", field="prompt")
-    return tuple(tuple(item) if isinstance(item, list) else str(item) for item in prompt)
+    if isinstance(prompt[0], int):
+        return (_ids(prompt),)
+    return tuple(_ids(item) if isinstance(item, list) else str(item) for item in prompt)
+
+
+def _ids(prompt: Sequence[object]) -> tuple[int, ...]:
+    return cast(tuple[int, ...], tuple(prompt))  # the schema says that one id is followed by ids alone
 
 
 def _usage(asked: AskedCompletion, running: Running, results: Sequence[Result]) -> dict[str, Any]:
@@ -222,6 +228,14 @@ class _Writer:
         return logprobs.completion((*scored, *drawn), (*self._echo.places, *offsets), self._echo.spelled)
 
 
+def _written(
+    batch: Sequence[tuple[int, TokenEvent]], writers: Sequence[_Writer], frame: Envelope, counted: Streamed
+) -> bytes:
+    """The events of a batch; empty where they say nothing."""
+    made = [writers[index].chunk(event) for index, event in batch]
+    return b"".join(sse.frame(frame.wrap([choice], **counted.beside())) for choice in made if choice is not None)
+
+
 async def _writers(asked: AskedCompletion, running: Running) -> list[_Writer]:
     echoes = [Echo() for _ in running.prompt_ids]
     if asked.body.echo:
@@ -238,10 +252,10 @@ async def _frames(asked: AskedCompletion, inference: Inference, record: RequestR
             writers = await _writers(asked, running)
             counted = Streamed(asked.body.stream_options, running, [writer.result for writer in writers])
             async for batch in running.events:
-                made = [writers[index].chunk(event) for index, event in batch]
-                pieces = [sse.frame(frame.wrap([choice], **counted.beside())) for choice in made if choice is not None]
+                echoed = sum(len(event.prompt_logprobs) for _, event in batch) * (1 + (asked.body.logprobs or 0))
+                pieces = await sse.made(echoed, partial(_written, batch, writers, frame, counted))
                 if pieces:
-                    yield b"".join(pieces)
+                    yield pieces
                     begun = True
             if counted.is_wanted:
                 yield sse.frame(frame.wrap([], usage=_usage(asked, running, counted.results)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from coldstream.engine.request import Grammar
 from coldstream.errors import InvalidRequest
-from coldstream.serve.api.schema import shallow
+from coldstream.serve.api.schema import small
 from coldstream.serve.openai.schema import (
     ChatRequest,
     CompletionRequest,
@@ -80,6 +80,6 @@ def _schema(value: dict[str, Any] | str, field: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return shallow(json.loads(value))
+        return small(json.loads(value))
     except (ValueError, RecursionError) as exc:
         raise InvalidRequest(f"{field} is not JSON that can be read: {exc}", field=field) from exc

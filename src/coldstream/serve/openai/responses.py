@@ -22,7 +22,7 @@ from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.openai.answer import Speaker, choice
 from coldstream.serve.openai.asked import AskedChat, understand
 from coldstream.serve.openai.chat import job, note
-from coldstream.serve.openai.common import usage
+from coldstream.serve.openai.common import scores, usage
 from coldstream.serve.openai.responses_input import Converted, converted
 from coldstream.serve.openai.responses_schema import ResponsesRequest
 from coldstream.serve.requests.inference import Inference
@@ -96,8 +96,12 @@ async def respond(state: ServerState, inference: Inference, body: ResponsesReque
             results = await running.collect()
     except ColdstreamError as error:
         raise meant.in_its_words(error) from error
-    made = choice(asked, 0, results[0])
-    return sse.JsonReply(frame.ended(made["finish_reason"], _items(made), usage(running.job, results)))
+
+    def written() -> bytes:
+        made = choice(asked, 0, results[0])
+        return sse.dumps_long(frame.ended(made["finish_reason"], _items(made), usage(running.job, results)))
+
+    return sse.json_reply(await sse.made(scores(results, meant.body.top_logprobs), written))
 
 
 def _items(made: Mapping[str, Any]) -> list[Item]:

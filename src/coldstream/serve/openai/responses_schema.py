@@ -10,22 +10,34 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from coldstream.serve.api.schema import Body, Fraction, Json, Positive, Temperature, Whole
-from coldstream.serve.openai.schema import Detail, Effort, HintedPart, Labels, Name, SentBack
+from coldstream.serve.api.schema import (
+    Body,
+    Description,
+    Fraction,
+    Image,
+    Inputs,
+    Json,
+    Label,
+    Positive,
+    Temperature,
+    Text,
+    Whole,
+)
+from coldstream.serve.openai.schema import MOST_MESSAGES, Detail, Effort, HintedPart, Labels, Name, SentBack
 
 
 class InputText(HintedPart):
     """A text that a user, a system or a tool said."""
 
     type: Literal["input_text"]
-    text: str
+    text: Text
 
 
 class InputImage(HintedPart):
     """An image in a user's turn, by its URL; a file that was uploaded before would have to be kept here."""
 
     type: Literal["input_image"]
-    image_url: str = Field(description="A data URL, or an https:// or gs:// URL that this server fetches")
+    image_url: Image = Field(description="A data URL, or an https:// or gs:// URL that this server fetches")
     detail: Detail | None = None
     file_id: None = None
 
@@ -34,14 +46,14 @@ class OutputText(SentBack):
     """A text that the model said."""
 
     type: Literal["output_text"]
-    text: str
+    text: Text
 
 
 class OutputRefusal(SentBack):
     """A refusal that the model said."""
 
     type: Literal["refusal"]
-    refusal: str
+    refusal: Text
 
     @property
     def text(self) -> str:
@@ -57,37 +69,37 @@ class MessageItem(SentBack):
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[SaidPart]
+    content: Text | Annotated[list[SaidPart], Field(max_length=4096, fail_fast=True)]
 
 
 class CallItem(SentBack):
     """A call that the model made."""
 
     type: Literal["function_call"]
-    call_id: str
-    name: str
-    arguments: str
+    call_id: Label
+    name: Label
+    arguments: Text
 
 
 class OutputItem(SentBack):
     """What a called function answered."""
 
     type: Literal["function_call_output"]
-    call_id: str
-    output: str | list[InputText]
+    call_id: Label
+    output: Text | Annotated[list[InputText], Field(max_length=4096, fail_fast=True)]
 
 
 class ReasoningText(SentBack):
     """A piece of what a model thought."""
 
-    text: str
+    text: Text
 
 
 class ReasoningItem(SentBack):
     """What a model thought before its next turn; goes to chat templates that show it. What is encrypted is not read."""
 
     type: Literal["reasoning"]
-    content: list[ReasoningText] | None = None
+    content: Annotated[list[ReasoningText], Field(max_length=4096, fail_fast=True)] | None = None
 
 
 def _kind(item: Any) -> str | None:
@@ -109,7 +121,7 @@ class FunctionTool(Body):
 
     type: Literal["function"]
     name: Name
-    description: str | None = None
+    description: Description | None = None
     parameters: Json | None = None
     strict: bool | None = None
 
@@ -118,7 +130,7 @@ class NamedTool(Body):
     """One of the tools."""
 
     type: Literal["function"]
-    name: str
+    name: Label
 
 
 class ResponseAllowedTools(Body):
@@ -126,7 +138,7 @@ class ResponseAllowedTools(Body):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=128)]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=128, fail_fast=True)]
 
 
 class ResponseText(Body):
@@ -146,7 +158,7 @@ class ResponseJsonSchema(Body):
 
     type: Literal["json_schema"]
     name: Name
-    description: str | None = None
+    description: Description | None = None
     schema_: Json = Field(default_factory=dict, alias="schema")
     strict: bool | None = None
 
@@ -172,12 +184,15 @@ class ResponseStreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
+_Included = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
+
+
 class ResponsesRequest(Body):
     """POST /v1/responses."""
 
-    model: str = Field(description="A model or a task")
-    input: str | list[Item]
-    instructions: str | None = None
+    model: Label = Field(description="A model or a task")
+    input: Text | Annotated[list[Item], Field(max_length=MOST_MESSAGES, fail_fast=True)]
+    instructions: Text | None = None
     max_output_tokens: Positive | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
@@ -186,19 +201,19 @@ class ResponsesRequest(Body):
     temperature: Temperature | None = None
     text: TextConfig | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | ResponseAllowedTools | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=128, fail_fast=True)] | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     top_p: Fraction | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: Annotated[list[_Included], Field(max_length=16, fail_fast=True)] | None = None
     # Labels and hints that ask nothing of the answer
     max_tool_calls: Positive | None = Field(None, description="Counts calls of hosted tools, of which there are none")
     metadata: Labels | None = None
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
+    prompt_cache_key: Label | None = None
+    safety_identifier: Label | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: bool | None = Field(None, description="Nothing is kept, whatever it says: the answer's own `store` is false")
     truncation: Literal["disabled"] | None = None
-    user: str | None = None
+    user: Label | None = None
     # What needs a server that remembers, or tools of its own
     background: Literal[False] | None = None
     context_management: None = None
@@ -210,4 +225,4 @@ class ResponsesRequest(Body):
     prompt_cache_retention: Literal["in_memory"] | None = None
     # Ours and vLLM's
     chat_template_kwargs: Json | None = None
-    inputs: dict[str, str] | None = Field(None, description="Where `model` is a task: the variables of its template")
+    inputs: Inputs | None = Field(None, description="Where `model` is a task: the variables of its template")

@@ -7,22 +7,28 @@ have the names that vLLM gave them (`top_k`, `ignore_eos`, `structured_outputs`,
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidatorFunctionWrapHandler, WrapValidator
 
 from coldstream.serve.api.schema import (
     Body,
     Count,
+    Description,
     Fraction,
+    Image,
+    Inputs,
     Int64,
     Json,
+    Label,
     Penalty,
     Positive,
     RepetitionPenalty,
     Stops,
     Temperature,
+    Text,
     Whole,
+    few,
 )
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -30,7 +36,23 @@ Labels = Json
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Detail = Literal["auto", "low", "high", "original"]
 _Bias = Annotated[float, Field(ge=-100, le=100)]
-_TokenId = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
+_LAST_ID = 2**31 - 1
+_TokenId = Annotated[int, Field(ge=0, le=_LAST_ID)]
+
+
+def _ids(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """A list of ids by a few calls that each look at all of it; one that is none goes on, to be told what is wrong."""
+    if not isinstance(value, list):
+        return validate(value)
+    if float in set(map(type, value)):  # JSON has one kind of number
+        value = [int(item) if type(item) is float and item.is_integer() else item for item in value]
+    if set(map(type, value)) != {int} or min(value) < 0 or max(value) > _LAST_ID or len(value) > _MOST_IDS:
+        return validate(value)
+    return value
+
+
+_MOST_IDS = 500_000
+_Ids = Annotated[list[_TokenId], Field(max_length=_MOST_IDS, fail_fast=True), WrapValidator(_ids)]
 
 
 class SentBack(Body):
@@ -52,14 +74,14 @@ class Part(HintedPart):
     """A text in a message's content."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class RefusalPart(SentBack):
     """A model's refusal, in the content of its turn."""
 
     type: Literal["refusal"]
-    refusal: str
+    refusal: Text
 
     @property
     def text(self) -> str:
@@ -70,7 +92,7 @@ class RefusalPart(SentBack):
 class ImageUrl(Body):
     """An image. `detail` asks nothing: the vision tower sees every image at one size, which is its best."""
 
-    url: str = Field(description="A data URL, or an https:// or gs:// URL that this server fetches")
+    url: Image = Field(description="A data URL, or an https:// or gs:// URL that this server fetches")
     detail: Detail | None = None
 
 
@@ -81,9 +103,11 @@ class ImagePart(HintedPart):
     image_url: ImageUrl
 
 
-Content = str | list[Part]
-UserContent = str | list[Annotated[Part | ImagePart, Field(discriminator="type")]]
-AssistantContent = str | list[Annotated[Part | RefusalPart, Field(discriminator="type")]]
+_MOST_PARTS = 4096
+_Few = Field(max_length=_MOST_PARTS, fail_fast=True)
+Content = Text | Annotated[list[Part], _Few]
+UserContent = Text | Annotated[list[Annotated[Part | ImagePart, Field(discriminator="type")]], _Few]
+AssistantContent = Text | Annotated[list[Annotated[Part | RefusalPart, Field(discriminator="type")]], _Few]
 
 
 class SystemMessage(Body):
@@ -91,7 +115,7 @@ class SystemMessage(Body):
 
     role: Literal["system", "developer"]
     content: Content
-    name: str | None = None
+    name: Label | None = None
     cache_control: Json | None = None
 
 
@@ -100,21 +124,21 @@ class UserMessage(Body):
 
     role: Literal["user"]
     content: UserContent
-    name: str | None = None
+    name: Label | None = None
     cache_control: Json | None = None
 
 
 class CalledFunction(SentBack):
     """A function's name and its arguments, as JSON in a string; a model may have written what is no JSON."""
 
-    name: str
-    arguments: str | Json | None = None
+    name: Label
+    arguments: Text | Json | None = None
 
 
 class ToolCall(SentBack):
     """A call that the model made in an earlier turn."""
 
-    id: str
+    id: Label
     type: Literal["function"] = "function"
     function: CalledFunction
 
@@ -124,10 +148,10 @@ class AssistantMessage(SentBack):
 
     role: Literal["assistant"]
     content: AssistantContent | None = None
-    tool_calls: list[ToolCall] | None = None
-    name: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = Field(default=None, description="Goes to chat templates that show it")
+    tool_calls: Annotated[list[ToolCall], Field(max_length=256, fail_fast=True)] | None = None
+    name: Label | None = None
+    refusal: Text | None = None
+    reasoning_content: Text | None = Field(default=None, description="Goes to chat templates that show it")
     function_call: CalledFunction | None = None
     audio: None = None
 
@@ -137,8 +161,8 @@ class ToolMessage(SentBack):
 
     role: Literal["tool"]
     content: Content | None
-    tool_call_id: str
-    name: str | None = None
+    tool_call_id: Label
+    name: Label | None = None
 
 
 class FunctionMessage(SentBack):
@@ -146,7 +170,7 @@ class FunctionMessage(SentBack):
 
     role: Literal["function"]
     content: Content | None
-    name: str
+    name: Label
 
 
 Message = Annotated[
@@ -158,7 +182,7 @@ class Function(Body):
     """A function that the model may call; `parameters` is a JSON Schema, and without one there are no arguments."""
 
     name: Name
-    description: str | None = None
+    description: Description | None = None
     parameters: Json | None = None
     strict: bool | None = Field(default=None, description="Arguments are held to the schema by grammar")
     cache_control: Json | None = None
@@ -175,7 +199,7 @@ class Tool(Body):
 class ChosenFunction(Body):
     """The function that must be called."""
 
-    name: str
+    name: Label
 
 
 class ToolChoice(Body):
@@ -189,7 +213,7 @@ class AllowedTools(Body):
     """A part of the tools, and whether one must be called."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[ToolChoice], Field(min_length=1, max_length=128)]
+    tools: Annotated[list[ToolChoice], Field(min_length=1, max_length=128, fail_fast=True)]
 
 
 class AllowedChoice(Body):
@@ -203,7 +227,7 @@ class JsonSchema(Body):
     """`json_schema` of a response format."""
 
     name: Name
-    description: str | None = None
+    description: Description | None = None
     schema_: Json = Field(default_factory=dict, alias="schema")
     strict: bool | None = None
 
@@ -228,7 +252,11 @@ class JsonSchemaFormat(Body):
 
 
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
-Choices = Annotated[list[str], Field(min_length=1)]
+Choices = Annotated[list[Description], Field(min_length=1, max_length=4096, fail_fast=True)]
+
+
+_Program = Annotated[str, Field(max_length=2**20)]
+"""A schema, an expression or a grammar as a text."""
 
 
 class StructuredOutputs(Body):
@@ -236,11 +264,16 @@ class StructuredOutputs(Body):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    json_: Json | str | None = Field(default=None, alias="json", description="A JSON Schema")
-    regex: str | None = None
+    json_: Json | _Program | None = Field(default=None, alias="json", description="A JSON Schema")
+    regex: _Program | None = None
     choice: Choices | None = None
-    grammar: str | None = Field(default=None, description="A grammar in Lark's syntax")
+    grammar: _Program | None = Field(default=None, description="A grammar in Lark's syntax")
     json_object: Literal[True] | None = None
+
+
+MOST_MESSAGES = 4096
+_MOST_BIASED = 1024
+_LogitBias = Annotated[dict[Label, _Bias], Field(max_length=_MOST_BIASED), few(_MOST_BIASED)]
 
 
 class ChatStreamOptions(Body):
@@ -254,9 +287,9 @@ class ChatStreamOptions(Body):
 class _Shared(Body):
     """What the two endpoints have in common."""
 
-    model: str = Field(description="A model or a task")
+    model: Label = Field(description="A model or a task")
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, _Bias] | None = Field(
+    logit_bias: _LogitBias | None = Field(
         default=None, description="Token ids (as text) to what is added to their logits"
     )
     n: Annotated[Whole, Field(ge=1, le=128)] | None = None
@@ -269,19 +302,19 @@ class _Shared(Body):
     top_p: Fraction | None = Field(default=None, description="0 leaves the likeliest token only")
     # Labels and hints that ask nothing of the answer
     metadata: Labels | None = None
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
+    prompt_cache_key: Label | None = None
+    safety_identifier: Label | None = None
     service_tier: Literal["auto", "default"] | None = None
-    user: str | None = None
+    user: Label | None = None
     # vLLM's
     guided_choice: Choices | None = None
-    guided_grammar: str | None = None
-    guided_json: Json | str | None = None
-    guided_regex: str | None = None
+    guided_grammar: _Program | None = None
+    guided_json: Json | _Program | None = None
+    guided_regex: _Program | None = None
     ignore_eos: bool | None = None
     min_p: Fraction | None = None
     repetition_penalty: RepetitionPenalty | None = None
-    stop_token_ids: Annotated[list[_TokenId], Field(max_length=256)] | None = None
+    stop_token_ids: Annotated[_Ids, Field(max_length=256)] | None = None
     structured_outputs: StructuredOutputs | None = None
     top_k: Annotated[Whole, Field(ge=-1, le=2**31 - 1)] | None = Field(
         default=None, description="0 and -1 switch it off"
@@ -296,15 +329,13 @@ class _Shared(Body):
     spaces_between_special_tokens: Literal[True] | None = None
     use_beam_search: Literal[False] | None = None
     # Ours
-    inputs: dict[str, str] | None = Field(
-        default=None, description="Where `model` is a task: the variables of its template"
-    )
+    inputs: Inputs | None = Field(default=None, description="Where `model` is a task: the variables of its template")
 
 
 class ChatRequest(_Shared):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     logprobs: bool | None = None
     max_completion_tokens: Positive | None = None
     max_tokens: Positive | None = None
@@ -317,7 +348,7 @@ class ChatRequest(_Shared):
         default=None, description="Nothing is kept, whatever it says; see the paths that would read it"
     )
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | AllowedChoice | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     # vLLM's
     add_generation_prompt: bool | None = None
@@ -333,7 +364,7 @@ class ChatRequest(_Shared):
     echo: Literal[False] | None = None
     function_call: None = None
     functions: None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=16, fail_fast=True)] | None = None
     moderation: None = None
     prediction: None = None
     prompt_cache_options: None = None
@@ -342,13 +373,30 @@ class ChatRequest(_Shared):
     web_search_options: None = None
 
 
-_Ids = list[_TokenId]
+MOST_PROMPTS = 256
+
+
+def _kind(prompt: Any) -> str:
+    """What a prompt is meant to be, by its first item, so that none is held against all four."""
+    if not isinstance(prompt, list):
+        return "text"
+    first = prompt[0] if prompt else None
+    return "ids" if isinstance(first, int | float) else "many ids" if isinstance(first, list) else "texts"
+
+
+Prompt = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True), Tag("texts")]
+    | Annotated[_Ids, Tag("ids")]
+    | Annotated[list[_Ids], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True), Tag("many ids")],
+    Discriminator(_kind),
+]
 
 
 class CompletionRequest(_Shared):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | _Ids | list[_Ids]
+    prompt: Prompt
     best_of: Annotated[Whole, Field(ge=1, le=1)] | None = None
     echo: bool | None = None
     logprobs: Annotated[Whole, Field(ge=0, le=100)] | None = None

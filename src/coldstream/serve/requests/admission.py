@@ -3,12 +3,15 @@
 Beyond what the engine runs at once, `max_queue` sequences and `max_queue_tokens` prompt tokens may wait. Over that a
 request is refused at once, with a `retry_after` from the rate at which requests were really finished. Each refused
 client is promised the next free place after the one promised before, so that they do not all come back together.
+
+One caller has at most a share of the places, so that the others find some.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from coldstream.errors import InvalidRequest, NotReady, TooManyRequests
@@ -38,10 +41,23 @@ class Rate:
 
 
 class AdmissionGate:
-    """Counts one model's sequences from admission to the end. Event loop only."""
+    """Counts one model's sequences from admission to the end. Event loop only.
 
-    def __init__(self, *, running: int, max_queue: int, max_queue_tokens: int, clock: Clock = time.monotonic) -> None:
+    `share` is how much of the places one caller may have.
+    """
+
+    def __init__(
+        self,
+        *,
+        running: int,
+        max_queue: int,
+        max_queue_tokens: int,
+        share: float = 1.0,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self.max_sequences = running + max_queue
+        self._most_of_one = math.ceil(share * self.max_sequences)
+        self._held: Counter[bytes] = Counter()
         self._max_tokens = max_queue_tokens
         self._clock = clock
         self.rate = Rate(clock)
@@ -51,21 +67,26 @@ class AdmissionGate:
         self.waiting = 0
         self.waiting_tokens = 0
 
-    def enter(self, sequences: int, *, loading: float | None = None) -> Ticket:
+    def enter(self, sequences: int, *, loading: float | None = None, caller: bytes = b"") -> Ticket:
         """Admit a request of so many sequences. `loading`: seconds until the model is expected, None when it is there.
 
         Raises:
             InvalidRequest: more sequences than can ever be admitted.
             NotReady: the queue is full and the model is still loading.
-            TooManyRequests: the queue is full.
+            TooManyRequests: the queue is full, or the caller has its share of it.
         """
-        if sequences > self.max_sequences:
-            raise InvalidRequest(f"n = {sequences}, but at most {self.max_sequences} run or wait here", field="n")
+        if sequences > self._most_of_one:
+            message = f"{sequences} sequences, but at most {self._most_of_one} of one client run or wait here"
+            raise InvalidRequest(message, field="n")
         if self.sequences + sequences > self.max_sequences:
             raise self.refusal(
                 f"{self.sequences} sequences already run or wait (the most is {self.max_sequences})", loading
             )
-        ticket = Ticket(self, sequences)
+        if self._held[caller] + sequences > self._most_of_one:
+            why = f"{self._held[caller]} sequences of yours already run or wait (the most of one client is "
+            raise self.refusal(f"{why}{self._most_of_one})", loading)
+        ticket = Ticket(self, sequences, caller)
+        self._held[caller] += sequences
         self._entered[ticket] = self._clock()
         self.sequences += sequences
         self.waiting += sequences
@@ -92,9 +113,13 @@ class AdmissionGate:
             self.waiting_tokens -= ticket.tokens
 
     def leave(self, ticket: Ticket, *, finished: bool) -> None:
-        """The request has ended; `finished` when it ran to its end, so that it counts for the rate."""
+        """The request has ended; once counts. `finished` when it ran to its end, so that it counts for the rate."""
         self.started(ticket)
-        del self._entered[ticket]
+        if self._entered.pop(ticket, None) is None:
+            return  # when its last token was there
+        self._held[ticket.caller] -= ticket.sequences
+        if not self._held[ticket.caller]:
+            del self._held[ticket.caller]
         self.sequences -= ticket.sequences
         if finished:
             for _ in range(ticket.sequences):
@@ -122,9 +147,10 @@ class AdmissionGate:
 class Ticket:
     """One admitted request; use it as a context manager, and say `finished()` when it ran to its end."""
 
-    def __init__(self, gate: AdmissionGate, sequences: int) -> None:
+    def __init__(self, gate: AdmissionGate, sequences: int, caller: bytes = b"") -> None:
         self.gate = gate
         self.sequences = sequences
+        self.caller = caller
         self.tokens = 0
         self.waiting = True
         self._finished = False
@@ -141,8 +167,12 @@ class Ticket:
         """Count this request for the measured rate when it leaves."""
         self._finished = True
 
+    def leave(self) -> None:
+        """Give the place back, now or when the block is left, whatever comes first."""
+        self.gate.leave(self, finished=self._finished)
+
     def __enter__(self) -> Ticket:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.gate.leave(self, finished=self._finished)
+        self.leave()

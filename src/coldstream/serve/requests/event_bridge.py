@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from coldstream.engine.request import TokenEvent
 from coldstream.errors import DeadlineExceeded
 
+Ended = Callable[[TokenEvent], None]
+
 
 class Bridge:
     """One for an application: carries events from engine threads to the streams on its loop."""
@@ -24,10 +26,13 @@ class Bridge:
         self._arrived: deque[tuple[Stream, int, TokenEvent]] = deque()
         self._waking = False
 
-    def open(self, sequences: int, cancel: Callable[[], None]) -> Stream:
-        """A stream for a request of so many sequences, read on the running loop."""
+    def open(self, sequences: int, cancel: Callable[[], None], ended: Ended | None = None) -> Stream:
+        """A stream for a request of so many sequences, read on the running loop.
+
+        `ended` is called there with the last terminal event when it arrives, whether somebody reads it or not.
+        """
         self._loop = asyncio.get_running_loop()
-        return Stream(self, sequences, cancel)
+        return Stream(self, sequences, cancel, ended)
 
     def put(self, stream: Stream, index: int, event: TokenEvent) -> None:
         """Hand over one event. Any thread; never blocks."""
@@ -51,8 +56,9 @@ class Bridge:
 class Stream:
     """The events of one HTTP request's sequences, in order. Lives on the loop; only `deliver` is for engine threads."""
 
-    def __init__(self, bridge: Bridge, sequences: int, cancel: Callable[[], None]) -> None:
+    def __init__(self, bridge: Bridge, sequences: int, cancel: Callable[[], None], ended: Ended | None = None) -> None:
         self._bridge = bridge
+        self._ended = ended
         self._events: list[tuple[int, TokenEvent]] = []
         self._open = set(range(sequences))
         self._cancel = cancel
@@ -78,6 +84,8 @@ class Stream:
             return
         if event.finish_reason is not None:
             self._open.discard(index)
+            if not self._open and self._ended is not None:
+                self._ended(event)
         self._events.append((index, event))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

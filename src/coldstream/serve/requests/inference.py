@@ -27,7 +27,7 @@ from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, In
 from coldstream.serve.images.decode import ImageLoader, ImageSource, Picture
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.observe.metrics import Metrics, ModelMetrics
-from coldstream.serve.requests.admission import AdmissionGate
+from coldstream.serve.requests.admission import AdmissionGate, Ticket
 from coldstream.serve.requests.event_bridge import Bridge, Stream
 from coldstream.serve.requests.sampling import Given, resolve
 from coldstream.serve.state import Lifecycle, ServedModel, ServerState
@@ -117,6 +117,7 @@ class Inference:
         server, engine = state.settings.server, state.settings.engine
         self._state = state
         self._metrics = metrics
+        self._is_salted = state.keys.several and not server.shared_prefixes
         self._bridge = Bridge()
         self._encoders = Encoders()
         # Waiting for a grammar to be compiled, one after the other; so many that those which are compiled need not.
@@ -127,6 +128,7 @@ class Inference:
                 running=engine.max_sequences,
                 max_queue=server.max_queue,
                 max_queue_tokens=server.max_queue_tokens,
+                share=server.client_share if state.keys.several or not state.keys.required else 1.0,
             )
             for name in state.models
         }
@@ -146,24 +148,23 @@ class Inference:
         if lifecycle.closing:
             raise closing()
         with self.gates[model.name].enter(
-            job.sequences, loading=None if model.is_ready else model.retry_after()
+            job.sequences, loading=None if model.is_ready else model.retry_after(), caller=record.caller
         ) as ticket:
             await _ready(model, lifecycle, deadline)
             pictures = await self._pictures(job, deadline)
             prompt_ids = await self._encoders.encode(job)
             images = model.images.place(prompt_ids[0], pictures) if model.images is not None and pictures else ()
             sampling = _sampling(job, prompt_ids, await _constrain(job))
-            ticket.claim(sum(map(len, prompt_ids)) * job.samples)
-            requests = _requests(job, prompt_ids, sampling, record.request_id, deadline, images)
-            stream = self._bridge.open(len(requests), partial(_cancel, model, requests))
+            ticket.claim(_cost(job, prompt_ids, sampling))
+            salt = record.caller if self._is_salted else b""
+            requests = _requests(job, prompt_ids, sampling, record.request_id, deadline, images, salt)
+            stream = self._bridge.open(len(requests), partial(_cancel, model, requests), partial(_give_back, ticket))
             lifecycle.streams.add(stream)
             try:
                 record.submitted = time.time_ns()
                 await self._submit(model, requests, stream, deadline)
                 follower = _Follower(stream, ticket.started, self._metrics.of(model.name), record, deadline)
                 yield Running(job, prompt_ids, sampling, follower.batches())
-                if stream.finished and not stream.ended_early:
-                    ticket.finished()
             finally:
                 lifecycle.streams.discard(stream)
                 stream.cancel()
@@ -315,6 +316,34 @@ def _sampling(job: Job, prompt_ids: list[list[int]], grammar: Grammar | None) ->
     return replace(sampling, shown_tokens=frozenset(known[name] for name in job.shows if name in known))
 
 
+def _cost(job: Job, prompt_ids: list[list[int]], sampling: SamplingParams) -> int:
+    """How many prompt tokens count as waiting: one that is scored takes the logits of a draw, and its best ones' names.
+
+    Raises:
+        InvalidRequest: more log probabilities of prompts than are held for one request.
+    """
+    tokens = sum(map(len, prompt_ids)) * job.samples
+    best = sampling.prompt_logprobs
+    if best is None:
+        return tokens
+    if tokens * (1 + best) > _MOST_SCORES:
+        message = f"echo with logprobs = {best} scores {tokens} tokens, {1 + best} log probabilities each; at most "
+        raise InvalidRequest(
+            f"{message}{_MOST_SCORES:,} are given: send fewer prompts, or less logprobs", field="logprobs"
+        )
+    return tokens * (2 + best // 10)
+
+
+_MOST_SCORES = 262_144
+
+
+def _give_back(ticket: Ticket, event: TokenEvent) -> None:
+    """Generation has ended: the place is free, however slowly its answer is read."""
+    if event.finish_reason not in _BAD_ENDS:
+        ticket.finished()
+    ticket.leave()
+
+
 def _requests(
     job: Job,
     prompt_ids: list[list[int]],
@@ -322,6 +351,7 @@ def _requests(
     request_id: str,
     deadline: float,
     images: tuple[PromptImage, ...],
+    salt: bytes,
 ) -> list[Request]:
     """Samples of one prompt with a given seed must differ, and be the same next time: each adds its number."""
     requests = []
@@ -329,7 +359,7 @@ def _requests(
         sample = index % job.samples
         params = sampling if sampling.seed is None or not sample else _reseeded(sampling, sample)
         ids = tuple(prompt_ids[index // job.samples])
-        requests.append(Request(f"{request_id}-{index}", ids, params, deadline, images))
+        requests.append(Request(f"{request_id}-{index}", ids, params, deadline, images, salt))
     return requests
 
 

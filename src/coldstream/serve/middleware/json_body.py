@@ -1,0 +1,132 @@
+"""The JSON of a request's body, whose cost is bounded before it is read (RFC 8259).
+
+What a text of some size costs is up to its sender: "[[],[],[]]" takes twenty times its bytes of memory, and a name in
+an object fifty. So the values, names and escapes of a large body are counted first, which needs no memory, and what has
+more of them than an honest request is refused. A large body is read on a thread of its own kind, one after the other,
+in calls that are short; the event loop goes on between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from coldstream.errors import InvalidRequest
+from coldstream.serve.http import asgi
+from coldstream.serve.http.asgi import ASGIApp, Receive, Scope, Send
+
+PARSED = "coldstream.json"
+"""Where a request's scope has the value of its body, when that was read."""
+
+_T = TypeVar("_T")
+_LARGE = 64 * 1024
+_CHUNK = 256 * 1024
+_HALF_A_PAIR = re.compile(rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..", re.DOTALL)
+"""In JSON without escaped backslashes (RFC 8259, section 7)."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLimits:
+    """`values` in lists and objects, `names` in objects, `escapes` in texts."""
+
+    values: int = 500_000
+    names: int = 30_000
+    escapes: int = 2_000_000
+
+
+_LIMITS = JsonLimits()
+
+
+class LargeBodies:
+    """A thread for what would hold up the event loop. Small bodies are read at once, and large ones in turn."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="coldstream-bodies")
+
+    async def read(self, size: int, reading: Callable[[], _T]) -> _T:
+        """What `reading` makes of a body of so many bytes."""
+        if size < _LARGE:
+            return reading()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, reading)
+
+
+class ReadJson:
+    """Puts the value of a JSON body into the request's scope; what has another type passes. The body must be whole."""
+
+    def __init__(self, app: ASGIApp, bodies: LargeBodies) -> None:
+        self._app, self._bodies = app, bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS") or PARSED in scope:
+            await self._app(scope, receive, send)
+            return
+        message = await receive()
+        body = message.get("body", b"")
+        if body and _is_json(asgi.headers(scope).get("content-type", "")):
+            scope[PARSED] = await self._bodies.read(len(body), lambda: parsed(body))
+        await self._app(scope, asgi.replay(body), send)
+
+
+def parsed(body: bytes, limits: JsonLimits = _LIMITS, *, large: int = _LARGE, chunk: int = _CHUNK) -> Any:
+    """The value; what has fewer than `large` bytes is not counted first, the rest in pieces of `chunk` bytes.
+
+    Raises:
+        InvalidRequest: this is no JSON, is nested too deeply, or holds half a surrogate pair (which JSON can spell and
+            no tokenizer can read) or more than the limits.
+    """
+    if len(body) >= large:
+        _check(body, limits, chunk)
+    try:
+        value = json.loads(body)
+    except json.JSONDecodeError as exc:
+        raise InvalidRequest(f"the body is not valid JSON: {exc.msg} at character {exc.pos}") from exc
+    except RecursionError as exc:
+        raise InvalidRequest("the body is nested too deeply") from exc
+    except ValueError as exc:  # bytes that are no text, and whole numbers of thousands of digits
+        raise InvalidRequest(f"the body cannot be read: {str(exc)[:100]}") from exc
+    half = _HALF_A_PAIR.search(body.replace(b"\\\\", b"  "))
+    if half is not None:
+        raise InvalidRequest(f"the body holds half a surrogate pair ({half[0].decode()}), which is not text")
+    return value
+
+
+def _is_json(kind: str) -> bool:
+    name = kind.partition(";")[0].strip().lower()
+    return name == "application/json" or (name.startswith("application/") and name.endswith("+json"))
+
+
+def _check(body: bytes, limits: JsonLimits, chunk: int) -> None:
+    """Raise InvalidRequest for more than the limits."""
+    if body.count(b"\\") > limits.escapes:
+        raise InvalidRequest(f"the body has more than {limits.escapes:,} escapes, the most that are read")
+    values, names = _count(body, limits, chunk)
+    if values > limits.values:
+        raise InvalidRequest(f"the body has more than {limits.values:,} values, the most that are read")
+    if names > limits.names:
+        raise InvalidRequest(f"the body has more than {limits.names:,} names in its objects, the most that are read")
+
+
+def _count(body: bytes, limits: JsonLimits, chunk: int) -> tuple[int, int]:
+    """Values, or one more than the limit, and names of a text that is JSON; no fewer than it has of what is none."""
+    values, names = body.count(b",") + body.count(b"[") + body.count(b"{"), body.count(b":")
+    if values <= limits.values and names <= limits.names:
+        return values, names  # with those that stand in texts
+    values = names = quotes = 0
+    rest, is_inside = b"", False
+    for start in range(0, len(body), chunk):
+        piece = (rest + body[start : start + chunk]).replace(b"\\\\", b"")
+        rest = b"\\" if piece.endswith(b"\\") else b""
+        texts = piece[: len(piece) - len(rest)].replace(b'\\"', b"").split(b'"')
+        between = b"".join(texts[is_inside::2])
+        is_inside ^= len(texts) % 2 == 0
+        values += between.count(b",") + between.count(b"[") + between.count(b"{")
+        names += between.count(b":")
+        quotes += len(texts) - 1
+        if quotes > 4 * limits.values + 4:  # a value has a text, or two with its name
+            return limits.values + 1, names
+    return values, names

@@ -1,0 +1,153 @@
+"""Whatever a request may hold has a bound, and is counted before anything is done with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coldstream.errors import InvalidRequest
+from coldstream.serve.api.schema import GenerateRequest, small
+from coldstream.serve.middleware.json_body import JsonLimits, parsed
+from coldstream.serve.openai.responses_schema import ResponsesRequest
+from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
+
+BODIES = (GenerateRequest, ChatRequest, CompletionRequest, ResponsesRequest)
+
+
+def unbounded(schema: Any, way: str) -> Iterator[str]:
+    """The texts, lists and objects in a schema of pydantic's core that may be of any size."""
+    if isinstance(schema, dict):
+        kind = schema.get("type")
+        if kind == "function-after" and schema["function"]["function"] is small:
+            return
+        if kind == "str" and "max_length" not in schema and "64}$" not in str(schema.get("pattern")):
+            yield f"{way}: a text"
+        if kind == "list" and not ("max_length" in schema and schema.get("fail_fast")):
+            yield f"{way}: a list"
+        if kind == "dict" and "max_length" not in schema:
+            yield f"{way}: an object"
+        if kind == "any":
+            yield f"{way}: anything"
+        for name, inner in schema.items():
+            if name not in ("metadata", "serialization", "function", "config", "cls"):
+                yield from unbounded(inner, f"{way}.{name}")
+    elif isinstance(schema, list | tuple):
+        for place, inner in enumerate(schema):
+            yield from unbounded(inner, f"{way}.{place}")
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_every_text_list_and_object_of_a_request_has_a_bound(body) -> None:
+    assert list(unbounded(body.__pydantic_core_schema__, body.__name__)) == []
+
+
+def test_the_property_finds_what_has_no_bound() -> None:
+    from pydantic import BaseModel
+
+    class Open(BaseModel):
+        text: str
+        texts: list[str]
+        more: dict[str, Any]
+
+    assert len(list(unbounded(Open.__pydantic_core_schema__, "Open"))) == 6
+
+
+TINY = JsonLimits(values=20, names=5, escapes=8)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=8)
+    | st.sampled_from(['"', "\\", '\\"', ",[{:", "\\\\"]),
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=40,
+)
+
+
+def counted(value: Any) -> tuple[int, int]:
+    """Values in lists and objects, an empty one's bracket counting as one, and names."""
+    if isinstance(value, list):
+        inner = [counted(item) for item in value]
+        return max(1, len(value)) + sum(one for one, _ in inner), sum(two for _, two in inner)
+    if isinstance(value, dict):
+        inner = [counted(item) for item in value.values()]
+        return max(1, len(value)) + sum(one for one, _ in inner), len(value) + sum(two for _, two in inner)
+    return 0, 0
+
+
+@settings(deadline=None, max_examples=300)
+@given(JSON, st.booleans(), st.integers(1, 40))
+def test_a_body_is_read_where_and_only_where_it_is_within_the_limits(value, is_ascii, size) -> None:
+    text = json.dumps(value, ensure_ascii=is_ascii)
+    values, names = counted(value)
+    fits = values <= TINY.values and names <= TINY.names and text.count("\\") <= TINY.escapes
+    body = text.encode("utf-8", "surrogatepass")
+    if fits:
+        assert parsed(body, TINY, large=0, chunk=size) == value
+    else:
+        with pytest.raises(InvalidRequest, match="more than"):
+            parsed(body, TINY, large=0, chunk=size)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.sampled_from(["\\", "u", "d83d", "dE00", "DFFF", "0041", '"', "x", "\\ud83d", "\\ude00", "\\\\"])))
+def test_half_a_surrogate_pair_is_refused_and_a_whole_one_is_not(pieces) -> None:
+    body = f'"{"".join(pieces)}"'.encode()
+    try:
+        value = json.loads(body)
+        value.encode()
+        is_text = True
+    except UnicodeEncodeError:
+        is_text = False
+    except ValueError:
+        return
+    if is_text:
+        assert parsed(body) == value
+    else:
+        with pytest.raises(InvalidRequest, match="half a surrogate pair"):
+            parsed(body)
+
+
+COSTLY = {
+    "prompts": ("/v1/completions", {"prompt": [0] * 400_000 + [-1]}, "prompt.400000"),
+    "ids": ("/v1/completions", {"prompt": [0] * 1_000_000}, "500,000 values"),
+    "biases": (
+        "/v1/completions",
+        {"prompt": "x", "logit_bias": {str(place): 1 for place in range(2000)}},
+        "logit_bias",
+    ),
+    "spellings": ("/v1/completions", {"prompt": "x", "logit_bias": {"1": 1, "01": 2}}, "logit_bias"),
+    "unknown fields": ("/generate", {f"x{place}": 1 for place in range(20_000)}, "256 fields"),
+    "messages": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}] * 5000}, "messages"),
+    "many messages": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "x"}] * 100_000},
+        "30,000 names",
+    ),
+    "description": (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": "x"}],
+            "tools": [{"type": "function", "function": {"name": "f", "description": "d" * 4_000_000}}],
+        },
+        "tools.0.function.description",
+    ),
+    "empty lists": ("/generate", {"inputs": [[]] * 1_000_000}, "500,000 values"),
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+async def test_what_would_be_costly_is_refused_by_name_in_few_words(serve, engine, name) -> None:
+    from tests.support.scripted import ScriptedModel
+
+    served = await serve(ScriptedModel(engine()))
+    path, sent, says = COSTLY[name]
+    reply = await served.client.post(path, json={"model": "default", **sent} if path.startswith("/v1") else sent)
+    assert reply.status_code in (400, 422)
+    assert says in reply.json()["error"]["message"]
+    assert len(reply.content) < 1500
