@@ -76,6 +76,7 @@ def test_a_contender_that_ends_is_an_error_with_its_last_lines(tmp_path: Path) -
         time_start(contender(code="print('out of luck'); raise SystemExit(3)"), log=tmp_path / "log")
 
 
+@pytest.mark.more
 def test_coldstream_and_the_floor_are_measured_on_a_real_checkpoint(tmp_path: Path) -> None:
     model = str(files("coldstream.demo") / "sql_model")
     told = []
@@ -92,6 +93,7 @@ def test_coldstream_and_the_floor_are_measured_on_a_real_checkpoint(tmp_path: Pa
     ET.fromstring(report.as_svg())
 
 
+@pytest.mark.more
 def test_a_peer_that_ends_is_left_out_with_its_last_words(tmp_path: Path) -> None:
     broken = replace(contender(code="print('no CPU for me'); raise SystemExit(1)"), name="peer", watched=False)
     told: list[str] = []
@@ -121,6 +123,7 @@ def test_the_tokens_of_the_first_model_are_counted_by_what_the_second_one_did_me
     assert beside.as_json()["slower"] == 0.5
 
 
+@pytest.mark.more
 def test_a_second_model_that_loads_too_soon_is_nothing_to_measure() -> None:
     with pytest.raises(ColdstreamError, match="--shape"):
         run_beside(str(files("coldstream.demo") / "sql_model"))
