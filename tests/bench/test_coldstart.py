@@ -63,7 +63,7 @@ def test_a_watched_start_has_the_times_of_its_probes(tmp_path: Path) -> None:
     watch = watch_start(contender(), log=tmp_path / "log")
     assert watch.polls >= 1
     assert watch.first_answer > 0
-    assert 0 < watch.median <= watch.p99 <= watch.longest
+    assert 0 <= watch.median <= watch.p99 <= watch.longest
 
 
 def test_a_request_that_is_refused_for_good_is_an_error_with_the_servers_words(tmp_path: Path) -> None:
@@ -111,9 +111,11 @@ def test_a_precision_that_does_not_exist_is_refused() -> None:
         run_coldstart_bench("/no/such/folder", precisions=["int3"])
 
 
-def test_the_last_percent_of_the_polls_is_named() -> None:
-    watch = StartWatch.of(0.2, [0.5] + [0.001] * 199)
-    assert (watch.polls, watch.first_answer, watch.longest, watch.p99) == (200, 0.2, 0.5, 0.001)
+def test_the_last_percent_of_the_polls_behind_the_first_answer_is_named() -> None:
+    """What waited in the kernel until the server ran says when that was, not how the load was answered beside."""
+    watch = StartWatch.of([(0.7, 0.6), (1.2, 0.5), *[(1.3, 0.001)] * 199])
+    assert (watch.polls, watch.first_answer, watch.longest, watch.p99) == (201, 0.7, 0.5, 0.001)
+    assert StartWatch.of([(0.7, 0.6)]).longest == 0.0
 
 
 def test_the_tokens_of_the_first_model_are_counted_by_what_the_second_one_did_meanwhile() -> None:
