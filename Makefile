@@ -24,10 +24,12 @@ help: ## Say what can be made
 demo: $(VENV)/demo ## Serve two real models from a local bucket and ask them (ARGS=--check to stop after the questions)
 	$(BIN)/coldstream demo $(ARGS)
 
+# A file's tests stay on one worker: they share its servers. A worker imports torch and transformers, half a gigabyte.
 test: $(VENV)/dev ## Run the tests that need only Python, against the installed wheel (ARGS="-k name" to choose)
-	$(BIN)/python -m pytest --ignore=tests/browser $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/browser -m "not more" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-test-more: $(VENV)/dev $(VENV)/browser ## Run the tests that need Chromium and npm (root installs them on Debian)
+test-more: $(VENV)/dev $(VENV)/browser ## Run those too slow for that, then those that need Chromium and npm (root installs them)
+	$(BIN)/python -m pytest --ignore=tests/browser -m more $(ARGS)
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 lint: $(VENV)/dev ## ruff, mypy strict, import-linter, the C compiler's warnings

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import resource
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import coldstream.demo
-from coldstream.bench.child import free_port
 from coldstream.serve.http.protocol import HttpLimits
 from coldstream.serve.middleware.auth import ApiKeys
 from coldstream.settings import ServerSettings, for_uri
 from tests.support.scripted import ScriptedModel
+from tests.support.serving import serving
 
 KEYS = ApiKeys.of("secret")
 POST = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -183,55 +179,39 @@ async def test_a_crowd_that_is_answered_is_not_disturbed_by_one_more(serve, engi
     assert [(await task).json() for task in asked] == ["ab"] * 3
 
 
+@pytest.mark.more
 def test_half_requests_leave_a_loading_server_the_descriptors_that_it_needs() -> None:
     """With 200 of them in all, imports and the model's files must still be opened."""
-    port = free_port()
     model = Path(coldstream.demo.__file__).parent / "sql_model"
-    command = [
-        sys.executable,
-        "-m",
-        "coldstream",
-        "serve",
-        str(model),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "-q",
-    ]
-    process = subprocess.Popen(
-        command,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)),
-    )
     crowd: list[socket.socket] = []
-    try:
-        for _ in itertools.count():
+    with serving(model, "-q", ready=False, limits={resource.RLIMIT_NOFILE: 200}) as server:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+
+        def is_ready() -> bool:
             if len(crowd) < 400:
-                crowd += half_request(port)
-            elif ready(port):
-                break
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-    finally:
-        process.kill()
-        process.communicate()
-        for connection in crowd:
-            connection.close()
+                crowd.extend(half_request(host, int(port)))
+                return False
+            return ready(host, int(port))
+
+        try:
+            server.wait_until(is_ready)
+        finally:
+            for connection in crowd:
+                connection.close()
 
 
-def half_request(port: int) -> list[socket.socket]:
+def half_request(host: str, port: int) -> list[socket.socket]:
     try:
-        connection = socket.create_connection(("127.0.0.1", port), timeout=5)
+        connection = socket.create_connection((host, port), timeout=5)
         connection.sendall(POST)
     except OSError:
         return []
     return [connection]
 
 
-def ready(port: int) -> bool:
+def ready(host: str, port: int) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with socket.create_connection((host, port), timeout=5) as connection:
             connection.sendall(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
             return connection.recv(1 << 12).startswith(b"HTTP/1.1 200")
     except OSError:

@@ -14,6 +14,7 @@ import pytest
 import coldstream.demo
 from tests.support.serving import Served, serving
 
+pytestmark = pytest.mark.more
 ENDLESS = {"type": "integer", "multipleOf": 400_000_009}
 WIDE = {f"k{number}": {"type": "string"} for number in range(3000)}
 COSTLY: dict[str, Any] = {
@@ -35,7 +36,7 @@ LARK = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with serving(Path(coldstream.demo.__file__).parent / "sql_model") as served:
+    with serving(Path(coldstream.demo.__file__).parent / "sql_model", "-q") as served:
         yield served
 
 

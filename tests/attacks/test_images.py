@@ -38,6 +38,7 @@ async def load(workers: Workers, data: bytes) -> None:
     await loader.load([loader.source(b64(data), "image")], PROCESSOR)
 
 
+@pytest.mark.more
 async def test_a_picture_of_many_scans_is_refused_by_the_time_that_it_takes(workers: Workers) -> None:
     await load(workers, with_scans(1))
     data = with_scans(40_000)

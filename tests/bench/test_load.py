@@ -44,6 +44,7 @@ def bucket(certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) -
         yield bucket
 
 
+@pytest.mark.more
 def test_over_tls_every_contender_trusts_the_throw_away_authority(
     bucket: LocalBucket, certificate: Certificate
 ) -> None:
@@ -74,6 +75,7 @@ def test_the_same_bucket_answers_without_tls(bucket: LocalBucket) -> None:
     assert [(item.bytes, item.error) for item in report.rounds] == [(SIZE, None)]
 
 
+@pytest.mark.more
 @NEEDS_CURL
 def test_curl_trusts_the_throw_away_authority_too(bucket: LocalBucket, certificate: Certificate) -> None:
     environment = {"STORAGE_EMULATOR_HOST": bucket.secure_url, **certificate.environment}
@@ -86,6 +88,7 @@ def test_runai_is_told_of_a_file_by_its_plain_path() -> None:
     assert runai_name(Location.parse("gs://bucket/m/a.safetensors")) == "gs://bucket/m/a.safetensors"
 
 
+@pytest.mark.more
 @pytest.mark.skipif(
     importlib.util.find_spec("runai_model_streamer") is None, reason="Run:ai's streamer is not installed"
 )
@@ -96,12 +99,14 @@ def test_runai_reads_a_folder(tmp_path: Path) -> None:
     assert [(item.bytes, item.error) for item in report.rounds] == [(SIZE, None)]
 
 
+@pytest.mark.more
 def test_a_contender_that_fails_says_why(tmp_path: Path) -> None:
     report = run_load_bench(str(tmp_path), rounds=1, contenders=("coldstream",), rest=0)
     assert "the folder is empty" in str(report.summaries[0].error)
     assert report.summaries[0].rounds == 0
 
 
+@pytest.mark.more
 def test_the_command_fills_a_bucket_and_prints_a_row(tmp_path: Path) -> None:
     for name, data in files.checkpoint(TENSORS).items():
         (tmp_path / name).write_bytes(data)
@@ -147,6 +152,7 @@ def test_who_can_read_what() -> None:
     assert {"coldstream", "curl drain"} <= set(contenders_for("gs://bucket/model"))
 
 
+@pytest.mark.more
 def test_obstores_ranges_are_checked_as_ours_are(bucket: LocalBucket, certificate: Certificate) -> None:
     environment = {"STORAGE_EMULATOR_HOST": bucket.secure_url, **certificate.environment}
     report = run_load_bench("gs://models/small", rounds=1, contenders=("obstore x4",), environment=environment, rest=0)

@@ -59,21 +59,32 @@ def test_bytes_pass_unchanged_and_the_server_sees_its_own_name(upstream: int) ->
             assert get(connection) == (DATA, f"127.0.0.1:{upstream}")
         connection.close()
         assert proxy.bytes > 3 * len(DATA)
-        assert proxy.last_byte <= time.monotonic()
+        assert 0 < proxy.last_byte <= time.monotonic()
+
+
+class StandingClock:
+    """Time that does not pass, so that what has to be waited for adds up; and how long each sleep was to be."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def shaped(self, upstream: int, shape: BucketShape) -> ShapedProxy:
+        return ShapedProxy("127.0.0.1", upstream, shape, clock=lambda: 1.0, sleep=self.slept.append)
 
 
 def test_every_reply_waits_for_its_first_byte(upstream: int) -> None:
-    with ShapedProxy("127.0.0.1", upstream, BucketShape(ttfb=0.05)) as proxy:
+    clock = StandingClock()
+    with clock.shaped(upstream, BucketShape(ttfb=0.05)) as proxy:
         connection = http.client.HTTPConnection(proxy.url.removeprefix("http://"))
-        for _ in range(2):
-            started = time.monotonic()
+        for count in (1, 2):
             get(connection)
-            assert time.monotonic() - started >= 0.05
+            assert clock.slept == pytest.approx([0.05] * count)
         connection.close()
 
 
 def test_all_connections_share_one_rate(upstream: int) -> None:
-    with ShapedProxy("127.0.0.1", upstream, BucketShape(rate=20e6)) as proxy:
+    clock = StandingClock()
+    with clock.shaped(upstream, BucketShape(rate=20e6)) as proxy:
         address = proxy.url.removeprefix("http://")
 
         def fetch() -> None:
@@ -81,13 +92,12 @@ def test_all_connections_share_one_rate(upstream: int) -> None:
             assert get(connection)[0] == DATA
             connection.close()
 
-        started = time.monotonic()
         threads = [threading.Thread(target=fetch) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert time.monotonic() - started >= 2 * len(DATA) / 20e6 - 0.01
+        assert max(clock.slept) >= 2 * len(DATA) / 20e6 - 0.01
 
 
 def test_a_server_that_is_gone_ends_the_connection() -> None:

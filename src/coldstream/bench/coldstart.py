@@ -64,7 +64,8 @@ class Start:
 class StartWatch:
     """How /readyz answered one more load, asked every 10 ms from exec to the first token, always on a new connection.
 
-    `first_answer`: seconds from exec to the first answer. The others: seconds from connecting to the answer.
+    `first_answer`: seconds from exec to the first answer. The others: seconds from connecting to the answer, of the
+    polls behind it: the first one was accepted by the kernel, and its time is that of the first answer again.
     """
 
     polls: int
@@ -74,11 +75,12 @@ class StartWatch:
     median: float
 
     @classmethod
-    def of(cls, first_answer: float, seconds: list[float]) -> StartWatch:
-        """From the seconds of each answered poll; at least one."""
-        ordered = sorted(seconds)
+    def of(cls, polls: Sequence[tuple[float, float]]) -> StartWatch:
+        """From when each poll was answered, in seconds since exec, and how long that took; at least one."""
+        (first_answer, _), *later = polls
+        ordered = sorted(seconds for _, seconds in later) or [0.0]
         p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
-        return cls(len(ordered), first_answer, ordered[-1], p99, statistics.median(ordered))
+        return cls(len(polls), first_answer, ordered[-1], p99, statistics.median(ordered))
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +335,7 @@ def watch_start(contender: Contender, *, log: Path) -> StartWatch:
             token.result()
         if not polls:
             raise ColdstreamError(f"{contender.name} gave a token, but never answered GET /readyz")
-        return StartWatch.of(polls[0][0], [seconds for _, seconds in polls])
+        return StartWatch.of(polls)
 
 
 @contextlib.contextmanager

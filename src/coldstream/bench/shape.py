@@ -80,12 +80,21 @@ class TokenBucket:
 
 
 class ShapedProxy:
-    """A context manager; `host` and `port` say what stands behind."""
+    """A context manager; `host` and `port` say what stands behind. `clock` and `sleep` count in seconds."""
 
-    def __init__(self, host: str, port: int, shape: BucketShape) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        shape: BucketShape,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.clock, self.sleep = clock, sleep
         self._upstream = (host, port)
         self._shape = shape
-        self._bucket = TokenBucket(shape.rate) if shape.rate is not None else None
+        self._bucket = TokenBucket(shape.rate, clock=clock) if shape.rate is not None else None
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -140,10 +149,10 @@ class ShapedProxy:
     def passed(self, count: int) -> None:
         """Some bytes are about to reach a client: wait as long as the shape wants, and remember."""
         if self._bucket is not None:
-            time.sleep(self._bucket.take(count))
+            self.sleep(self._bucket.take(count))
         with self._lock:
             self.bytes += count
-            self.last_byte = time.monotonic()
+            self.last_byte = self.clock()
 
     @property
     def ttfb(self) -> float:
@@ -178,7 +187,7 @@ class _Connection:
     def _requests(self) -> None:
         with contextlib.suppress(OSError):
             while data := self._client.recv(1 << 16):
-                self._asked_at = time.monotonic()
+                self._asked_at = self._proxy.clock()
                 self._server.sendall(_HOST.sub(self._host, data, count=1))
         self._hang_up()
 
@@ -198,7 +207,7 @@ class _Connection:
     def _hold_first_byte(self) -> None:
         asked_at, self._asked_at = self._asked_at, None
         if asked_at is not None:
-            time.sleep(max(0.0, asked_at + self._proxy.ttfb - time.monotonic()))
+            self._proxy.sleep(max(0.0, asked_at + self._proxy.ttfb - self._proxy.clock()))
 
     def _hang_up(self) -> None:
         for item in (self._client, self._server):

@@ -9,7 +9,6 @@ each of which holds the interpreter no longer than the loop can wait.
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from coldstream.errors import PortInUse, SettingsError
+from coldstream.host.interpreter import StartingInterpreter
 from coldstream.serve.middleware.auth import ApiKeys, read_keys
 from coldstream.settings import Settings
 from coldstream.timeline import Timeline
@@ -49,22 +49,18 @@ def serve(settings: Settings, timeline: Timeline, *, watch: Callable[[Startup, i
     """
     keys = read_keys(settings.server, os.environ)
     early = EarlyEnd()
-    with bind(settings.server.host, settings.server.port) as listener:
+    with bind(settings.server.host, settings.server.port) as listener, StartingInterpreter() as interpreter:
         early.listen()
         timeline.mark("port open")
-        # Imports make a quarter of a million objects, all to stay, and to look through them again and again takes a
-        # seventh of their time.
-        gc.disable()
         from coldstream.host.memory import return_large_buffers
 
         return_large_buffers()
         _map_libtorch()
-        server = ServerProcess(settings, timeline, keys, early)
+        server = ServerProcess(settings, timeline, keys, early, interpreter)
         try:
             server.run(listener, watch)
         finally:
             server.end()
-            gc.enable()
     if server.fault is not None:
         raise server.fault
     if server.startup.status == "failed" and not server.asked_to_end:
@@ -121,7 +117,14 @@ class EarlyEnd:
 class ServerProcess:
     """What lives on the main thread: the event loop, the surface, and the way out."""
 
-    def __init__(self, settings: Settings, timeline: Timeline, keys: ApiKeys, early: EarlyEnd) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        timeline: Timeline,
+        keys: ApiKeys,
+        early: EarlyEnd,
+        interpreter: StartingInterpreter,
+    ) -> None:
         from coldstream.serve.startup import Startup
 
         self.startup = Startup(settings, timeline, on_change=self._model_changed)
@@ -129,6 +132,7 @@ class ServerProcess:
         self.fault: BaseException | None = None
         self._has_begun = False
         self._settings, self._timeline, self._keys, self._early = settings, timeline, keys, early
+        self._interpreter = interpreter
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, listener: socket.socket, watch: Callable[[Startup, int], None]) -> None:
@@ -215,13 +219,12 @@ class ServerProcess:
                 loop.call_soon_threadsafe(self._look_at_start)
 
     def _look_at_start(self) -> None:
-        """When nothing can be served the process ends; when all is settled, the collector works again."""
+        """When nothing can be served the process ends; when all is settled, so is the interpreter."""
         status = self.startup.status
         if status == "failed":
             self._end.set()
-        elif self._is_open and status != "loading" and not gc.isenabled():
-            gc.freeze()  # what the start has made stays; a full collection of it would stop every thread for 0.1 s
-            gc.enable()
+        elif self._is_open and status != "loading":
+            self._interpreter.settle()
 
     @contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:

@@ -37,6 +37,7 @@ from tests.support.parts import GEMMA, LLAMA, make_tokenizer
 from tests.support.tiny import Tiny
 from tests.support.tiny_vision import IMAGE, SIZE, TOKENS, gemma3_vision
 
+pytestmark = pytest.mark.more
 PRECISIONS: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 SAMPLING: Mapping[str, Mapping[str, Any]] = {
     "greedy": {},

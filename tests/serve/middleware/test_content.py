@@ -38,7 +38,9 @@ def test_no_more_is_unpacked_than_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"{}", gzip.compress(b"{}")[:-9], gzip.compress(b"{}") + b"more", zlib.compress(b"{}")]
+    "body",
+    [b"{}", gzip.compress(b"{}")[:-9], gzip.compress(b"{}") + b"more", zlib.compress(b"{}")],
+    ids=["plain", "cut off", "with more behind it", "zlib"],
 )
 def test_what_is_not_whole_gzip_is_said(body) -> None:
     with pytest.raises(InvalidRequest, match="gzip"):
