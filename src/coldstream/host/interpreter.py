@@ -32,7 +32,7 @@ class StartingInterpreter:
         self._restore()
 
     def settle(self) -> None:
-        """What the start has made stays: to look through all of it would stop every thread for 0.1 s. Again does nothing."""
+        """What was made stays: a collection that looks through all of it stops every thread. Again does nothing."""
         if not self._is_settled:
             gc.freeze()
             self._restore()
