@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import coldstream.demo
 from coldstream.cli import inspect
-from coldstream.cli.terminal import Terminal
+from coldstream.cli.terminal import PrintableConsole
 from coldstream.errors import ColdstreamError, printable
 
 MODEL = Path(coldstream.demo.__file__).parent / "sql_model"
@@ -37,7 +37,7 @@ def test_a_table_holds_no_commands_of_others() -> None:
     out = io.StringIO()
     table = Table()
     table.add_row(EVIL)
-    Terminal(file=out, width=80).print(table)
+    PrintableConsole(file=out, width=80).print(table)
     assert "\\x1b[2J" in out.getvalue()
     assert not any(letter in out.getvalue() for letter in "\x1b\x9b\u202e\ud800")
 

@@ -297,12 +297,12 @@ def _print_json(data: Any) -> None:
 def _table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.table import Table
 
-    from coldstream.cli.terminal import Terminal
+    from coldstream.cli.terminal import PrintableConsole
 
     table = Table(*heads, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    Terminal().print(table)
+    PrintableConsole().print(table)
 
 
 def _write(chart: Path | None, picture: str) -> None:

@@ -59,9 +59,9 @@ class Terminal:
     def __init__(self) -> None:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-        from coldstream.cli.terminal import Terminal
+        from coldstream.cli.terminal import PrintableConsole
 
-        self._console = Terminal(highlight=False)
+        self._console = PrintableConsole(highlight=False)
         columns = (TextColumn("          {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         self._bars = Progress(*columns, TextColumn("{task.fields[phase]}"), console=self._console, transient=True)
         self._tasks: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from coldstream import settings as configuration
 from coldstream.errors import DeployError, SettingsError, printable
 
 if TYPE_CHECKING:
-    from coldstream.cli.terminal import Terminal
+    from coldstream.cli.terminal import PrintableConsole
     from coldstream.deploy.access import Grant, Make
     from coldstream.deploy.doctor import Report
     from coldstream.deploy.plan import Plan
@@ -180,7 +180,7 @@ def _fix(job: DeployJob, found: Report, undo: Path, script: Path, *, yes: bool, 
     return found
 
 
-def _hand_over(console: Terminal, job: DeployJob, others: tuple[Make | Grant, ...], script: Path) -> None:
+def _hand_over(console: PrintableConsole, job: DeployJob, others: tuple[Make | Grant, ...], script: Path) -> None:
     from coldstream.deploy import fix, show
 
     if not others:
@@ -457,7 +457,7 @@ def _write(path: Path, text: str) -> None:
         raise SettingsError(f"{path}: cannot be written ({exc.strerror})") from exc
 
 
-def _console(*, stderr: bool = False) -> Terminal:
-    from coldstream.cli.terminal import Terminal
+def _console(*, stderr: bool = False) -> PrintableConsole:
+    from coldstream.cli.terminal import PrintableConsole
 
-    return Terminal(stderr=stderr, highlight=False)
+    return PrintableConsole(stderr=stderr, highlight=False)

@@ -37,9 +37,9 @@ def _print(report: Mapping[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from coldstream.cli.terminal import Terminal
+    from coldstream.cli.terminal import PrintableConsole
 
-    console = Terminal()
+    console = PrintableConsole()
     facts = Table(title=report["uri"], show_header=False, title_justify="left")
     for name, value in _facts(report, decimal):
         facts.add_row(name, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from coldstream.cli.terminal import Terminal
+from coldstream.cli.terminal import PrintableConsole
 from coldstream.serve.observe.waterfall import text
 from coldstream.serve.startup import Startup
 from coldstream.settings import Settings
@@ -14,7 +14,7 @@ _PERIOD = 0.1
 
 def show(start: Startup, settings: Settings, port: int) -> None:
     """Draw on stderr until the start is over."""
-    console = Terminal(stderr=True)
+    console = PrintableConsole(stderr=True)
     host = "127.0.0.1" if settings.server.host in ("0.0.0.0", "::") else settings.server.host  # noqa: S104
     console.print(f"Listening on http://{host}:{port} (requests that come now wait for the model)", highlight=False)
     columns = (
@@ -39,7 +39,7 @@ def show(start: Startup, settings: Settings, port: int) -> None:
     _conclude(console, start, settings, f"http://{host}:{port}")
 
 
-def _conclude(console: Terminal, start: Startup, settings: Settings, url: str) -> None:
+def _conclude(console: PrintableConsole, start: Startup, settings: Settings, url: str) -> None:
     for line in text(start.timeline.spans(), width=min(console.width, 110)):
         console.print(line, style="dim", highlight=False, markup=False)
     for name, model in start.models.items():

@@ -10,7 +10,7 @@ from rich.segment import Segment
 from coldstream.errors import printable
 
 
-class Terminal(Console):
+class PrintableConsole(Console):
     """Names out of checkpoints and buckets reach it as they are."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

@@ -56,13 +56,13 @@ def _print(report: VerifyReport) -> None:
     from rich.filesize import decimal
     from rich.table import Table
 
-    from coldstream.cli.terminal import Terminal
+    from coldstream.cli.terminal import PrintableConsole
 
     table = Table("file", "size", "CRC32C", "verdict", title=f"{report.uri} (revision {report.revision})")
     for file in report.files:
         checksum = "-" if file.crc32c is None else f"{file.crc32c:08x}"
         table.add_row(file.name, decimal(file.size), checksum, file.verdict)
-    console = Terminal()
+    console = PrintableConsole()
     console.print(table)
     counters = {name: count for name, count in dataclasses.asdict(report.counters).items() if count}
     happened = ", ".join(f"{name} {count}" for name, count in counters.items())

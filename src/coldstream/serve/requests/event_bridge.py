@@ -29,7 +29,7 @@ class Bridge:
     def open(self, sequences: int, cancel: Callable[[], None], ended: Ended | None = None) -> Stream:
         """A stream for a request of so many sequences, read on the running loop.
 
-        `ended` is called there with the last terminal event when it arrives, whether somebody reads it or not.
+        `ended` is called there with the last terminal event when it arrives, before it is read.
         """
         self._loop = asyncio.get_running_loop()
         return Stream(self, sequences, cancel, ended)
