@@ -1,28 +1,18 @@
 """Spans since exec: what the process did, when, on which thread. Standard library only; everybody may record.
 
-Times are seconds since the process was started by the kernel (`/proc/self/stat`, field 22, see proc(5)), so the
-interpreter's own start is on the timeline too. Recording is a list append and needs no lock under the GIL.
+Times are seconds since the process was started by the kernel, so the interpreter's own start is on the timeline too.
+Recording is a list append and needs no lock under the GIL.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-
-def _process_start() -> float:
-    """The moment of exec on the `time.monotonic()` clock; now, where /proc cannot tell."""
-    try:
-        with open("/proc/self/stat", encoding="ascii") as stat:
-            ticks = int(stat.read().rsplit(")", 1)[1].split()[19])
-        since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
-        return time.monotonic() - (since_boot - ticks / os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError, IndexError, AttributeError):
-        return time.monotonic()
+from coldstream.host.process import started
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +30,7 @@ class Timeline:
     """An append-only record of spans; safe to use from any thread."""
 
     def __init__(self, origin: float | None = None) -> None:
-        self.origin = _process_start() if origin is None else origin
+        self.origin = started() if origin is None else origin
         self._spans: list[Span] = []
 
     def now(self) -> float:

@@ -153,7 +153,7 @@ def test_who_can_read_what() -> None:
 
 
 @pytest.mark.more
-def test_obstores_ranges_are_checked_as_ours_are(bucket: LocalBucket, certificate: Certificate) -> None:
+def test_obstore_reads_over_tls_what_we_read(bucket: LocalBucket, certificate: Certificate) -> None:
     environment = {"STORAGE_EMULATOR_HOST": bucket.secure_url, **certificate.environment}
     report = run_load_bench("gs://models/small", rounds=1, contenders=("obstore x4",), environment=environment, rest=0)
     assert report.rounds[0].error is None

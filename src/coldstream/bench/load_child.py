@@ -25,8 +25,8 @@ from typing import Any
 from coldstream.errors import ColdstreamError
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from coldstream.weights.checkpoint.uri import Location
-from coldstream.weights.stores.store import Pin
-from coldstream.weights.transfer.checksum import Fold, crc32c
+from coldstream.weights.stores.client import client_options
+from coldstream.weights.stores.network import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +62,12 @@ def _coldstream_unverified(uri: str) -> Prepared:
 
 
 def _obstore(uri: str, connections: int) -> Prepared:
-    """What a load over obstore would be at best: its buffers kept, checked on other threads as they land."""
+    """What a load over obstore would be at best: its buffers kept as they come, unverified."""
     from obstore.store import GCSStore
 
     checkpoint = open_checkpoint(uri)
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
-    authorities = os.environ.get("SSL_CERT_FILE")
-    client: Any = {"allow_http": True, "timeout": "1h"}
-    if authorities:
-        client["root_certificate"] = Path(authorities).read_bytes()
+    client: Any = client_options(Network(os.environ), emulator or GCS_API, stall=60.0)
     config: Any = {"base_url": emulator, "skip_signature": True} if emulator else {}
     store = GCSStore(checkpoint.location.bucket, config=config, client_options=client)
 
@@ -81,33 +78,22 @@ def _obstore(uri: str, connections: int) -> Prepared:
     return load
 
 
-async def _obstore_ranges(checkpoint: Checkpoint, store: Any, connections: int) -> list[memoryview]:
+async def _obstore_ranges(checkpoint: Checkpoint, store: Any, connections: int) -> list[Any]:
     import obstore
 
     size = 32 * 1024 * 1024
     pins = [shard.pin for shard in checkpoint.shards]
-    folds = {pin.name: Fold(pin.size) for pin in pins}
     parts = iter([(pin, at, min(at + size, pin.size)) for pin in pins for at in range(0, pin.size, size)])
-    kept: list[memoryview] = []
-    checks: list[asyncio.Task[None]] = []
-    loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor(2)
-
-    async def check(pin: Pin, start: int, end: int, data: memoryview) -> None:
-        folds[pin.name].add(start, end, await loop.run_in_executor(threads, crc32c, data))
+    kept: list[Any] = []
 
     async def connection() -> None:
         for pin, start, end in parts:
             path = checkpoint.location.child(pin.name).path
             options: Any = {"range": (start, end), "version": pin.generation}
             answer = await obstore.get_async(store, path, options=options)
-            kept.append(memoryview(await answer.bytes_async()).cast("B"))
-            checks.append(asyncio.create_task(check(pin, start, end, kept[-1])))
+            kept.append(await answer.bytes_async())
 
     await asyncio.gather(*(connection() for _ in range(connections)))
-    await asyncio.gather(*checks)
-    wrong = [pin.name for pin in pins if folds[pin.name].value != pin.crc32c]
-    if wrong:
-        raise ColdstreamError(f"obstore's bytes of {', '.join(wrong)} are not the objects'")
     return kept
 
 

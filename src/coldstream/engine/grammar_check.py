@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.request import JSON_BLANKS
 from coldstream.errors import InvalidRequest
-from coldstream.workers.limits import Limits, resident
+from coldstream.host.process import resident
+from coldstream.workers.limits import Limits
 
 if TYPE_CHECKING:
     import llguidance

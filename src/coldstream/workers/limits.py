@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-_PAGE = resource.getpagesize()
+from coldstream.host.process import end_before_others, sizes
+
 _ADDRESSES = 256 * 1024 * 1024
 """Bytes of addresses beyond the memory: allocators reserve what they never touch."""
 
@@ -27,14 +26,13 @@ class Limits:
 def give_up_first() -> None:
     """This process is killed before others where memory ends, and leaves no core."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):  # no such file in every sandbox
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    end_before_others()
 
 
 @contextmanager
 def held_to(limits: Limits) -> Iterator[None]:
     """Beyond the time SIGPROF ends the process, in whatever it is; beyond the memory an allocation fails."""
-    addresses, data = _sizes()
+    addresses, data = sizes()
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     with (
         _lowered(resource.RLIMIT_DATA, data + limits.memory),
@@ -45,17 +43,6 @@ def held_to(limits: Limits) -> Iterator[None]:
             yield
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def resident() -> int:
-    """Bytes of memory that this process has."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
-
-
-def _sizes() -> tuple[int, int]:
-    """Bytes of addresses, and of private memory that can be written."""
-    pages = Path("/proc/self/statm").read_text().split()
-    return int(pages[0]) * _PAGE, int(pages[5]) * _PAGE
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import Any
 
 from coldstream.errors import InvalidRequest, RequestError, TokenizerError
+from coldstream.host.process import resident
 from coldstream.workers.child import ignore_interrupts
-from coldstream.workers.limits import Limits, give_up_first, held_to, resident
+from coldstream.workers.limits import Limits, give_up_first, held_to
 from coldstream.workers.messages import receive, send
 
 Work = Callable[[Any, bytes], Any]

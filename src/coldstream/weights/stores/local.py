@@ -17,8 +17,8 @@ from coldstream.weights.stores.pinning import changed
 from coldstream.weights.stores.refusal import denied
 from coldstream.weights.stores.store import Interrupted, Pin
 
-# Reads of a disk that run at once, and bytes after which one looks whether it is still wanted.
-_THREADS = 8
+# More than reads can run at once, second reads included; and bytes after which one looks whether it is still wanted.
+_THREADS = 128
 _STEP = 4 * 1024 * 1024
 
 

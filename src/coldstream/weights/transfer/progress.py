@@ -12,7 +12,11 @@ Phase = Literal["waiting", "listing", "headers", "streaming", "verifying", "done
 
 @dataclass(slots=True)
 class Counters:
-    """What happened to the requests of a load; `wasted_bytes` arrived and were thrown away."""
+    """What happened to the requests of a load.
+
+    `wasted_bytes` arrived and were thrown away; what came of a read that broke before its one buffer was handed over is
+    not known, and not among them.
+    """
 
     requests: int = 0
     retries: int = 0
