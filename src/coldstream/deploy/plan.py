@@ -271,7 +271,7 @@ def choose_size(settings: Settings, wanted: DeploySettings, models: tuple[Model,
         memory_gib=wanted.memory_gib,
         concurrency=wanted.concurrency,
         max_sequences=settings.engine.max_sequences,
-        step_tokens=settings.engine.step_tokens,
+        step_tokens=settings.engine.native_step_tokens,
         context=min(contexts, default=None),
         zonal_redundancy=wanted.zonal_redundancy,
     )

@@ -12,6 +12,8 @@ from coldstream.settings.template import template_variables
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
+RunEngine = Literal["native", "vllm"]
+EngineName = Literal["auto", RunEngine]
 Verify = Literal["published", "required"]
 WeightsFrom = Literal["index", "file"]
 InputKind = Literal["text", "choice", "image"]
@@ -71,6 +73,14 @@ class ModelSettings:
     name: str
     uri: str = key("a folder: gs://, s3://, az://, https://, file:// or a path", example='"gs://my-bucket/my-model"')
     device: Device = key("cuda is a GPU or an error; auto takes one where torch can use it, and says why", "auto")
+    engine: EngineName = key(
+        "what generates: native, or vllm, which needs the extra of that name; auto chooses by device and architecture, "
+        "and says why",
+        "auto",
+    )
+    vllm_args: tuple[str, ...] = key(
+        "options of `vllm serve` for engine vllm, but for those that are keys here", (), example='["--enforce-eager"]'
+    )
     precision: Precision = key("auto, float32, bfloat16 or int8", "auto")
     weights: WeightsFrom = key("what is taken where an index lies beside a whole model.safetensors", "index")
     control_tokens: Literal["text", "keep"] = key(
@@ -182,12 +192,22 @@ class EngineSettings:
     """How many sequences run together, and how much memory their keys and values may take."""
 
     max_sequences: int = key("requests that are computed together", 16, at_least=1)
-    step_tokens: int = key("tokens of one step, prompts and answers together", 512, at_least=1)
+    step_tokens: int | None = key(
+        "tokens of one step, prompts and answers together; left out: 512, and on engine vllm its own choice",
+        None,
+        at_least=1,
+        example="512",
+    )
     kv_bytes: int | None = key(
         "bytes of keys and values; left out: a share of the memory that is free", None, at_least=1, example="1073741824"
     )
     prefix_cache: bool = key("what prompts have in common is computed once, images included", True)
     threads: int | None = key("processor threads; left out: those of the container", None, at_least=1, example="4")
+
+    @property
+    def native_step_tokens(self) -> int:
+        """`step_tokens` of the native engine."""
+        return self.step_tokens or 512
 
 
 @dataclass(frozen=True, slots=True)
