@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from coldstream.settings.key import key, key_of
+from coldstream.settings.parse import fit
 from coldstream.settings.template import template_variables
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
@@ -261,6 +262,11 @@ class DeploySettings:
     public: bool = key("anybody may call it", False)
     cpu_only: bool = key("no GPU", False)
     card: CardName = key("which GPU", "l4")
+    engine: EngineName = key(
+        "the image's engine, for models whose own key says auto; auto: on a GPU vllm, until the native engine was "
+        "measured there",
+        "auto",
+    )
     zonal_redundancy: bool = key("another quota, and more dollars", False)
     cpu: int | None = key("vCPU", None, at_least=1, example="4")
     memory_gib: int | None = key("GiB of memory", None, at_least=1, example="16")
@@ -288,15 +294,17 @@ class DeploySettings:
     smoke: Mapping[str, SmokeSettings] = key("a table for a task's question", default_factory=_nothing)
 
     def overridden(self, **options: Any) -> DeploySettings:
-        """With the command line's options on top, in the same ranges; an option that was not given is None.
+        """With the command line's options on top, of the same types and in the same ranges; None was not given.
 
         Raises:
-            SettingsError: one is out of its range.
+            SettingsError: one is of another type, or out of its range.
         """
         given = {name: value for name, value in options.items() if value is not None}
+        hints = get_type_hints(DeploySettings)
         for item in fields(self):
             keyed = key_of(item)
             if item.name in given and keyed is not None:
+                fit(given[item.name], hints[item.name], f"deploy.{item.name}")
                 keyed.check(given[item.name], f"deploy.{item.name}")
         return replace(self, **given)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,16 @@ def register() -> None:
     from coldstream.engines.vllm import loader  # noqa: F401  it registers itself
 
     model_config.ObjectStorageModel = PinnedFiles
+    _log_as_vllm()
+
+
+def _log_as_vllm() -> None:
+    """Where nobody has said where our lines go, they go where vLLM's do: the load says how far it is."""
+    ours = logging.getLogger("coldstream")
+    if not ours.hasHandlers():
+        ours.handlers = list(logging.getLogger("vllm").handlers)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
 
 
 class PinnedFiles:
