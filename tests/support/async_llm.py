@@ -50,6 +50,7 @@ class ScriptedLlm:
         self.aborted: list[str] = []
         self.asked: list[Mapping[str, Any]] = []
         self.is_shut_down = False
+        self.errored = False
         self._pause = pause
 
     async def generate(
@@ -87,6 +88,7 @@ class RecordedLlm:
     def __init__(self, recording: Path) -> None:
         self.said: Mapping[str, Any] = json.loads(recording.read_text())
         self.asked: dict[str, Mapping[str, Any]] = {}
+        self.errored = False
 
     async def generate(
         self, prompt: Mapping[str, Any], sampling_params: Mapping[str, Any], request_id: str

@@ -77,6 +77,10 @@ class Recorder:
             )
             yield output
 
+    @property
+    def errored(self) -> bool:
+        return bool(self._llm.errored)
+
     def shutdown(self, timeout: float | None = None) -> None:
         self._llm.shutdown(timeout)
 
@@ -91,7 +95,8 @@ def _logprobs(places: Any) -> Any:
 
 def write_checkpoint(folder: Path) -> None:
     """The tiny model that is recorded."""
-    for name, data in tokenizer_files(tokenizer_class="PreTrainedTokenizerFast").items():
+    plain = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "unk_token": "<pad>"}
+    for name, data in tokenizer_files(**plain).items():
         folder.joinpath(name).write_bytes(data)
     folder.joinpath("config.json").write_text(json.dumps({**LLAMA, "dtype": "float32", "eos_token_id": 1}))
     save_file(make_tensors(LLAMA), folder / "model.safetensors", metadata={"format": "pt"})

@@ -131,6 +131,8 @@ def test_a_stop_string_ends_the_request_in_vllm_as_well(workers: Workers) -> Non
 class Raising:
     """An AsyncLLM that refuses, as vLLM does with errors of its own."""
 
+    errored = False
+
     def __init__(self, error: Exception) -> None:
         self._error = error
 
@@ -190,6 +192,19 @@ def test_an_engine_whose_process_has_ended_says_so_and_takes_nothing_more(worker
     assert engine.stats().is_dead
     assert all(inbox.events[key][-1].finish_reason == "error" for key in ("a", "b"))
     engine.stop()
+
+
+def test_an_engine_whose_process_ends_while_nothing_is_asked_is_dead_too(workers: Workers) -> None:
+    async def at_once(place: int) -> None:
+        """Nothing waits."""
+
+    llm = ScriptedLlm(at_once)
+    engine = serve(llm, make_tokenizer(), vocab_size=len(VOCAB), max_context=200, workers=workers)
+    assert not engine.stats().is_dead
+    llm.errored = True
+    assert engine.stats().is_dead
+    engine.stop()
+    assert not engine.stats().is_dead, "it was told to end"
 
 
 def test_images_are_refused_by_a_model_that_takes_text_only(engine: VllmEngine) -> None:

@@ -42,6 +42,11 @@ class AsyncLlm(Protocol):
         """End its processes."""
         ...
 
+    @property
+    def errored(self) -> bool:
+        """Whether its processes have ended, or it no longer hears of them."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -144,7 +149,9 @@ class VllmEngine:
 
     def stats(self) -> VllmStats:
         """A snapshot; cheap."""
-        return self._tally.snapshot(len(self._outbox), is_dead=self._is_dead)
+        is_stopped = self._refusal is not None
+        is_dead = self._is_dead or (not is_stopped and self._served.llm.errored)
+        return self._tally.snapshot(len(self._outbox), is_dead=is_dead)
 
     def _check_grammar(self, grammar: Grammar) -> None:
         with self._grammars_lock:

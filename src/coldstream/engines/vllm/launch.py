@@ -24,9 +24,10 @@ _PLUGIN = "coldstream"
 _MOST_CPU_CACHE = 4 << 30
 """Bytes of keys and values on a CPU, where nothing else is said; at most a third of what is free."""
 _GPU_SHARE = 0.9
-_OURS: Mapping[str, str] = {
+OURS: Mapping[str, str] = {
     "model": "models.NAME.uri",
     "tokenizer": "models.NAME.uri",
+    "served_model_name": "the model's name",
     "load_format": "nothing: the weights are ours to load",
     "dtype": "models.NAME.precision",
     "max_model_len": "models.NAME.max_context",
@@ -125,12 +126,13 @@ def engine_arguments(wanted: Launch) -> Any:
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    words = _parsed(wanted.model.vllm_args)
-    _refuse_ours(words, _parsed(()))
-    arguments = AsyncEngineArgs.from_cli_args(words)
-    for name, value in _ours(wanted, words).items():
-        setattr(arguments, name, value)
-    return arguments
+    words, defaults = _parsed(wanted.model.vllm_args), _parsed(())
+    _refuse_ours(words, defaults)
+    for name, value in our_arguments(wanted).items():
+        setattr(words, name, value)
+    if wanted.sharing > 1 and words.gpu_memory_utilization == defaults.gpu_memory_utilization:
+        words.gpu_memory_utilization = round(_GPU_SHARE / wanted.sharing, 3)
+    return AsyncEngineArgs.from_cli_args(words)
 
 
 def _parsed(words: tuple[str, ...]) -> Namespace:
@@ -151,18 +153,19 @@ def _parsed(words: tuple[str, ...]) -> Namespace:
 
 
 def _refuse_ours(words: Namespace, defaults: Namespace) -> None:
-    for name, key in _OURS.items():
+    for name, key in OURS.items():
         if getattr(words, name, None) != getattr(defaults, name, None):
             option = name.replace("_", "-")
             raise SettingsError(f"vllm_args: --{option} is not for vllm_args; what sets it is {key}")
 
 
-def _ours(wanted: Launch, words: Namespace) -> dict[str, Any]:
+def our_arguments(wanted: Launch) -> dict[str, Any]:
+    """What keys of ours say, by the names of AsyncEngineArgs; all of them are in `OURS`."""
     model, engine = wanted.model, wanted.engine
     longest = model.max_context
     if longest is not None and wanted.max_positions is not None:
         longest = min(longest, wanted.max_positions)
-    found: dict[str, Any] = {
+    return {
         "model": str(wanted.folder),
         "tokenizer": str(wanted.folder),
         "served_model_name": model.name,
@@ -175,18 +178,8 @@ def _ours(wanted: Launch, words: Namespace) -> dict[str, Any]:
         "enable_prefix_caching": engine.prefix_cache,
         "max_logprobs": MAX_LOGPROBS,
         "logprobs_mode": "raw_logprobs",
-        "structured_outputs_config": _structured(),
-        "enable_log_requests": False,
+        "structured_outputs_config": {"backend": "guidance"},
     }
-    if wanted.sharing > 1 and words.gpu_memory_utilization == _parsed(()).gpu_memory_utilization:
-        found["gpu_memory_utilization"] = round(_GPU_SHARE / wanted.sharing, 3)
-    return found
-
-
-def _structured() -> Any:
-    from vllm.config import StructuredOutputsConfig
-
-    return StructuredOutputsConfig(backend="guidance")
 
 
 def _cache_bytes(wanted: Launch) -> int | None:

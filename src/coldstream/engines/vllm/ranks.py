@@ -1,9 +1,10 @@
 """One host's processes load a model that one of them fetches: tensors travel through files in shared memory.
 
-    leader     writes tensor number N to a file of that name, and goes on while no more than `bound` bytes lie there
-    followers  map the file, count that they have it in `taken`, and use it; the leader removes what all have taken
+    leader     writes a tensor's bytes to a file, and what it is to file N; at most `bound` bytes lie there at a time
+    followers  read N, map the bytes, count that they have them in `taken`; the leader removes what all have taken
 
-A file appears whole, by being renamed. The last one says how the load ended, so that followers end with the leader.
+File N appears whole, by being renamed. The last one says how the load ended, so that followers end with the leader.
+Bytes lie beside it, in shared memory, or where that is too small for them in the folder for temporary files.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 Named = tuple[str, "Tensor"]
 
 BOUND = 512 * 1024 * 1024
-_ALIGNMENT = 64
+_SPARE = 16 * 1024 * 1024
 _NAP = 0.0005
 _COUNTER = 8
 
@@ -42,6 +44,7 @@ class HostRanks:
 
     def __init__(self, folder: Path, *, followers: int, deadline: float, bound: int = BOUND) -> None:
         self._folder, self._followers, self._deadline, self._bound = folder, followers, deadline, bound
+        self._places = (folder, Path(tempfile.gettempdir()))
 
     def lead(self, tensors: Iterator[Named]) -> Iterator[Named]:
         """The same tensors, each shared before it is given on.
@@ -79,25 +82,40 @@ class HostRanks:
         number = 0
         while True:
             path = self._await(number)
-            head, data = _read(path)
+            head = json.loads(path.read_text(encoding="utf-8"))
+            tensor = _tensor(head) if "name" in head else None
             self._take(rank, number + 1)
             if "error" in head:
                 raise ModelError(f"the process that fetches this host's weights failed: {head['error']}")
             if "end" in head:
                 return
-            yield head["name"], _tensor(head, data)
-            del data
+            assert tensor is not None
+            yield head["name"], tensor
+            del tensor
             number += 1
 
     def _publish(self, number: int, head: dict[str, Any], tensor: Tensor | None) -> None:
-        text = json.dumps(head).encode()
-        text += b" " * (-(len(text) + 1) % _ALIGNMENT) + b"\n"
+        if tensor is not None and tensor.nbytes:
+            path = self._room_for(tensor.nbytes) / f"{self._folder.parent.name}-{self._folder.name}-{number}.bin"
+            head["at"] = str(path)
+            path.write_bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         beside = self._folder / f".{number}"
-        with beside.open("wb") as file:
-            file.write(text)
-            if tensor is not None and tensor.nbytes:
-                file.write(tensor.contiguous().view(torch.uint8).reshape(-1).numpy().data)
+        beside.write_text(json.dumps(head), encoding="utf-8")
         beside.rename(self._folder / str(number))
+
+    def _room_for(self, size: int) -> Path:
+        for place in self._places:
+            if shutil.disk_usage(place).free > size + _SPARE:
+                return place
+        told = " nor ".join(map(str, self._places))
+        raise ModelError(f"neither {told} has room for a tensor of {size} bytes, which the host's processes share")
+
+    def _remove(self, number: int) -> None:
+        path = self._folder / str(number)
+        at = json.loads(path.read_text(encoding="utf-8")).get("at")
+        path.unlink()
+        if at is not None:
+            Path(at).unlink()
 
     def _make_room(self, lying: deque[tuple[int, int]], size: int) -> None:
         """Wait until `size` more bytes may lie here; a tensor larger than the bound lies alone."""
@@ -105,7 +123,7 @@ class HostRanks:
         while lying and sum(nbytes for _, nbytes in lying) + size > self._bound:
             taken = self._taken()
             while lying and lying[0][0] < taken:
-                self._folder.joinpath(str(lying.popleft()[0])).unlink()
+                self._remove(lying.popleft()[0])
                 until = time.monotonic() + self._deadline
             if time.monotonic() > until:
                 raise ModelError(f"a process of this host took no weights for {self._deadline:.0f} s; look at its log")
@@ -130,16 +148,10 @@ class HostRanks:
         return path
 
 
-def _read(path: Path) -> tuple[dict[str, Any], memoryview]:
-    with path.open("rb") as file, suppress(ValueError):
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        end = mapped.find(b"\n") + 1
-        return json.loads(mapped[:end]), memoryview(mapped)[end:]
-    raise ModelError(f"{path}: is empty; the process that fetches has ended")
-
-
-def _tensor(head: dict[str, Any], data: memoryview) -> Tensor:
+def _tensor(head: dict[str, Any]) -> Tensor:
     dtype = getattr(torch, head["dtype"].removeprefix("torch."))
-    if not len(data):
+    if "at" not in head:
         return torch.empty(head["shape"], dtype=dtype)
-    return raw_bytes(data).view(dtype).view(head["shape"])
+    with open(head["at"], "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return raw_bytes(memoryview(mapped)).view(dtype).view(head["shape"])
