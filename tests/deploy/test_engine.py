@@ -84,7 +84,7 @@ def test_an_architecture_that_only_vllm_knows_goes_to_vllm(ready: Site) -> None:
     assert "architecture" in made.engine_reason
 
 
-def test_an_image_of_ones_own_is_told_no_engine_unless_somebody_says_so(ready: Site) -> None:
+def test_an_image_of_ones_own_is_told_no_engine_unless_one_is_named(ready: Site) -> None:
     own = "us-docker.pkg.dev/cloudrun/container/hello"
     assert "engine" not in served(ready.job(image=own).plan().template)
     assert served(ready.job(image=own, engine="vllm").plan().template)["engine"] == "vllm"

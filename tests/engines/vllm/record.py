@@ -18,12 +18,14 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from coldstream.backends.torch.decoder import Decoder
 from coldstream.engine.request import Grammar, Request, SamplingParams
 from coldstream.engines.vllm.engine import VllmEngine
 from coldstream.loading.loader import load
+from coldstream.model.config import ModelConfig
 from coldstream.settings import EngineSettings, ModelSettings, Settings
 from coldstream.workers.workers import Workers
-from tests.support.parts import LLAMA, Inbox, make_tensors, tokenizer_files
+from tests.support.parts import LLAMA, Inbox, random_tensors, tokenizer_files
 
 RECORDING = Path(__file__).with_name("recording.json")
 PROMPT = (2, 70, 101, 109, 260, 104)
@@ -99,7 +101,8 @@ def write_checkpoint(folder: Path) -> None:
     for name, data in tokenizer_files(**plain).items():
         folder.joinpath(name).write_bytes(data)
     folder.joinpath("config.json").write_text(json.dumps({**LLAMA, "dtype": "float32", "eos_token_id": 1}))
-    save_file(make_tensors(LLAMA), folder / "model.safetensors", metadata={"format": "pt"})
+    decoder = Decoder(ModelConfig.from_json(LLAMA), precision="float32")
+    save_file(random_tensors(decoder, LLAMA), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def fields() -> dict[str, list[str]]:

@@ -178,7 +178,7 @@ def test_what_vllm_raises_becomes_our_error(
     (last,) = inbox.wait("a")
     assert type(last.error) is kind
     assert told in str(last.error)
-    assert not engine.stats().is_dead
+    assert not engine.stats().died
     engine.stop()
 
 
@@ -189,22 +189,22 @@ def test_an_engine_whose_process_has_ended_says_so_and_takes_nothing_more(worker
     for key in ("a", "b"):
         engine.submit(Request(key, (5,)), inbox.deliver)
         inbox.wait(key)
-    assert engine.stats().is_dead
+    assert engine.stats().died
     assert all(inbox.events[key][-1].finish_reason == "error" for key in ("a", "b"))
     engine.stop()
 
 
-def test_an_engine_whose_process_ends_while_nothing_is_asked_is_dead_too(workers: Workers) -> None:
+def test_an_engine_whose_process_ends_while_nothing_is_asked_died_too(workers: Workers) -> None:
     async def at_once(place: int) -> None:
         """Nothing waits."""
 
     llm = ScriptedLlm(at_once)
     engine = serve(llm, make_tokenizer(), vocab_size=len(VOCAB), max_context=200, workers=workers)
-    assert not engine.stats().is_dead
+    assert not engine.stats().died
     llm.errored = True
-    assert engine.stats().is_dead
+    assert engine.stats().died
     engine.stop()
-    assert not engine.stats().is_dead, "it was told to end"
+    assert not engine.stats().died, "it was told to end"
 
 
 def test_images_are_refused_by_a_model_that_takes_text_only(engine: VllmEngine) -> None:

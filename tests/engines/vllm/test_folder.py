@@ -38,7 +38,7 @@ async def test_config_and_tokenizer_lie_there_and_neither_weights_nor_code() -> 
         assert not found & OTHERS.keys()
         assert not any(name.endswith(".safetensors") for name in found)
         assert (made / "merges.txt").read_bytes() == b"a b"
-        assert made.stat().st_mode & 0o077 == 0, "nobody else may look into it"
+        assert made.stat().st_mode & 0o077 == 0, "it is for this user alone"
     finally:
         folder.remove(made)
     assert not made.exists()

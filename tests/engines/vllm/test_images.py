@@ -1,7 +1,8 @@
-"""Where pictures stand in a prompt that vLLM expands: markers stay, and nobody writes one into a text."""
+"""Where pictures stand in a prompt that vLLM expands: markers stay, and none comes from a text."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,4 +53,19 @@ def test_vllm_gets_the_pictures_beside_the_ids_and_a_name_for_each() -> None:
     assert made["prompt_token_ids"] == list(ids)
     assert (picture.size, picture.mode) == ((3, 2), "RGB")
     assert made["multi_modal_uuids"] == {"image": ["00"]}
-    assert "multi_modal_data" not in prompt(Request("b", (5,)))
+    assert set(prompt(Request("b", (5,)))) == {"prompt_token_ids"}
+
+
+def test_requests_of_different_salts_share_neither_prompts_nor_pictures() -> None:
+    images = MarkedImages(MARKER, make_tokenizer())
+    ids = (5, VOCAB[MARKER], 6)
+    placed = images.place(ids, pictures(1))
+    one, other = (prompt(Request("a", ids, images=placed, salt=salt)) for salt in (b"x", b"y"))
+    assert one["cache_salt"] != other["cache_salt"]
+    assert one["multi_modal_uuids"] != other["multi_modal_uuids"]
+
+
+def test_every_field_of_a_request_is_known_to_the_adapter() -> None:
+    """A field that comes to be must be honoured or refused here, too."""
+    known = {"id", "prompt_ids", "sampling", "deadline", "images", "salt"}
+    assert {item.name for item in fields(Request)} == known

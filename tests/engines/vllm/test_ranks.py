@@ -57,7 +57,7 @@ def same(one: list[Named], other: list[Named]) -> bool:
 
 @settings(max_examples=15, deadline=None)
 @given(count=st.integers(0, 15), followers=st.integers(1, 3), bound=st.sampled_from([1, 700, 1 << 20]))
-def test_everybody_gets_what_the_leader_fetched(count: int, followers: int, bound: int) -> None:
+def test_every_process_gets_what_the_leader_fetched(count: int, followers: int, bound: int) -> None:
     import tempfile
 
     wanted = tensors(count)

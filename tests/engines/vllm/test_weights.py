@@ -1,4 +1,4 @@
-"""A checkpoint's tensors for vLLM's loader: right or a named error, whatever the network does; and what is reported."""
+"""A checkpoint's tensors for vLLM's loader: right or a named error on a bad network; and what is reported."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class OneDamagedRead:
         return Fault("wrong", 10, 0.0)
 
 
-def test_a_damaged_file_comes_again_for_whoever_can_take_it() -> None:
+def test_a_damaged_file_comes_again_for_a_model_that_can_take_it() -> None:
     wanted, inner = model(1)
     got, said = loaded(FaultStore(inner, OneDamagedRead()))
     assert got == wanted

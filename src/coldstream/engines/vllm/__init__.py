@@ -2,7 +2,7 @@
 
 choice      which engine a model gets, and why                 no vllm
 sampling    a request's parameters in vLLM's terms             no vllm
-engine      requests to an AsyncLLM, and its outputs back      no vllm: whatever has `AsyncLlm`'s methods
+engine      requests to an AsyncLLM, and its outputs back      no vllm: a thing with `AsyncLlm`'s methods
 stats       what the engine is doing                           no vllm
 images      where images stand in a prompt that vLLM expands   no vllm
 folder      config and tokenizer where vLLM reads them         no vllm

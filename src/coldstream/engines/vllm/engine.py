@@ -80,7 +80,7 @@ class VllmEngine:
         self._outbox = Outbox(name, self._tally.meter, verified=Verified.ALL, broken=self.cancel)
         self._idle = threading.Condition()
         self._refusal: ColdstreamError | None = None
-        self._is_dead = False
+        self._died = False
         self._grammars: OrderedDict[Grammar, None] = OrderedDict()
         self._grammars_lock = threading.Lock()
         # The loop's own.
@@ -150,8 +150,8 @@ class VllmEngine:
     def stats(self) -> VllmStats:
         """A snapshot; cheap."""
         is_stopped = self._refusal is not None
-        is_dead = self._is_dead or (not is_stopped and self._served.llm.errored)
-        return self._tally.snapshot(len(self._outbox), is_dead=is_dead)
+        died = self._died or (not is_stopped and self._served.llm.errored)
+        return self._tally.snapshot(len(self._outbox), died=died)
 
     def _check_grammar(self, grammar: Grammar) -> None:
         with self._grammars_lock:
@@ -200,7 +200,7 @@ class VllmEngine:
         await asyncio.to_thread(self._served.llm.shutdown, patience)
 
     async def _answer(self, generation: Generation) -> None:
-        """Follow a request to its end; whatever the library raises, the request hears of it."""
+        """Follow a request to its end; the request hears of all that the library raises."""
         try:
             async with asyncio.timeout_at(generation.request.deadline):  # this loop's clock is `time.monotonic()`
                 finish = await self._follow(generation)
@@ -249,7 +249,7 @@ class VllmEngine:
         if kinds & {"VLLMClientError", "ValueError"}:
             return _refused(exc)
         if "EngineDeadError" in kinds:
-            self._is_dead = True
+            self._died = True
             error = EngineError(f"{self.name}: vLLM's process has ended; its log says why. Start the server again")
             with self._idle:
                 self._refuse(error)

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 MOST_BYTES = 256 * 1024 * 1024
 """Of all files together; the largest tokenizers known have some 40 MB."""
-_SHARED = Path("/dev/shm")  # noqa: S108  made by mkdtemp, which nobody else may look into
+_SHARED = Path("/dev/shm")  # noqa: S108  made by mkdtemp, for this user alone
 _SPARE = 32 * 1024 * 1024
 _KINDS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _HEAD = "lm_head.weight"

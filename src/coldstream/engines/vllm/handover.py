@@ -134,7 +134,7 @@ class LoadReport:
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
-    """Whole, or not at all: somebody may be reading."""
+    """Whole, or not at all: the other process may be reading."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(json.dumps(data), encoding="utf-8")
     beside.replace(path)

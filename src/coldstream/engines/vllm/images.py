@@ -31,7 +31,7 @@ class MarkedImages:
         """The text as it is.
 
         Raises:
-            InvalidRequest: there are more or fewer markers than images: somebody has written one into a text.
+            InvalidRequest: there are more or fewer markers than images: a text has one in it.
         """
         found = bare(text).count(self.marker)
         if found != images:

@@ -102,7 +102,7 @@ async def _launched(wanted: Launch, loop: asyncio.AbstractEventLoop, thread: thr
     view = SchedulerView()
     try:
         llm = AsyncLLM.from_engine_args(engine_arguments(wanted), stat_loggers=[_logger_of(view)])
-    except Exception as exc:  # vLLM raises whatever it meets; its own log says where
+    except Exception as exc:  # of any kind; vLLM's own log says where
         raise _failure(wanted, exc) from exc
     config = llm.vllm_config.model_config
     return Served(
@@ -201,7 +201,7 @@ def _parameters(keywords: Mapping[str, Any]) -> Any:
 
 
 def _prepare_environment(wanted: Launch) -> None:
-    """What vLLM reads from the environment, where nobody has set it."""
+    """What vLLM reads from the environment, where it is not set."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would tell its makers about this machine
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # this process has threads, which a fork does not
     plugins = os.environ.get("VLLM_PLUGINS")

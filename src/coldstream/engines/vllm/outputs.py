@@ -13,13 +13,18 @@ from coldstream.errors import EngineError
 
 
 def prompt(request: Request) -> dict[str, Any]:
-    """vLLM's TokensPrompt; pictures beside the ids, which vLLM's processor expands for its model."""
+    """vLLM's TokensPrompt; pictures beside the ids, which vLLM's processor expands for its model.
+
+    Neither keys and values nor what was seen of a picture are shared between requests of different salts.
+    """
     made: dict[str, Any] = {"prompt_token_ids": list(request.prompt_ids)}
+    if request.salt:
+        made["cache_salt"] = request.salt.hex()
     if request.images:
         from PIL import Image
 
         made["multi_modal_data"] = {"image": [Image.fromarray(item.pixels) for item in request.images]}
-        made["multi_modal_uuids"] = {"image": [item.digest.hex() for item in request.images]}
+        made["multi_modal_uuids"] = {"image": [(item.digest + request.salt).hex() for item in request.images]}
     return made
 
 

@@ -31,7 +31,7 @@ def register() -> None:
 
 
 def _log_as_vllm() -> None:
-    """Where nobody has said where our lines go, they go where vLLM's do: the load says how far it is."""
+    """Where our lines have no handler, they go where vLLM's do: the load says how far it is."""
     ours = logging.getLogger("coldstream")
     if not ours.hasHandlers():
         ours.handlers = list(logging.getLogger("vllm").handlers)

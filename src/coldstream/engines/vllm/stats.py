@@ -16,7 +16,7 @@ class VllmStats:
     """A snapshot. Totals are since the start, rates per second over the last ten.
 
     `kv_used` is the share of the cache's blocks in use, `prefix_hit_rate` that of prompt tokens that came from it.
-    `steps` grows while the engine does anything. `is_dead`: its process has ended, and nothing can be answered again.
+    `steps` grows while the engine does anything. `died`: its process has ended, and nothing can be answered again.
     """
 
     running: int
@@ -31,7 +31,7 @@ class VllmStats:
     finished: int
     preemptions: int
     errors: int
-    is_dead: bool
+    died: bool
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Tally:
         self.meter.completion_tokens += tokens
         self._recent.append((time.monotonic(), tokens))
 
-    def snapshot(self, open_requests: int, *, is_dead: bool) -> VllmStats:
+    def snapshot(self, open_requests: int, *, died: bool) -> VllmStats:
         """All of it; `open_requests` were submitted and have not ended."""
         scheduler, meter = self._scheduler, self.meter
         running = min(scheduler.running, open_requests)
@@ -82,7 +82,7 @@ class Tally:
             finished=meter.finished,
             preemptions=scheduler.preemptions,
             errors=meter.errors,
-            is_dead=is_dead,
+            died=died,
         )
 
     def _rate(self) -> float:

@@ -44,7 +44,7 @@ class WeightSource:
     def tensors(self, *, replaceable: bool) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors as they land; when this ends, every byte was verified or its file named.
 
-        A tensor is not to be written to, and its memory is free once nothing refers to it. `replaceable`: whoever takes
+        A tensor is not to be written to, and its memory is free once nothing refers to it. `replaceable`: what takes
         them can take one again.
 
         Raises:
@@ -57,7 +57,7 @@ class WeightSource:
         except ColdstreamError as error:
             self._report(LoadReport.of(self._progress, error))
             raise
-        except Exception as exc:  # the server must hear of it, whatever it is
+        except Exception as exc:  # of any kind: the server must hear of it
             self._report(LoadReport.of(self._progress, ModelError(f"{self._source.uri}: {exc!r}")))
             raise
         self._report(LoadReport.of(self._progress))
