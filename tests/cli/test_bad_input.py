@@ -18,6 +18,7 @@ import pytest
 
 from coldstream import errors
 from coldstream.demo.bucket import LocalBucket
+from coldstream.engines.choice import is_vllm_installed
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -169,12 +170,21 @@ def test_a_port_in_use_is_named_before_anything_is_fetched(tmp_path: Path) -> No
         (("serve", "gs://b/m", "--precision", "int4"), "int8"),
         (("serve", "gs://b/m", "--weights", "both"), "index, file"),
         (("serve", "gs://b/m", "--device", "gpu"), "cuda"),
+        (("serve", "gs://b/m", "--engine", "sglang"), "auto, native, vllm"),
     ],
 )
 def test_a_wrong_option_is_named_with_the_next_step(arguments: tuple[str, ...], word: str, tmp_path: Path) -> None:
     finished = run(*arguments, cwd=tmp_path)
     assert finished.returncode == errors.SettingsError.exit_code
     assert word in last_line(finished)
+
+
+@pytest.mark.skipif(is_vllm_installed(), reason="vllm is installed")
+def test_an_engine_that_is_not_installed_is_told_with_the_line_that_installs_it(tmp_path: Path) -> None:
+    folder_with({**CONFIG, "model.safetensors": ONE})(tmp_path)
+    finished = run("serve", str(tmp_path), "--engine", "vllm", "--host", "127.0.0.1", "--port", "0", cwd=tmp_path)
+    assert finished.returncode == errors.MissingExtra.exit_code
+    assert "pip install 'coldstream[vllm]'" in last_line(finished)
 
 
 def test_a_scheme_that_is_not_ours_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ PLAIN = [
     ["gs://bucket/model"],
     ["gs://bucket/모델", "--host", "127.0.0.1", "--port", "0", "--quiet"],
     ["--port", "8080", "-q", "/models/one", "--precision", "int8", "--weights", "file"],
-    ["/models/one", "--device", "cuda"],
+    ["/models/one", "--device", "cuda", "--engine", "vllm"],
     ["--config", "my.toml", "--timeline", "/tmp/t.json"],
     ["--port", "1", "--port", "2"],
     [],

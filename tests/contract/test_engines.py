@@ -1,4 +1,4 @@
-"""What every engine owes its requests: on the native one over a backend that answers late, and over a library's."""
+"""What every engine owes its requests: the native one over a backend that is late, and vLLM's adapter on a script."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from coldstream.engine.request import TokenEvent
 from coldstream.engines.protocol import EngineProtocol
 from coldstream.errors import DeadlineExceeded, EngineError, InvalidRequest, PromptTooLong
 from coldstream.settings import EngineSettings
-from tests.support.async_llm import AsyncLlmEngine, ScriptedLlm
+from tests.support.async_llm import ScriptedLlm, serve
 from tests.support.late_backend import LateBackend
 from tests.support.parts import VOCAB, Inbox, make_tokenizer, request
 
@@ -58,12 +58,12 @@ def native(pacing: Pacing) -> EngineProtocol:
     return engine
 
 
-def library(pacing: Pacing) -> EngineProtocol:
+def vllm(pacing: Pacing) -> EngineProtocol:
     llm = ScriptedLlm(pacing.before_async)
-    return AsyncLlmEngine(llm, make_tokenizer(), vocab_size=len(VOCAB), max_context=CONTEXT)
+    return serve(llm, make_tokenizer(), vocab_size=len(VOCAB), max_context=CONTEXT)
 
 
-MAKERS: Mapping[str, Made] = {"native": native, "library": library}
+MAKERS: Mapping[str, Made] = {"native": native, "vllm": vllm}
 
 
 @pytest.fixture

@@ -213,8 +213,13 @@ def test_an_image_whose_cuda_nobody_named_is_warned_of(ready: Site) -> None:
     assert "deploy.image_cuda" in " ".join(ready.job(image=OWN).plan().warnings)
 
 
-def test_a_build_takes_torch_for_the_driver_of_its_card(ready: Site) -> None:
-    """torch of PyPI is for CUDA 13, which an L4's driver does not run: the fake's container would not start."""
-    ready.deploy()
+@pytest.mark.parametrize(
+    ("engine", "argument"),
+    [("native", "TORCH_INDEX=https://download.pytorch.org/whl/cu12"), ("vllm", "BASE=docker.io/vllm/vllm-openai:v")],
+)
+def test_a_build_takes_a_cuda_for_the_driver_of_its_card(ready: Site, engine: str, argument: str) -> None:
+    """torch of PyPI and vLLM's plain image are for CUDA 13, which an L4's driver does not run: it would not start."""
+    ready.deploy(engine=engine)
     (build,) = (item["build"] for item in ready.world.builds.values())
-    assert any("TORCH_INDEX=https://download.pytorch.org/whl/cu12" in word for word in build["steps"][0]["args"])
+    (word,) = (word for word in build["steps"][0]["args"] if word.startswith(argument))
+    assert "cu12" in word

@@ -79,6 +79,30 @@ def test_another_byte_or_another_name_is_another_tag() -> None:
     assert Context("gpu", {"a": b"1"}).tag != Context("cpu", {"a": b"1"}).tag
 
 
+def test_an_image_with_vllm_takes_from_us_what_its_base_lacks_and_our_plug_in() -> None:
+    """What vLLM was built with stays: ranges under its own versions, and no torch; it finds us by an entry point."""
+    files = image.context("vllm").files
+    lines = files["ranges.txt"].decode().splitlines()
+    assert any(line.startswith("obstore") and ">=0.9" in line for line in lines)
+    assert not [line for line in lines if line.startswith("torch") or "==" in line]
+    (points,) = (data.decode() for name, data in files.items() if name.endswith("entry_points.txt"))
+    assert "coldstream.engines.vllm.plugin:register" in points
+    text = files["Dockerfile"].decode()
+    assert "--constraint /build/base.txt" in text
+    assert text.index("COPY ranges.txt") < text.index("COPY entry.py site") < text.index("USER 10001")
+    assert "requirements.txt" not in files
+
+
+def test_the_plug_in_of_an_image_is_the_one_of_the_package() -> None:
+    import tomllib
+
+    project = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())["project"]
+    (group,) = project["entry-points"].items()
+    name, points = group
+    written = "\n".join([f"[{name}]", *(f"{key} = {value}" for key, value in points.items())]) + "\n"
+    assert written == image.PLUGIN
+
+
 @pytest.mark.parametrize("variant", ["cpu", "gpu"])
 def test_a_dockerfile_ends_as_an_unprivileged_user_with_compiled_code(variant: str) -> None:
     text = (DOCKER / f"{variant}.Dockerfile").read_text()

@@ -133,11 +133,14 @@ def _failure(world: World, record: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _cuda(build: dict[str, Any]) -> tuple[int, int] | None:
-    """Of the image: by the index that its torch comes from; PyPI's is for CUDA 13."""
+    """Of the image: by the index that its torch comes from, or vLLM's image under it; PyPI's is for CUDA 13."""
     arguments = " ".join(word for step in build["steps"] for word in step.get("args", []))
     found = re.search(r"TORCH_INDEX=\S+/cu(\d\d)(\d)", arguments)
     if found is not None:
         return int(found[1]), int(found[2])
+    found = re.search(r"BASE=\S+vllm-openai:v[\d.]+(?:-cu(\d\d)(\d))?", arguments)
+    if found is not None:
+        return (int(found[1]), int(found[2])) if found[1] else (13, 0)
     return (13, 0) if ":gpu-" in " ".join(build.get("images", [])) else None
 
 

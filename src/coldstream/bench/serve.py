@@ -27,6 +27,7 @@ from coldstream.bench.serve_load import (
 )
 from coldstream.bench.serve_peers import PeerPlan, running, server
 from coldstream.errors import SettingsError
+from coldstream.settings import EngineName
 
 Say = Callable[[str], None]
 
@@ -113,15 +114,18 @@ def run_serve_bench(
     *,
     load: Load | None = None,
     endpoints: Mapping[str, Endpoint] | None = None,
+    engine: EngineName | None = None,
     say: Say = lambda line: None,
 ) -> ServeReport:
     """Start each server in turn, load it, end it; `endpoints` run already. `servers`: name -> model, see `SERVERS`.
+
+    `engine` is our own server's.
 
     Raises:
         SettingsError: a name that is not known, or our own server did not start. A peer that does not is left out.
     """
     wanted = load or Load()
-    plan = PeerPlan(max([1, wanted.beside + 1, *wanted.clients]), wanted.context, os.cpu_count() or 1)
+    plan = PeerPlan(max([1, wanted.beside + 1, *wanted.clients]), wanted.context, os.cpu_count() or 1, engine)
     chosen = [server(name, model, plan) for name, model in servers.items()]
     runs: list[Run] = []
     skipped: dict[str, str] = {}
@@ -136,7 +140,7 @@ def run_serve_bench(
             with running(item, api=wanted.api) as endpoint:
                 runs += _load(item.name, endpoint, wanted, say)
         except SettingsError as exc:
-            if item.name == "coldstream":
+            if item.name.startswith("coldstream"):
                 raise
             skipped[item.name] = str(exc)
     return ServeReport(machine(), wanted, tuple(runs), skipped)

@@ -22,6 +22,7 @@ import httpx2
 from coldstream.bench import child
 from coldstream.bench.serve_load import Api, Endpoint
 from coldstream.errors import SettingsError
+from coldstream.settings import EngineName
 
 _DEADLINE = 900.0
 _PATIENCE = 15.0
@@ -44,11 +45,12 @@ threading.Event().wait()
 
 @dataclass(frozen=True, slots=True)
 class PeerPlan:
-    """What all servers get alike: sequences at once, tokens a sequence may have, CPU threads."""
+    """What all servers get alike: sequences at once, tokens a sequence may have, threads; `engine` is ours alone."""
 
     sequences: int
     context: int
     threads: int
+    engine: EngineName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,10 @@ class PeerServer:
 
 def _coldstream(model: str, plan: PeerPlan) -> PeerServer:
     command = (sys.executable, "-m", "coldstream", "serve", model, "--host", "127.0.0.1", "--port", "{port}", "--quiet")
-    return PeerServer("coldstream", command, ready="/readyz", model="default", extra=_IGNORE_EOS)
+    if plan.engine is None:
+        return PeerServer("coldstream", command, ready="/readyz", model="default", extra=_IGNORE_EOS)
+    name, chosen = f"coldstream, {plan.engine}", (*command, "--engine", plan.engine)
+    return PeerServer(name, chosen, ready="/readyz", model="default", extra=_IGNORE_EOS)
 
 
 def _transformers(model: str, plan: PeerPlan) -> PeerServer:

@@ -226,12 +226,14 @@ def serve(
     prompt_words: Annotated[int, typer.Option(min=1, help="Words of each prompt.")] = 48,
     requests: Annotated[int, typer.Option(min=1, help="Requests of each client.")] = 4,
     seconds: Annotated[float, typer.Option(min=1, help="Length of an open loop.")] = 30.0,
+    engine: Annotated[str | None, typer.Option(help="Of our own server: auto, native or vllm.")] = None,
     as_json: AsJson = False,
     chart: Chart = None,
 ) -> None:
     """Tokens a second, time to the first token and between tokens, under load, beside peers."""
     from coldstream.bench.serve import Load, run_serve_bench
     from coldstream.bench.serve_load import Endpoint
+    from coldstream.settings import check_engine
 
     servers = ({"coldstream": uri} if uri else {}) | dict(_pair(item, "--peer") for item in peer or ())
     running = [(name, *_pair(rest, "--url")) for name, rest in (_pair(item, "--url") for item in url or ())]
@@ -249,6 +251,7 @@ def serve(
             seconds=seconds,
         ),
         endpoints={name: Endpoint(address, model) for name, address, model in running},
+        engine=check_engine(engine) if engine is not None else None,
         say=_say,
     )
     _write(chart, report.svg())

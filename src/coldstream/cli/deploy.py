@@ -51,6 +51,7 @@ class KindOptions:
 
     cpu_only: Annotated[bool, typer.Option("--cpu", help="A service without a GPU, for small models.")] = False
     card: Annotated[str | None, typer.Option(help="l4 or rtx-pro-6000. [default: l4]")] = None
+    engine: Annotated[str | None, typer.Option(help="auto, native or vllm; the plan says why. [default: auto]")] = None
     public: Annotated[
         bool, typer.Option("--public", help="Anybody who knows the address may use it, at your expense.")
     ] = False

@@ -27,6 +27,9 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu or cuda; auto takes a GPU where torch can use it and says why.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, native or vllm (pip install 'coldstream[vllm]'); auto says why.")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16 or int8; auto picks by the CPU and says why.")
     ] = None,
@@ -46,4 +49,4 @@ def serve(
     wait. Nothing is written to disk. Credentials are Google's application default credentials; STORAGE_EMULATOR_HOST is
     honoured.
     """
-    run(Command(uri, config, host, port, device, precision, weights, timeline, quiet))
+    run(Command(uri, config, host, port, device, engine, precision, weights, timeline, quiet))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from coldstream.serve.startup import Startup
 
 _DEFAULT_CONFIG = Path("coldstream.toml")
-_WITH_VALUE = ("--config", "--host", "--port", "--device", "--precision", "--weights", "--timeline")
+_WITH_VALUE = ("--config", "--host", "--port", "--device", "--engine", "--precision", "--weights", "--timeline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Command:
     host: str | None = None
     port: int | None = None
     device: str | None = None
+    engine: str | None = None
     precision: str | None = None
     weights: str | None = None
     timeline: Path | None = None
@@ -66,6 +67,7 @@ def read_plain(words: Sequence[str]) -> Command | None:
         host=found.get("--host"),
         port=int(port) if port is not None else None,
         device=found.get("--device"),
+        engine=found.get("--engine"),
         precision=found.get("--precision"),
         weights=found.get("--weights"),
         timeline=Path(found["--timeline"]) if "--timeline" in found else None,
@@ -112,6 +114,9 @@ def _override(settings: Settings, command: Command) -> Settings:
     if command.device is not None:
         device = configuration.check_device(command.device)
         models = {name: dataclasses.replace(model, device=device) for name, model in models.items()}
+    if command.engine is not None:
+        engine = configuration.check_engine(command.engine)
+        models = {name: dataclasses.replace(model, engine=engine) for name, model in models.items()}
     if command.precision is not None:
         known = configuration.check_precision(command.precision)
         models = {name: dataclasses.replace(model, precision=known) for name, model in models.items()}

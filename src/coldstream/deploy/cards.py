@@ -151,6 +151,28 @@ def wheels(chosen: Card, torch: str) -> str:
     return f"https://download.pytorch.org/whl/{best}"
 
 
+VLLM_RELEASE = "0.32.0"
+_VLLM_IMAGE = "docker.io/vllm/vllm-openai"
+_VLLM_IMAGES: Mapping[Cuda, str] = MappingProxyType({(13, 0): "", (12, 9): "-cu129"})
+"""CUDA of vLLM's images, and how their tags end: since 0.20 the plain one is for CUDA 13 (vllm issue 42738), and
+`-cu129` is built beside it. Read on 2026-11-30; none was pulled here."""
+
+
+def vllm_base(chosen: Card) -> str:
+    """vLLM's image whose CUDA the card's driver runs; the newest such one.
+
+    Raises:
+        DeployError: none is known.
+    """
+    best = max((cuda for cuda in _VLLM_IMAGES if runs(chosen, cuda)), default=None)
+    if best is None:
+        raise DeployError(
+            f"no image of vLLM {VLLM_RELEASE} for {chosen.title} (driver {chosen.driver}) is known here (as of "
+            f"{READ_ON}); name an image of your own with deploy.image, or deploy with --engine native"
+        )
+    return f"{_VLLM_IMAGE}:v{VLLM_RELEASE}{_VLLM_IMAGES[best]}"
+
+
 def _cuda_of(build: str) -> Cuda:
     return int(build[2:-1]), int(build[-1])
 

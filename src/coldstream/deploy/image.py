@@ -19,15 +19,18 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from coldstream.deploy.access import NEEDS, Grant, Need, Principal, principal_member, resources
-from coldstream.deploy.cards import Card, wheels
+from coldstream.deploy.cards import Card, vllm_base, wheels
 from coldstream.deploy.target import Target
 from coldstream.errors import DeployError
 from coldstream.settings import DeploySettings
 
-Variant = Literal["gpu", "cpu"]
+Variant = Literal["gpu", "cpu", "vllm"]
+VARIANTS: tuple[Variant, ...] = ("gpu", "cpu", "vllm")
 
 BUILDER = "gcr.io/cloud-builders/docker"
 BUILD_TIMEOUT = 3600
+PLUGIN = "[vllm.general_plugins]\ncoldstream = coldstream.engines.vllm.plugin:register\n"
+"""How vLLM finds our loader in an image; an installed package has it from pyproject.toml."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,10 @@ def context(variant: Variant) -> Context:
     version = metadata.version("coldstream")
     about = f"Metadata-Version: 2.1\nName: coldstream\nVersion: {version}\n"
     files[f"site/coldstream-{version}.dist-info/METADATA"] = about.encode()
+    files[f"site/coldstream-{version}.dist-info/entry_points.txt"] = PLUGIN.encode()
+    if variant == "vllm":
+        files["ranges.txt"] = ranges().encode()
+        return Context(variant, files)
     pinned = requirements()
     files["requirements.txt"] = pinned.encode()
     # By itself, so that another version of anything else leaves torch's layer as it is.
@@ -95,7 +102,9 @@ def context(variant: Variant) -> Context:
 
 
 def for_card(built: Context, card: Card) -> Context:
-    """With torch from the index whose build the card's driver runs."""
+    """With torch from the index whose build the card's driver runs, or on vLLM's image with such a CUDA."""
+    if built.variant == "vllm":
+        return replace(built, arguments={**built.arguments, "BASE": vllm_base(card)})
     if built.torch is None:
         return built
     return replace(built, arguments={**built.arguments, "TORCH_INDEX": wheels(card, built.torch)})
@@ -133,15 +142,22 @@ def docker_folder(package: Path) -> Path:
 def requirements() -> str:
     """The project's own dependencies, pinned to what is installed here: what was tried is what is deployed."""
     lines = []
-    for line in metadata.requires("coldstream") or []:
-        name, _, marker = line.partition(";")
-        if "extra ==" in marker:
-            continue
+    for name in _own_requirements():
         project = _project_name(name)
         # "+cpu" names the index a wheel came from; the Dockerfile chooses the index.
         version = metadata.version(project).partition("+")[0]
         lines.append(f"{project}=={version}")
     return "\n".join(sorted(lines)) + "\n"
+
+
+def ranges() -> str:
+    """The project's own dependencies as it declares them, but torch: for an image that has most of them already."""
+    return "\n".join(sorted(name for name in _own_requirements() if _project_name(name) != "torch")) + "\n"
+
+
+def _own_requirements() -> list[str]:
+    lines = (line.partition(";") for line in metadata.requires("coldstream") or [])
+    return [name.strip() for name, _, marker in lines if "extra ==" not in marker]
 
 
 def _project_name(requirement: str) -> str:

@@ -15,11 +15,14 @@ from coldstream.deploy.quota import Fit
 from coldstream.deploy.service import Change, Options, Scaling
 from coldstream.deploy.sizing import CPU, GIB, Prices, Size, Weights, Wish
 from coldstream.deploy.target import Target
+from coldstream.engines.choice import choose_engine
 from coldstream.errors import DeployError, SettingsError
-from coldstream.settings import DeploySettings, Device, Settings
+from coldstream.settings import DeploySettings, Device, RunEngine, Settings
 
 # https://cloud.google.com/run/quotas: an environment variable ends at 32 KiB.
 MOST_CONFIG = 32 * 1024
+_VLLM_STEP = 2048
+"""Tokens of a step where engine.step_tokens leaves it to vLLM."""
 
 
 class OpenedCheckpoint(Protocol):
@@ -60,6 +63,7 @@ class Model:
 class Plan:
     """What `coldstream deploy` does. `changes` is empty when it would change nothing.
 
+    `engine_reason` says why it is `size.engine`; `beside` is the size with the other engine, where there is a choice.
     `kept` is what was set on the deployed service by others and a deployment leaves alone; `warnings` stop nothing.
     `image` is named by its tag; the template names it by its digest where that is known already.
     """
@@ -67,6 +71,8 @@ class Plan:
     target: Target
     models: tuple[Model, ...]
     size: Size
+    engine_reason: str
+    beside: Size | None
     fit: Fit
     scaling: Scaling
     context: image.Context | None
@@ -140,7 +146,8 @@ def make_plan(
         SettingsError: the configuration is larger than a service can carry, or names API keys, which are not carried.
     """
     _refuse_keys(settings)
-    size = choose_size(settings, wanted, models)
+    engine, why = chosen_engine(settings, wanted, models)
+    size = choose_size(settings, wanted, models, engine)
     fit = quota.fit(size, limits, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy)
     scaling = Scaling(min(wanted.min_instances, max(1, fit.instances)), max(1, fit.instances), wanted.request_timeout)
     built = _context(wanted, size, context)
@@ -152,7 +159,7 @@ def make_plan(
         scaling,
         # A built image's tag says what is in it; the operator's own may be moved, so its digest is what counts.
         image=pinned if wanted.image else name,
-        config=_config(_on_device(settings, size)),
+        config=_config(_on_engine(_on_device(settings, size), wanted, engine)),
         revision_of_model=_digest(models),
         options=options,
     )
@@ -163,6 +170,8 @@ def make_plan(
         target=target,
         models=models,
         size=size,
+        engine_reason=why,
+        beside=_other_size(settings, wanted, models, engine),
         fit=fit,
         scaling=scaling,
         context=built,
@@ -192,7 +201,7 @@ def _context(wanted: DeploySettings, size: Size, context: MakeContext) -> image.
         return None
     if wanted.image_cuda is not None:
         raise SettingsError("deploy.image_cuda is about deploy.image; an image that is built here follows the card")
-    built = context("gpu" if size.gpu else "cpu")
+    built = context("cpu" if not size.gpu else "vllm" if size.engine == "vllm" else "gpu")
     return built if size.card is None else image.for_card(built, size.card)
 
 
@@ -263,7 +272,55 @@ def _warnings(wanted: DeploySettings, size: Size, fit: Fit, deployed: Mapping[st
     return found
 
 
-def choose_size(settings: Settings, wanted: DeploySettings, models: tuple[Model, ...]) -> Size:
+def chosen_engine(settings: Settings, wanted: DeploySettings, models: tuple[Model, ...]) -> tuple[RunEngine, str]:
+    """The engine of the image, and why; an image with vLLM has the native engine, too, and not the other way round.
+
+    Raises:
+        SettingsError: vLLM is wanted where its image cannot run, or a model wants it and the image is not to have it.
+    """
+    of_models = [name for name, model in settings.models.items() if model.engine == "vllm"]
+    if wanted.cpu_only:
+        if wanted.engine == "vllm" or of_models:
+            raise SettingsError("engine vllm is for services with a GPU; leave --cpu out, or take --engine native")
+        return "native", "a service without a GPU"
+    if of_models and wanted.engine == "native":
+        raise SettingsError(
+            f'models.{of_models[0]}.engine = "vllm", but deploy.engine = "native"; take one of them out'
+        )
+    if of_models:
+        return "vllm", f"models.{of_models[0]}.engine asks for it"
+    is_native = all(model.weights.shape.native for model in models)
+    return choose_engine(wanted.engine, device="cuda", is_native=is_native, has_vllm=True)
+
+
+def _on_engine(settings: Settings, wanted: DeploySettings, engine: RunEngine) -> Settings:
+    """With the image's engine where a model leaves it open, so that what is planned is what runs.
+
+    What an image of one's own has is not known: it chooses, where nothing was said.
+    """
+    if wanted.cpu_only or (wanted.image is not None and wanted.engine == "auto"):
+        return settings
+    models = {
+        name: replace(model, engine=engine) if model.engine == "auto" else model
+        for name, model in settings.models.items()
+    }
+    return replace(settings, models=models)
+
+
+def _other_size(
+    settings: Settings, wanted: DeploySettings, models: tuple[Model, ...], engine: RunEngine
+) -> Size | None:
+    if wanted.cpu_only or not all(model.weights.shape.native for model in models):
+        return None
+    try:
+        return choose_size(settings, wanted, models, "native" if engine == "vllm" else "vllm")
+    except DeployError:
+        return None
+
+
+def choose_size(
+    settings: Settings, wanted: DeploySettings, models: tuple[Model, ...], engine: RunEngine = "native"
+) -> Size:
     """One instance for all the models, on the machine that the settings want."""
     contexts = [item.max_context for item in settings.models.values() if item.max_context is not None]
     wish = Wish(
@@ -271,12 +328,12 @@ def choose_size(settings: Settings, wanted: DeploySettings, models: tuple[Model,
         memory_gib=wanted.memory_gib,
         concurrency=wanted.concurrency,
         max_sequences=settings.engine.max_sequences,
-        step_tokens=settings.engine.step_tokens,
+        step_tokens=settings.engine.step_tokens or (_VLLM_STEP if engine == "vllm" else 512),
         context=min(contexts, default=None),
         zonal_redundancy=wanted.zonal_redundancy,
     )
     weights = tuple(model.weights for model in models)
-    machine = CPU if wanted.cpu_only else sizing.with_card(cards.card(wanted.card))
+    machine = CPU if wanted.cpu_only else sizing.with_card(cards.card(wanted.card), engine)
     return sizing.size(weights, machine, wish, prices=Prices())
 
 
@@ -309,8 +366,9 @@ def _instances(
     settings: Settings, wanted: DeploySettings, models: tuple[Model, ...], limits: Mapping[str, int | None]
 ) -> int:
     try:
-        size = choose_size(settings, wanted, models)
-    except DeployError:
+        engine, _ = chosen_engine(settings, wanted, models)
+        size = choose_size(settings, wanted, models, engine)
+    except (DeployError, SettingsError):
         return 0
     return quota.fit(size, limits, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy).instances
 
@@ -323,6 +381,7 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
         ("service", f"{plan.target.service} in {plan.target.region}, project {plan.target.project}"),
         ("access", _access(plan.target)),
         *(("model", f"{item.name}: {item.weights.uri} ({item.weights.shape.architecture})") for item in plan.models),
+        ("engine", f"{size.engine}: {plan.engine_reason}"),
         ("instance", f"{size.machine}, {size.cpu} vCPU, {size.memory_gib} GiB"),
         ("memory", _memory(size)),
         ("host memory", f"{size.host_bytes / GIB:.1f} GiB of {size.memory_gib} GiB while loading"),
@@ -333,12 +392,24 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
         ("first token", f"about {size.seconds_to_first_token:.0f} s after a request that finds no instance"),
         ("cost", f"${size.dollars_per_hour:.2f} an hour and instance, about {_per_million(size)} per million tokens"),
         *(("assumed", text) for text in size.assumptions),
+        *_beside(plan.beside),
         *(("warning", text) for text in plan.warnings),
         *(("kept", text) for text in plan.kept),
         *(("instead", text) for text in plan.proposals),
         ("image", plan.image),
         ("revision", plan.revision),
     ]
+
+
+def _beside(other: Size | None) -> list[tuple[str, str]]:
+    """The other engine's start and throughput, with what is assumed of it alone."""
+    if other is None:
+        return []
+    told = (
+        f"first token about {other.seconds_to_first_token:.0f} s, {other.tokens_per_second:.0f} tokens/s, "
+        f"about {_per_million(other)} per million tokens"
+    )
+    return [(f"on {other.engine}", told), *((f"on {other.engine}", text) for text in other.assumptions[1:3])]
 
 
 def _access(target: Target) -> str:
@@ -366,6 +437,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
     return {
         "target": asdict(plan.target),
         "size": size,
+        "engine": {"name": plan.size.engine, "why": plan.engine_reason},
+        "beside": None if plan.beside is None else asdict(plan.beside),
         "scaling": asdict(plan.scaling),
         "limited_by": plan.fit.limited_by,
         "image": plan.image,

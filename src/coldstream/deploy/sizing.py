@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coldstream.deploy import cards
 from coldstream.deploy.cards import Card
 from coldstream.errors import DeployError, UnknownArchitecture, UnsupportedConfig
 from coldstream.model.config import ModelConfig
+from coldstream.settings import RunEngine
 
 GIB = 1024**3
 DEFAULT_CONTEXT = 8192
@@ -34,6 +35,8 @@ class ModelShape:
     intermediate: int
     vocab: int
     context: int
+    native: bool = True
+    """Whether the native decoder takes it; else vLLM does on a GPU, and transformers on a CPU."""
 
     def kv_bytes(self, tokens: int, *, item: int) -> int:
         """Keys and values of one sequence, `item` bytes each."""
@@ -87,6 +90,7 @@ def _written(config: Mapping[str, Any]) -> ModelShape:
         intermediate=_number(text, "intermediate_size"),
         vocab=_number(text, "vocab_size"),
         context=int(text.get("max_position_embeddings") or DEFAULT_CONTEXT),
+        native=False,
     )
 
 
@@ -123,6 +127,8 @@ class CloudMachine:
 
     `memory_bandwidth` is NVIDIA's figure for a card and a cautious one for a shared CPU; `efficiency` is the part of it
     that decoding reaches. `fetch` is what a stream from a bucket in the same region is assumed to reach for each vCPU.
+    `import_seconds` pass beside the stream, `before_seconds` before it and `after_seconds` behind it. `batch` is the
+    most sequences that a step serves for the price of one. `runtime_bytes` of the host's memory are the engine's own.
     """
 
     card: Card | None
@@ -132,6 +138,11 @@ class CloudMachine:
     fetch_most: float
     start_seconds: float
     import_seconds: float
+    engine: RunEngine = "native"
+    before_seconds: float = 0.0
+    after_seconds: float = 1.0
+    batch: int = 16
+    runtime_bytes: int = int(1.5 * GIB)
 
     @property
     def name(self) -> str:
@@ -146,9 +157,9 @@ class CloudMachine:
         return 0 if self.card is None else self.card.device_bytes
 
 
-def with_card(card: Card) -> CloudMachine:
-    """An instance with a card."""
-    return CloudMachine(
+def with_card(card: Card, engine: RunEngine = "native") -> CloudMachine:
+    """An instance with a card, and an engine on it. Nothing of it was measured on a card."""
+    native = CloudMachine(
         card=card,
         memory_bandwidth=card.bandwidth,
         efficiency=0.55,
@@ -156,6 +167,19 @@ def with_card(card: Card) -> CloudMachine:
         fetch_most=1.0e9,
         start_seconds=12.0,
         import_seconds=6.0,
+    )
+    if engine == "native":
+        return native
+    return replace(
+        native,
+        engine="vllm",
+        efficiency=0.75,
+        start_seconds=20.0,
+        import_seconds=0.0,
+        before_seconds=25.0,
+        after_seconds=45.0,
+        batch=64,
+        runtime_bytes=6 * GIB,
     )
 
 
@@ -204,6 +228,7 @@ class Wish:
 class Size:
     """One instance, and what it will do."""
 
+    engine: RunEngine
     card: Card | None
     cpu: int
     memory_gib: int
@@ -242,7 +267,6 @@ class Size:
 
 # https://cloud.google.com/run/docs/configuring/services/memory-limits: the least CPU for a memory limit.
 _LEAST_CPU = ((4, 1), (8, 2), (16, 4), (24, 6), (32, 8), (80, 20))
-_RUNTIME_BYTES = int(1.5 * GIB)
 _IN_FLIGHT_BYTES = GIB
 # Failures x period: 1,800 s on a GPU. Without one, pages and discovery documents read on 2026-11-29 say 240 s for
 # services (and 240 s at most for one period); the page for jobs has 600 s since this autumn, so 240 s fits both.
@@ -271,7 +295,7 @@ def _gpu_size(models: tuple[Weights, ...], machine: CloudMachine, card: Card, wi
             f"{weights / GIB:.1f} GiB of weights and one sequence of {context} tokens do not fit in the "
             f"{machine.device_bytes / GIB:.0f} GiB of one {machine.name}; quantize the model or lower max_context"
         )
-    host = _RUNTIME_BYTES + _IN_FLIGHT_BYTES + int(weights * 0.1) + 2 * GIB
+    host = machine.runtime_bytes + _IN_FLIGHT_BYTES + int(weights * 0.1) + 2 * GIB
     memory = wish.memory_gib or max(card.least_memory_gib, math.ceil(host / GIB))
     cpu = wish.cpu or max(card.least_cpu, _least_cpu(memory))
     _check_gpu_instance(card, cpu, memory)
@@ -298,7 +322,7 @@ def _cpu_size(models: tuple[Weights, ...], machine: CloudMachine, wish: Wish, pr
     weights = sum(int(model.parameters * 1.05) for model in models)
     activations = max(model.shape.activation_bytes(wish.step_tokens, wish.max_sequences, item=4) for model in models)
     context = _context(models, wish)
-    room = 32 * GIB - weights - activations - _RUNTIME_BYTES - _IN_FLIGHT_BYTES
+    room = 32 * GIB - weights - activations - machine.runtime_bytes - _IN_FLIGHT_BYTES
     sequences, context = _sequences(models, room, context, wish, item=4)
     if sequences < 1:
         raise DeployError(
@@ -306,7 +330,7 @@ def _cpu_size(models: tuple[Weights, ...], machine: CloudMachine, wish: Wish, pr
             "leave --cpu out"
         )
     kv = sequences * _kv(models, context, item=4)
-    host = weights + kv + activations + _RUNTIME_BYTES + _IN_FLIGHT_BYTES
+    host = weights + kv + activations + machine.runtime_bytes + _IN_FLIGHT_BYTES
     memory = wish.memory_gib or max(2, math.ceil(host * 1.1 / GIB))
     cpu = wish.cpu or max(4, _least_cpu(memory))
     if memory > 32 or cpu not in (1, 2, 4, 6, 8) or cpu < _least_cpu(memory):
@@ -356,12 +380,18 @@ def _finish(
 ) -> Size:
     fetch = min(machine.fetch_most, cpu * machine.fetch_per_cpu)
     read = sum(model.bytes for model in models)
-    first = machine.start_seconds + max(machine.import_seconds, read / fetch) + 1.0
+    stream = machine.before_seconds + max(machine.import_seconds, read / fetch) + machine.after_seconds
+    first = machine.start_seconds + stream
     bandwidth = machine.memory_bandwidth * (1 if machine.gpu else cpu) * machine.efficiency
     # Decoding reads every weight once a step, whatever the batch, until arithmetic is what limits it.
-    speed = min(sequences, 16) * bandwidth / max(1, max(model.bytes for model in models) / (1 if machine.gpu else 2))
+    speed = (
+        min(sequences, machine.batch)
+        * bandwidth
+        / max(1, max(model.bytes for model in models) / (1 if machine.gpu else 2))
+    )
     period, failures = _probe(first, gpu=machine.gpu)
     return Size(
+        engine=machine.engine,
         card=machine.card,
         cpu=cpu,
         memory_gib=memory,
@@ -381,6 +411,15 @@ def _finish(
     )
 
 
+def _around(machine: CloudMachine) -> str:
+    if machine.engine == "native":
+        return f"{machine.import_seconds:.0f} s of imports behind the stream"
+    return (
+        f"{machine.before_seconds:.0f} s of vLLM's imports before the stream, {machine.after_seconds:.0f} s of its "
+        "compilation and captured graphs behind it"
+    )
+
+
 def _probe(seconds: float, *, gpu: bool) -> tuple[int, int]:
     """(period, failures): six times the expected start, within Cloud Run's limit, asked every two seconds or more."""
     budget = min(_PROBE_LIMIT[gpu], max(120, math.ceil(6 * seconds)))
@@ -397,7 +436,7 @@ def _assumptions(machine: CloudMachine, fetch: float, context: int) -> tuple[str
     return (
         f"{context} tokens of context for every sequence at once (max_context changes it)",
         f"{fetch / 1e9:.2f} GB/s from a bucket in the same region, {machine.start_seconds:.0f} s for an instance to "
-        f"start, {machine.import_seconds:.0f} s of imports behind the stream",
+        f"start, {_around(machine)}",
         f"decoding at {machine.efficiency:.0%} of {machine.memory_bandwidth / 1e9:.0f} GB/s memory bandwidth"
         f"{'' if machine.gpu else ' a vCPU'}, all slots busy; not measured on Cloud Run",
         "prices of tier 1 regions with instance-based billing, without free tier or discounts; "

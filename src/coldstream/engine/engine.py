@@ -88,7 +88,7 @@ class Engine:
         wanted = min(config.max_positions, max_context or config.max_positions)
         self.blocks = _allocated(backend, settings, context=wanted)
         self.max_context = min(wanted, self.blocks.capacity)
-        self._scheduler = Scheduler(self.blocks, settings.max_sequences, settings.step_tokens)
+        self._scheduler = Scheduler(self.blocks, settings.max_sequences, settings.native_step_tokens)
         self._grammars = Grammars(tokenizer, vocab_size=config.vocab_size, stop_ids=self._stop_ids, workers=workers)
         vision = backend.vision
         self._encoder = ImageEncoder(vision, thread=backend.thread, name=name) if vision is not None else None
@@ -441,7 +441,7 @@ def _allocated(backend: Backend, settings: EngineSettings, *, context: int) -> B
     """The backend's keys and values for sequences of up to `context` tokens, and who holds which of them."""
     # An image is computed in one piece.
     image = backend.vision.tokens_per_image if backend.vision is not None else 0
-    step = min(max(settings.step_tokens, image), context)
+    step = min(max(settings.native_step_tokens, image), context)
     budget = settings.kv_bytes
     if budget is None:
         budget = backend.cache_bytes(step_tokens=step, rows=settings.max_sequences)

@@ -38,7 +38,10 @@ class _Unsent:
 
 
 class Generation:
-    """A request's sampling state, text and usage; `sequence` is its place in the schedule."""
+    """A request's sampling state, text and usage; `sequence` is its place in the schedule.
+
+    `prompt_tokens` is what usage says of the prompt; an engine that expands images itself sets it anew.
+    """
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class Generation:
         params = request.sampling
         self.request = request
         self.deliver = deliver
+        self.prompt_tokens = len(request.prompt_ids)
         self.submitted = time.monotonic()
         self.was_seen = False
         self.is_closed = False
@@ -125,10 +129,14 @@ class Generation:
 
     def computing(self, piece: Piece) -> None:
         """A piece of it is about to be computed; the grammar's next mask is made meanwhile."""
-        if self._admitted_at is None:
-            self._admitted_at = time.monotonic()
+        self.admitted(time.monotonic())
         if self._matcher is not None and piece.draws:
             self._matcher.prepare()
+
+    def admitted(self, at: float) -> None:
+        """Its first step began at `at`, on the `time.monotonic()` clock; only the first call counts."""
+        if self._admitted_at is None:
+            self._admitted_at = at
 
     def constrain(self) -> None:
         """Tell the sampler what the grammar allows next."""
@@ -200,7 +208,7 @@ class Generation:
         now = time.monotonic()
         first = self._first_token_at
         return Usage(
-            prompt_tokens=len(self.request.prompt_ids),
+            prompt_tokens=self.prompt_tokens,
             cached_tokens=self.sequence.first_cached or 0,
             completion_tokens=self.completion_tokens,
             queued_seconds=(self._admitted_at or now) - self.submitted,

@@ -9,9 +9,10 @@ from coldstream.loading.closing import Closing
 from coldstream.loading.run_plan import RunPlan
 
 if TYPE_CHECKING:
-    from coldstream.engine.engine import Engine
     from coldstream.engine.tokenizer.tokenizer import Tokenizer
     from coldstream.engine.vision.prompt import ImagePrompt
+    from coldstream.engines.protocol import EngineProtocol
+    from coldstream.engines.vllm.images import MarkedImages
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,8 @@ class LoadedModel:
     revision: str
     plan: RunPlan
     tokenizer: Tokenizer
-    engine: Engine
-    images: ImagePrompt | None
+    engine: EngineProtocol
+    images: ImagePrompt | MarkedImages | None
     closing: Closing = field(repr=False)
 
     @property

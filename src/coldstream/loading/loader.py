@@ -1,6 +1,7 @@
 """One model from its URI to a running engine, as tasks that wait for one another where they must.
 
     open        lists, reads headers and config, plans the run           event loop
+    on engine vllm its processes do the rest (loading/vllm_steps.py); on the native one:
     fetch       tensors into the queue, as they land and are verified    event loop
     tokenizer   in a process, which is begun before its file is there    thread
     torch       mapped and imported; then the decoder without bytes      thread
@@ -21,6 +22,7 @@ from coldstream.errors import ColdstreamError, ModelError, OutOfMemory
 from coldstream.loading.context import LoadContext
 from coldstream.loading.loaded_model import LoadedModel
 from coldstream.loading.steps import LoadSteps
+from coldstream.loading.vllm_steps import VllmSteps
 from coldstream.settings import ModelSettings, Settings
 
 
@@ -48,9 +50,14 @@ async def load(
             begin = tasks.create_task
             torch = begin(steps.import_torch())
             process = begin(steps.begin_tokenizer_process())
-            opened = await begin(steps.open())
-            files = begin(steps.read_tokenizer_files(opened))
+            checkpoint, plan = await begin(steps.open())
+            files = begin(steps.read_tokenizer_files(checkpoint))
             tokenizer = begin(steps.build_tokenizer(process, files))
+            if plan.engine == "vllm":
+                on_vllm = VllmSteps(model, settings, shared, steps.closing)
+                launched = await on_vllm.run(checkpoint, plan, torch, tokenizer, accepting)
+                return steps.ready(launched)
+            opened = steps.prepare(checkpoint, plan)
             decoder = begin(steps.build_decoder(opened, torch))
             loaded = begin(steps.start_engine(opened, tokenizer, decoder, files, accepting))
             begin(steps.fetch_tensors(opened))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coldstream.backends.device import Machine, RunDevice, choose_device
+from coldstream.engines.choice import choose_engine, is_vllm_installed
 from coldstream.errors import OutOfMemory
 from coldstream.host.cpu import CpuFeatures
 from coldstream.host.limits import cpu_limit, memory_available
@@ -17,7 +18,7 @@ from coldstream.model.config import is_native
 from coldstream.model.depth import refuse_more_layers_than_tensors
 from coldstream.model.names import Vision, destination
 from coldstream.model.precision import RunPrecision, choose_precision
-from coldstream.settings import ModelSettings
+from coldstream.settings import ModelSettings, RunEngine
 
 if TYPE_CHECKING:
     from coldstream.weights.checkpoint.checkpoint import Checkpoint
@@ -31,14 +32,20 @@ _CACHED = 16_000_000
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """How a checkpoint will run here, and why. `weights`: bytes; `converts`: landed bytes are let go once converted."""
+    """How a checkpoint will run here, and why. `weights`: bytes; `converts`: landed bytes are let go once converted.
 
+    `dtype` is what engine vllm computes in, "auto" until it has said so; None on the native one.
+    """
+
+    engine: RunEngine
+    engine_reason: str
     device: RunDevice
     device_reason: str
     precision: RunPrecision
     reason: str
     weights: int
     converts: bool
+    dtype: str | None = None
 
 
 def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
@@ -46,6 +53,7 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
 
     Raises:
         DeviceUnavailable: CUDA was asked for and cannot be had.
+        MissingExtra: vLLM was asked for and is not installed.
         UnsupportedConfig: the precision that was asked for is not for this device.
         OutOfMemory: the weights cannot be held in what this container may use.
         ParameterMismatch: the config names more layers than there are tensors.
@@ -53,15 +61,16 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
     refuse_more_layers_than_tensors(checkpoint.config, len(checkpoint.tensors))
     stored = stored_dtype(checkpoint)
     device, device_reason = choose_device(model.device, precision=model.precision, machine=Machine.of_this_machine())
+    native = is_native(checkpoint.config)
+    engine = choose_engine(model.engine, device=device, is_native=native, has_vllm=is_vllm_installed())
+    if engine[0] == "vllm":
+        return _on_vllm(checkpoint, model, engine[1], device, device_reason)
     precision, reason = choose_precision(
-        model.precision,
-        device=device,
-        cpu=CpuFeatures.of_this_machine(),
-        stored=stored,
-        native=is_native(checkpoint.config),
+        model.precision, device=device, cpu=CpuFeatures.of_this_machine(), stored=stored, native=native
     )
     weights = round(checkpoint.total_parameters * _BYTES[precision])
-    plan = RunPlan(device, device_reason, precision, reason, weights, converts=device != "cpu" or precision != stored)
+    converts = device != "cpu" or precision != stored
+    plan = RunPlan(*engine, device, device_reason, precision, reason, weights, converts)
     available = memory_available()
     if device == "cpu" and available is not None and weights > available:
         advice = "" if precision == "int8" else ", or --precision int8"
@@ -70,6 +79,16 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
             f"{available / 1e9:.1f} GB of memory can be used here; give the container more{advice}"
         )
     return plan
+
+
+def _on_vllm(
+    checkpoint: Checkpoint, model: ModelSettings, reason: str, device: RunDevice, device_reason: str
+) -> RunPlan:
+    """vLLM chooses the dtype, and holds the memory against its own needs."""
+    precision: RunPrecision = "float32" if model.precision == "float32" else "bfloat16"
+    why = "vLLM's choice" if model.precision == "auto" else "asked for"
+    weights = checkpoint.total_bytes
+    return RunPlan("vllm", reason, device, device_reason, precision, why, weights, converts=True, dtype=model.precision)
 
 
 def text_files(checkpoint: Checkpoint) -> frozenset[str]:

@@ -96,8 +96,9 @@ class LoadState:
         }
         if self.plan is not None:
             plan = self.plan
+            state |= {"engine": plan.engine, "why_engine": plan.engine_reason}
             state |= {"device": plan.device, "why_device": plan.device_reason}
-            state |= {"precision": plan.precision, "why": plan.reason}
+            state |= {"precision": plan.dtype or plan.precision, "why": plan.reason}
         if progress is not None:
             counters = progress.counters
             state |= {"retries": counters.retries, "resumes": counters.resumes, "hedges": counters.hedges}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from coldstream.backends.torch.decoder import Decoder
     from coldstream.backends.torch.fallback import FallbackDecoder
     from coldstream.backends.torch.vision import Sight
+    from coldstream.engine.engine import Engine
     from coldstream.engine.tokenizer.process import TokenizerProcess
     from coldstream.engine.tokenizer.tokenizer import Tokenizer
     from coldstream.engine.vision.prompt import ImagePrompt
@@ -63,9 +64,10 @@ class LoadSteps:
         self._model, self._settings = model, settings
         self._state, self._threads, self._timeline = context.state, context.threads, context.timeline
         self._torch, self._turns, self._workers = context.torch, context.turns, context.workers
-        self._closing = Closing()
+        self.closing = Closing()
         if closes_workers:
-            self._closing.add(context.workers.close)
+            self.closing.add(context.workers.close)
+        self._engine: Engine | None = None
         self._when_failed: list[Callable[[ColdstreamError], None]] = []
         self._is_given = False
         self._turns.enter(self._state)
@@ -81,43 +83,52 @@ class LoadSteps:
             from coldstream.engine.tokenizer.process import TokenizerProcess
 
             process = TokenizerProcess()
-            self._closing.add(process.close)
+            self.closing.add(process.close)
             return process
 
         return await self._threads.run("tokenizer", begin)
 
-    async def open(self) -> Opened:
+    async def open(self) -> tuple[Checkpoint, RunPlan]:
         """List, read the headers, and say how it will run."""
         with self._timeline.span("import the streamer", model=self._model.name):
             from coldstream.model.findings import findings
             from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
             from coldstream.weights.transfer.progress import Progress
             from coldstream.weights.transfer.retry import RetryPolicy
-            from coldstream.weights.transfer.stream import StreamOptions
         retry = RetryPolicy(deadline=self._settings.load.deadline)
         progress = self._state.progress = Progress()
         checkpoint = await open_checkpoint_async(
             self._model.uri, weights=self._model.weights, retry=retry, progress=progress, timeline=self._timeline
         )
-        self._state.warnings = findings(checkpoint)
-        for warning in self._state.warnings:
-            _log.warning("model %s: %s", self._model.name, warning, extra={"fields": {"model": self._model.name}})
         plan = self._state.plan = plan_run(checkpoint, self._model)
+        self._state.warnings = findings(checkpoint) if plan.engine == "native" else checkpoint.warnings
+        named = {"fields": {"model": self._model.name}}
+        for warning in self._state.warnings:
+            _log.warning("model %s: %s", self._model.name, warning, extra=named)
+        _log.info("model %s: engine %s, %s", self._model.name, plan.engine, plan.engine_reason, extra=named)
+        return checkpoint, plan
+
+    def prepare(self, checkpoint: Checkpoint, plan: RunPlan) -> Opened:
+        """What the tensors go through on the native engine."""
+        from coldstream.weights.transfer.retry import RetryPolicy
+        from coldstream.weights.transfer.stream import StreamOptions
+
         ahead = _CONVERTED_AHEAD if plan.converts else None
         options = StreamOptions(
             max_bytes_in_flight=self._settings.load.max_bytes_in_flight or ahead,
             concurrency=self._settings.load.concurrency,
-            retry=retry,
+            retry=RetryPolicy(deadline=self._settings.load.deadline),
             verify="required" if self._settings.load.verify == "required" else True,
         )
-        return self._opened(checkpoint, plan, options, progress, TensorQueue(ahead))
+        assert self._state.progress is not None
+        return self._opened(checkpoint, plan, options, self._state.progress, TensorQueue(ahead))
 
-    async def read_tokenizer_files(self, opened: Opened) -> Files:
+    async def read_tokenizer_files(self, checkpoint: Checkpoint) -> Files:
         """The small files, by name."""
         from coldstream.weights.checkpoint.file_names import TEMPLATES_BELOW, TOKENIZER
 
         with self._timeline.span("tokenizer files", model=self._model.name):
-            return await opened.checkpoint.read_files((*TOKENIZER, *TEMPLATES_BELOW))
+            return await checkpoint.read_files((*TOKENIZER, *TEMPLATES_BELOW))
 
     async def build_tokenizer(self, process: Task[TokenizerProcess], files: Task[Files]) -> Tokenizer:
         """The tokenizer, built in its process."""
@@ -166,7 +177,8 @@ class LoadSteps:
         """The engine, running: it takes requests."""
         parts = await tokenizer, await decoder, await files
         loaded = await self._threads.run_answering(lambda: self._new_engine(opened, *parts))
-        self._when_failed.append(loaded.engine.fail)
+        assert self._engine is not None
+        self._when_failed.append(self._engine.fail)
         if accepting is not None:
             self._is_given = True
             accepting(loaded)
@@ -197,7 +209,9 @@ class LoadSteps:
 
     async def tell_engine(self, opened: Opened, loaded: Task[LoadedModel]) -> None:
         """What the engine has to hear of its weights, in the order in which it came to be."""
-        engine = (await loaded).engine
+        await loaded
+        engine = self._engine
+        assert engine is not None
         while (milestone := await opened.milestones.get()) is not None:
             if milestone is Milestone.REPLACED:
                 engine.recompute_all()
@@ -207,9 +221,15 @@ class LoadSteps:
 
     async def complete(self, loaded: LoadedModel) -> LoadedModel:
         """Everything is verified and in its place: every answer may leave."""
-        await self._prove(loaded)
+        assert self._engine is not None
+        await self._prove(loaded.plan, self._engine)
         self._state.is_ready = True
-        loaded.engine.release()
+        self._engine.release()
+        return self.ready(loaded)
+
+    def ready(self, loaded: LoadedModel) -> LoadedModel:
+        """It can be asked, and everything of it is there and verified."""
+        self._state.is_ready = True
         self._timeline.mark(f"{self._model.name} ready")
         return loaded
 
@@ -228,18 +248,18 @@ class LoadSteps:
     def _close(self) -> None:
         self._threads.join()  # first: a thread that still asks the tokenizer's process would start it again
         if not self._is_given:
-            self._closing.close()
+            self.closing.close()
 
-    async def _prove(self, loaded: LoadedModel) -> None:
+    async def _prove(self, plan: RunPlan, engine: Engine) -> None:
         """On a GPU: one token, so that a model that cannot answer there is not called ready. No answer waits for it.
 
         Not on a CPU, where it would only cost time: what runs there is what runs on every other CPU.
         """
-        if loaded.plan.device == "cpu":
+        if plan.device == "cpu":
             return
-        loaded.engine.release()
+        engine.release()
         with self._timeline.span("first token on the device", model=self._model.name):
-            await self._threads.run("first token", loaded.engine.prove)
+            await self._threads.run("first token", engine.prove)
 
     def _opened(
         self, checkpoint: Checkpoint, plan: RunPlan, options: StreamOptions, progress: Progress, tensors: TensorQueue
@@ -282,10 +302,11 @@ class LoadSteps:
                 name=self._model.name,
             )
             tokenizer.bound(engine.max_context)
-            self._closing.add(engine.stop)
+            self.closing.add(engine.stop)
+            self._engine = engine
             engine.start()
         name, uri, revision = self._model.name, self._model.uri, opened.checkpoint.revision
-        return LoadedModel(name, uri, revision, opened.plan, tokenizer, engine, images, self._closing)
+        return LoadedModel(name, uri, revision, opened.plan, tokenizer, engine, images, self.closing)
 
 
 def _vision(

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,9 +81,14 @@ class ImageProcessor:
             std=_three(name, data, "image_std", 0.5) if normalises else (1.0, 1.0, 1.0),
         )
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """What pictures are resized to, `(width, height)`."""
+        return self.width, self.height
+
     def resize(self, image: Image.Image) -> Pixels:
         """An RGB picture of any size -> uint8 `[height, width, 3]`. Releases the GIL for most of its time."""
-        size = (self.width, self.height)
+        size = self.width, self.height
         resized = image if image.size == size else image.resize(size, resample=self.resample)
         return np.asarray(resized, dtype=np.uint8)
 
@@ -92,6 +97,23 @@ class ImageProcessor:
         values = pixels.astype(np.float32) * np.float32(self.scale)
         scaled = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+
+
+class Resizing(Protocol):
+    """What becomes of a picture before it travels: `size` in pixels, `(width, height)`, None as it comes."""
+
+    @property
+    def size(self) -> tuple[int, int] | None: ...
+    @property
+    def resample(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WholePictures:
+    """Pictures as they come: for an engine whose own processor resizes them."""
+
+    size: tuple[int, int] | None = None
+    resample: int = 0
 
 
 def content_digest(pixels: Pixels) -> bytes:

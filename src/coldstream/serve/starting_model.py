@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from coldstream.engine.request import SamplingParams
     from coldstream.engine.tokenizer.tokenizer import Tokenizer
     from coldstream.engine.vision.prompt import ImagePrompt
+    from coldstream.engines.vllm.images import MarkedImages
     from coldstream.loading.loaded_model import LoadedModel
 
 
@@ -109,7 +110,7 @@ class StartingModel:
         return self._accepting.result().max_context
 
     @property
-    def images(self) -> ImagePrompt | None:
+    def images(self) -> ImagePrompt | MarkedImages | None:
         """How images stand in its prompts; None where it takes text only. Only after `ready()`."""
         return self._accepting.result().images
 

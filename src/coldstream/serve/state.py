@@ -21,7 +21,7 @@ from coldstream.timeline import Timeline
 from coldstream.workers.workers import Workers
 
 if TYPE_CHECKING:
-    from coldstream.model.image_processor import ImageProcessor
+    from coldstream.model.image_processor import Resizing
     from coldstream.serve.images.decode import Picture
 
 
@@ -70,7 +70,7 @@ class TakesImages(Protocol):
     def marker(self) -> str: ...
 
     @property
-    def processor(self) -> ImageProcessor: ...
+    def processor(self) -> Resizing: ...
 
     def expand(self, text: str, images: int) -> str: ...
 

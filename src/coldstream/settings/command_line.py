@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coldstream.settings.parse import fit
-from coldstream.settings.schema import Device, Precision, WeightsFrom
+from coldstream.settings.schema import Device, EngineName, Precision, WeightsFrom
 
 
 def check_precision(text: str) -> Precision:
@@ -24,6 +24,16 @@ def check_device(text: str) -> Device:
     """
     device: Device = fit(text, Device, "--device")
     return device
+
+
+def check_engine(text: str) -> EngineName:
+    """An engine's name as given on the command line.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    engine: EngineName = fit(text, EngineName, "--engine")
+    return engine
 
 
 def check_weights(text: str) -> WeightsFrom:

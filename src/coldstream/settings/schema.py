@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from coldstream.settings.key import key, key_of
+from coldstream.settings.parse import fit
 from coldstream.settings.template import template_variables
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
+RunEngine = Literal["native", "vllm"]
+EngineName = Literal["auto", RunEngine]
 Verify = Literal["published", "required"]
 WeightsFrom = Literal["index", "file"]
 InputKind = Literal["text", "choice", "image"]
@@ -71,6 +74,14 @@ class ModelSettings:
     name: str
     uri: str = key("a folder: gs://, s3://, az://, https://, file:// or a path", example='"gs://my-bucket/my-model"')
     device: Device = key("cuda is a GPU or an error; auto takes one where torch can use it, and says why", "auto")
+    engine: EngineName = key(
+        "what generates: native, or vllm, which needs the extra of that name; auto chooses by device and architecture, "
+        "and says why",
+        "auto",
+    )
+    vllm_args: tuple[str, ...] = key(
+        "options of `vllm serve` for engine vllm, but for those that are keys here", (), example='["--enforce-eager"]'
+    )
     precision: Precision = key("auto, float32, bfloat16 or int8", "auto")
     weights: WeightsFrom = key("what is taken where an index lies beside a whole model.safetensors", "index")
     control_tokens: Literal["text", "keep"] = key(
@@ -182,12 +193,22 @@ class EngineSettings:
     """How many sequences run together, and how much memory their keys and values may take."""
 
     max_sequences: int = key("requests that are computed together", 16, at_least=1)
-    step_tokens: int = key("tokens of one step, prompts and answers together", 512, at_least=1)
+    step_tokens: int | None = key(
+        "tokens of one step, prompts and answers together; left out: 512, and on engine vllm its own choice",
+        None,
+        at_least=1,
+        example="512",
+    )
     kv_bytes: int | None = key(
         "bytes of keys and values; left out: a share of the memory that is free", None, at_least=1, example="1073741824"
     )
     prefix_cache: bool = key("what prompts have in common is computed once, images included", True)
     threads: int | None = key("processor threads; left out: those of the container", None, at_least=1, example="4")
+
+    @property
+    def native_step_tokens(self) -> int:
+        """`step_tokens` of the native engine."""
+        return self.step_tokens or 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +262,11 @@ class DeploySettings:
     public: bool = key("anybody may call it", False)
     cpu_only: bool = key("no GPU", False)
     card: CardName = key("which GPU", "l4")
+    engine: EngineName = key(
+        "the image's engine, for models whose own key says auto; auto: on a GPU vllm, until the native engine was "
+        "measured there",
+        "auto",
+    )
     zonal_redundancy: bool = key("another quota, and more dollars", False)
     cpu: int | None = key("vCPU", None, at_least=1, example="4")
     memory_gib: int | None = key("GiB of memory", None, at_least=1, example="16")
@@ -268,15 +294,17 @@ class DeploySettings:
     smoke: Mapping[str, SmokeSettings] = key("a table for a task's question", default_factory=_nothing)
 
     def overridden(self, **options: Any) -> DeploySettings:
-        """With the command line's options on top, in the same ranges; an option that was not given is None.
+        """With the command line's options on top, of the same types and in the same ranges; None was not given.
 
         Raises:
-            SettingsError: one is out of its range.
+            SettingsError: one is of another type, or out of its range.
         """
         given = {name: value for name, value in options.items() if value is not None}
+        hints = get_type_hints(DeploySettings)
         for item in fields(self):
             keyed = key_of(item)
             if item.name in given and keyed is not None:
+                fit(given[item.name], hints[item.name], f"deploy.{item.name}")
                 keyed.check(given[item.name], f"deploy.{item.name}")
         return replace(self, **given)
 

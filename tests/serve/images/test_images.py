@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from coldstream.errors import InvalidRequest
-from coldstream.model.image_processor import ImageProcessor
+from coldstream.model.image_processor import ImageProcessor, WholePictures, content_digest
 from coldstream.serve.images.decode import ImageLoader
 from coldstream.serve.images.pixels import decode
 from coldstream.settings import ImageSettings
@@ -47,6 +47,14 @@ async def test_each_format_is_read_by_its_bytes(kind: str) -> None:
     pixels = await loaded(data_url(encoded(kind=kind), "image/whatever"))
     assert pixels.shape == (16, 16, 3)
     assert np.abs(pixels.astype(int) - (200, 30, 40)).max() < 12
+
+
+async def test_a_picture_may_come_as_it_is_for_an_engine_that_resizes_by_itself() -> None:
+    loader = ImageLoader(SETTINGS, WORKERS)
+    data = encoded(image(30, 20))
+    (picture,) = await loader.load([loader.source(b64(data), "image")], WholePictures())
+    assert picture.pixels.shape == (20, 30, 3)
+    assert picture.digest == content_digest(picture.pixels)
 
 
 async def test_base64_may_have_line_ends() -> None:

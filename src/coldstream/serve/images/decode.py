@@ -22,7 +22,7 @@ from coldstream.settings import ImageSettings
 from coldstream.workers.workers import Workers
 
 if TYPE_CHECKING:
-    from coldstream.model.image_processor import ImageProcessor, Pixels
+    from coldstream.model.image_processor import Pixels, Resizing
 
 _Kind = Literal["base64", "url", "file"]
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[\w.+-]*)*(?P<base64>;base64)?,", re.IGNORECASE)
@@ -88,28 +88,28 @@ class ImageLoader:
             message = f"{images} images, but a request may carry at most {self._settings.max_count}"
             raise InvalidRequest(message, field=field)
 
-    async def load(self, sources: Iterable[ImageSource], processor: ImageProcessor) -> list[Picture]:
+    async def load(self, sources: Iterable[ImageSource], resizing: Resizing) -> list[Picture]:
         """Fetch, decode and resize, in order; the first that is wrong ends it.
 
         Raises:
             InvalidRequest: it names the field and the limit.
         """
-        return [await self._one(source, processor) for source in sources]
+        return [await self._one(source, resizing) for source in sources]
 
-    async def _one(self, source: ImageSource, processor: ImageProcessor) -> Picture:
+    async def _one(self, source: ImageSource, resizing: Resizing) -> Picture:
         data = await self._fetcher.fetch(source.text, source.field) if source.kind == "url" else None
         self._places = self._places or asyncio.Semaphore(self._settings.decoders)
         async with self._places:
-            return await asyncio.to_thread(self._picture, source, data, processor)
+            return await asyncio.to_thread(self._picture, source, data, resizing)
 
-    def _picture(self, source: ImageSource, data: bytes | None, processor: ImageProcessor) -> Picture:
+    def _picture(self, source: ImageSource, data: bytes | None, resizing: Resizing) -> Picture:
         from coldstream.serve.images.pixels import pixels
 
         if data is None:
             data = Path(source.text).read_bytes() if source.kind == "file" else _decoded(source)
         if len(data) > self._settings.max_bytes:
             raise _too_large(source.field, self._settings.max_bytes)
-        return Picture(source.field, *pixels(data, source.field, self._settings, processor, self._workers))
+        return Picture(source.field, *pixels(data, source.field, self._settings, resizing, self._workers))
 
 
 def _without_label(text: str, field: str) -> str:

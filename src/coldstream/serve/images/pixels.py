@@ -7,13 +7,14 @@ limit before anything is decoded. Of an animation the first frame counts. A pict
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from coldstream.errors import InvalidRequest
-from coldstream.model.image_processor import ImageProcessor, Pixels, content_digest
+from coldstream.model.image_processor import ImageProcessor, Pixels, Resizing, content_digest
 from coldstream.settings import ImageSettings
 from coldstream.workers.limits import Limits
 from coldstream.workers.workers import Workers
@@ -27,10 +28,11 @@ _BYTES_PER_PIXEL = 20
 """Of memory: the picture as it lies there and as it is turned, and a progressive JPEG's coefficients."""
 _BESIDE = 128 * 1024 * 1024
 _DIGEST = 64
+_SHAPE = struct.Struct("<II")
 
 
 def pixels(
-    data: bytes, field: str, settings: ImageSettings, processor: ImageProcessor, workers: Workers
+    data: bytes, field: str, settings: ImageSettings, resizing: Resizing, workers: Workers
 ) -> tuple[Pixels, bytes]:
     """The picture as the model takes it, uint8 `[height, width, 3]`, and the digest of exactly these pixels.
 
@@ -38,21 +40,20 @@ def pixels(
         InvalidRequest: it is no picture of an allowed format, is larger than allowed, or is broken.
         TooCostly: decoding it takes more than the limits.
     """
-    size = (processor.width, processor.height)
+    size = resizing.size
+    most = settings.max_pixels if size is None else size[0] * size[1]
     wanted = {"formats": settings.formats, "max_pixels": settings.max_pixels, "field": field}
     made = workers.call(
         "coldstream.serve.images.pixels:Decode",
-        {**wanted, "size": size, "resample": processor.resample},
+        {**wanted, "size": size, "resample": resizing.resample},
         data,
-        limits=Limits(
-            _SECONDS, settings.max_pixels * _BYTES_PER_PIXEL + _BESIDE, 3 * processor.width * processor.height + 1024
-        ),
+        limits=Limits(_SECONDS, settings.max_pixels * _BYTES_PER_PIXEL + _BESIDE, 3 * most + 1024),
         subject=f"{field}: decoding the image",
         field=field,
         beside=settings.decoders,
     )
-    shape = (processor.height, processor.width, 3)
-    return np.frombuffer(made, np.uint8, offset=_DIGEST).reshape(shape), made[:_DIGEST]
+    height, width = _SHAPE.unpack_from(made, _DIGEST)
+    return np.frombuffer(made, np.uint8, offset=_DIGEST + _SHAPE.size).reshape(height, width, 3), made[:_DIGEST]
 
 
 class Decode:
@@ -64,12 +65,12 @@ class Decode:
         Image.init()
 
     def __call__(self, argument: Any, data: bytes) -> bytes:
-        """The digest, then the pixels."""
+        """The digest, height and width, then the pixels."""
         settings = ImageSettings(formats=tuple(argument["formats"]), max_pixels=argument["max_pixels"])
-        width, height = argument["size"]
-        processor = ImageProcessor(width, height, argument["resample"])
-        resized = processor.resize(decode(data, argument["field"], settings))
-        return content_digest(resized) + resized.tobytes()
+        picture = decode(data, argument["field"], settings)
+        width, height = argument["size"] or picture.size
+        made = ImageProcessor(width, height, argument["resample"]).resize(picture)
+        return content_digest(made) + _SHAPE.pack(*made.shape[:2]) + made.tobytes()
 
 
 def decode(data: bytes, field: str, settings: ImageSettings) -> Image.Image:
