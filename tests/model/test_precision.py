@@ -9,9 +9,9 @@ from coldstream.host.cpu import CpuFeatures
 from coldstream.model.precision import choose_precision
 from coldstream.settings import Precision
 
-NONE = CpuFeatures(avx2=False, avx512_vnni=False, bfloat16=False)
-ZEN3 = CpuFeatures(avx2=True, avx512_vnni=False, bfloat16=False)
-SAPPHIRE_RAPIDS = CpuFeatures(avx2=True, avx512_vnni=True, bfloat16=True)
+NONE = CpuFeatures(avx2=False, avx_vnni=False, avx512_vnni=False, bfloat16=False)
+ZEN3 = CpuFeatures(avx2=True, avx_vnni=False, avx512_vnni=False, bfloat16=False)
+SAPPHIRE_RAPIDS = CpuFeatures(avx2=True, avx_vnni=True, avx512_vnni=True, bfloat16=True)
 
 
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16", "int8"])
@@ -25,7 +25,7 @@ def test_what_was_asked_for_is_what_runs(wanted: Precision) -> None:
         (ZEN3, "cpu", "int8", "AVX2"),
         (SAPPHIRE_RAPIDS, "cpu", "int8", "AVX2"),
         (NONE, "cpu", "float32", "AVX2"),
-        (CpuFeatures(avx2=False, avx512_vnni=False, bfloat16=True), "cpu", "bfloat16", "bfloat16"),
+        (CpuFeatures(avx2=False, avx_vnni=False, avx512_vnni=False, bfloat16=True), "cpu", "bfloat16", "bfloat16"),
         (ZEN3, "cuda", "bfloat16", "cuda"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 _X86_64_V3 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe"})
 """Of the x86-64 psABI, as Linux names them; `abm` has lzcnt."""
 _VNNI = _X86_64_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
+_AVX_VNNI = _X86_64_V3 | {"avx_vnni"}
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -15,11 +16,12 @@ _CPUINFO = Path("/proc/cpuinfo")
 class CpuFeatures:
     """What decides: our int8 kernels want AVX2, and bfloat16 is only fast where the CPU multiplies it.
 
-    `avx2` stands for all that came with it (x86-64-v3), `avx512_vnni` for x86-64-v4 and VNNI: what the kernels are
-    compiled for.
+    `avx2` stands for all that came with it (x86-64-v3), `avx512_vnni` for x86-64-v4 and VNNI, `avx_vnni` for x86-64-v3
+    and VNNI of 256 bits: what the kernels are compiled for.
     """
 
     avx2: bool
+    avx_vnni: bool
     avx512_vnni: bool
     bfloat16: bool
 
@@ -28,6 +30,7 @@ class CpuFeatures:
         """Read the flags as Linux names them in /proc/cpuinfo."""
         return cls(
             avx2=flags >= _X86_64_V3,
+            avx_vnni=flags >= _AVX_VNNI,
             avx512_vnni=flags >= _VNNI,
             bfloat16=bool(flags & {"amx_bf16", "avx512_bf16"}),
         )

@@ -23,10 +23,10 @@ from coldstream.backends.cpu import library
 from coldstream.backends.cpu import packed as packed_module
 from coldstream.backends.cpu.library import STRUCTS, Kernels, LayerWeights, TowerWeights, Visible, load
 from coldstream.backends.cpu.packed import (
+    LARGEST_INPUTS,
     Matrix,
     PackedMatrix,
     is_built,
-    levels,
     open_library,
     openmp,
     rotation_order,
@@ -119,7 +119,8 @@ print(*{{line.split()[-1] for line in open("/proc/self/maps") if "gomp" in line}
 
 def test_variants_are_those_of_the_machine() -> None:
     assert set(compiling.variants("aarch64")) == {compiling.ANY}
-    assert set(compiling.variants("x86_64")) == {compiling.ANY, compiling.AVX2, compiling.VNNI}
+    every = {compiling.ANY, compiling.AVX2, compiling.AVX_VNNI, compiling.VNNI}
+    assert set(compiling.variants("x86_64")) == every
     assert all(compiling.SOURCE.with_name(name).exists() for name in compiling.variants(platform.machine()))
 
 
@@ -134,7 +135,7 @@ def test_a_product_of_any_shape_is_what_its_own_rows_say(
     weight = kernels.rows(matrix, torch.arange(n))
     x = randn(tokens, k, seed=n)
     want = x @ weight.T if offset is None else x @ weight.T + offset
-    allowed = x.abs().amax(1, keepdim=True) * math.sqrt(k) / levels(k) * weight.norm(dim=1) * math.sqrt(k) + 1e-4
+    allowed = x.abs().amax(1, keepdim=True) * math.sqrt(k) / 127 * weight.norm(dim=1) * math.sqrt(k) + 1e-4
     assert bool(((kernels.multiply(matrix, x) - want).abs() <= allowed).all())
 
 
@@ -152,8 +153,13 @@ def test_subnormal_and_largest_float16_are_read_exactly(kernels: TensorKernels) 
         assert float(back) == pytest.approx(value, rel=1e-6)
 
 
+def test_more_inputs_than_can_be_summed_exactly_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedConfig, match=r"up to 133,144 inputs.*133,145.*--precision"):
+        PackedMatrix(LARGEST_INPUTS + 1, 1)
+
+
 def test_sums_do_not_overflow_where_everything_is_largest(kernels: TensorKernels) -> None:
-    for k in (64, 640, 2048, 21504):
+    for k in (64, 640, 2048, 21504, LARGEST_INPUTS - LARGEST_INPUTS % 64, LARGEST_INPUTS):
         spike = torch.zeros(1, k)
         spike[0, :: rotation_order(k)] = 1.0  # rotated, every column is as large as any
         got = kernels.multiply(packed(kernels, spike), spike)
@@ -189,21 +195,16 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(kernels: TensorKernels, 
     assert torch.equal(together, torch.cat([kernels.multiply(matrix, row[None]) for row in x[:count]]))
 
 
-def test_variants_agree() -> None:
-    weight, x = randn(100, 320), randn(7, 320)
-    each = [TensorKernels(Kernels(compiling.SOURCE.with_name(name))) for name in RUNNABLE]
-    first, *others = [one.multiply(packed(one, weight), x) for one in each]
-    assert all(same(other, first) < 1e-5 for other in others)
-
-
 def test_a_cpu_runs_what_it_has_instructions_for_the_best_first() -> None:
-    every = CpuFeatures(avx2=True, avx512_vnni=True, bfloat16=False)
-    assert runnable(every) == (compiling.VNNI, compiling.AVX2, compiling.ANY)
-    assert runnable(CpuFeatures(avx2=False, avx512_vnni=False, bfloat16=False)) == (compiling.ANY,)
+    every = CpuFeatures(avx2=True, avx_vnni=True, avx512_vnni=True, bfloat16=False)
+    assert runnable(every) == (compiling.VNNI, compiling.AVX_VNNI, compiling.AVX2, compiling.ANY)
+    assert runnable(CpuFeatures(avx2=False, avx_vnni=False, avx512_vnni=False, bfloat16=False)) == (compiling.ANY,)
 
 
 # -- half layers -------------------------------------------------------------------------------------------------------
 
+CLOSE = 3e-3
+"""Where an activation lies between two levels, the last bit of a float decides, and torch's need not be ours."""
 HIDDEN, INNER, HEADS, KV_HEADS, DIM = 64, 96, 4, 2, 32
 
 
@@ -227,6 +228,17 @@ def layer(
     return weights, [kernels.rows(matrix, torch.arange(matrix.n)) for matrix in matrices]
 
 
+def rounded(x: Tensor) -> Tensor:
+    """What the kernels multiply with in place of a row: 127 levels to either side of 0, once it is rotated."""
+    order = rotation_order(x.shape[-1])
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < order:
+        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
+    turned = (x.unflatten(-1, (-1, order)) @ hadamard).flatten(-2)
+    step = turned.abs().amax(-1, keepdim=True) / 127
+    return ((turned / step).round() * step).unflatten(-1, (-1, order)).matmul(hadamard).flatten(-2) / order
+
+
 def norm(x: Tensor, weight: Tensor | None) -> Tensor:
     return x if weight is None else F.rms_norm(x, (x.shape[-1],), weight, 1e-6)
 
@@ -247,19 +259,19 @@ def test_half_layers_are_what_torch_makes_of_the_same_weights(
     cos, sin = angles.cos().repeat(1, 1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
 
     got = kernels.before_attention(weights, x, cos, sin)
-    q, k, v = (norm(x, before) @ qkv.T).view(tokens, -1, DIM).split((HEADS, KV_HEADS, KV_HEADS), 1)
+    q, k, v = (rounded(norm(x, before)) @ qkv.T).view(tokens, -1, DIM).split((HEADS, KV_HEADS, KV_HEADS), 1)
     turned = [part * cos + torch.cat(part.chunk(2, -1)[::-1], -1) * sin for part in (norm(q, q_norm), norm(k, k_norm))]
-    assert same(got, torch.cat([*turned, v], 1).reshape(tokens, -1)) < 1e-3
+    assert same(got, torch.cat([*turned, v], 1).reshape(tokens, -1)) < CLOSE
 
     attended = randn(tokens, HEADS * DIM, seed=7)
-    want = x + norm(attended @ output.T, after)
-    gate, up = (norm(want, before_mlp) @ gate_up.T).chunk(2, -1)
+    want = x + norm(rounded(attended) @ output.T, after)
+    gate, up = (rounded(norm(want, before_mlp)) @ gate_up.T).chunk(2, -1)
     nonlinear = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}.get(
         activation, lambda y: F.gelu(y, approximate="tanh")
     )
-    want = want + norm((nonlinear(gate) * up) @ down.T, after_mlp)
+    want = want + norm(rounded(nonlinear(gate) * up) @ down.T, after_mlp)
     kernels.after_attention(weights, attended, x)
-    assert same(x, want) < 1e-3
+    assert same(x, want) < CLOSE
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 101])
@@ -283,14 +295,15 @@ def test_a_tower_layers_halves_are_what_torch_makes_of_the_same_weights(
     x = 3 * randn(tokens, hidden, seed=5) + 1
 
     got = kernels.tower_before(weights, x)
-    parts = qkv(F.layer_norm(x, (hidden,), *norms[:2], 1e-6)).view(tokens, 3, heads, -1)
-    assert same(got, parts.permute(1, 2, 0, 3)) < 1e-3
+    parts = qkv(rounded(F.layer_norm(x, (hidden,), *norms[:2], 1e-6))).view(tokens, 3, heads, -1)
+    assert same(got, parts.permute(1, 2, 0, 3)) < CLOSE
 
     attended = randn(tokens, hidden, seed=7)
-    want = x + output(attended)
-    want = want + down(F.gelu(up(F.layer_norm(want, (hidden,), *norms[2:], 1e-6)), approximate="tanh"))
+    want = x + output(rounded(attended))
+    inside = F.gelu(up(rounded(F.layer_norm(want, (hidden,), *norms[2:], 1e-6))), approximate="tanh")
+    want = want + down(rounded(inside))
     kernels.tower_after(weights, attended, x)
-    assert same(x, want) < 1e-3
+    assert same(x, want) < CLOSE
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------

@@ -17,10 +17,20 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("kernels")
 """The folder of the C files; what is made of them lies beside it."""
 NEEDED = "apt-get install gcc libc6-dev"
-"""What puts a compiler there, on Debian."""
-VNNI, AVX2, ANY = "kernels-vnni.so", "kernels-avx2.so", "kernels-any.so"
+"""What puts a compiler there, on Debian; for x86 it is to be GCC 11 at least, which knows AVX-VNNI."""
+VNNI, AVX_VNNI, AVX2, ANY = "kernels-vnni.so", "kernels-avx-vnni.so", "kernels-avx2.so", "kernels-any.so"
+_V3 = ("-march=x86-64-v3",)
 _V4 = ("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=256")
-_FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wno-psabi")
+_FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-fopenmp",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+)
 # Without -fopenmp, so that no libgomp is named: packed.py gives the kernels the one that torch brings, whose threads
 # they share. Two in a process would each keep a team that spins while the other computes.
 _LINKED = ("-shared", "-lm")
@@ -28,7 +38,7 @@ _LINKED = ("-shared", "-lm")
 
 def variants(machine: str) -> Mapping[str, tuple[str, ...]]:
     """The files to make on such a machine (`platform.machine()`), with the flags that are their own."""
-    x86 = {VNNI: _V4, AVX2: ("-march=x86-64-v3",)} if machine in {"x86_64", "AMD64"} else {}
+    x86 = {VNNI: _V4, AVX_VNNI: (*_V3, "-mavxvnni"), AVX2: _V3} if machine in {"x86_64", "AMD64"} else {}
     return x86 | {ANY: ()}
 
 
@@ -37,14 +47,16 @@ def compile_kernels(folder: Path, *, extra: tuple[str, ...] = ()) -> tuple[Path,
 
     Raises FileNotFoundError without a compiler and CalledProcessError, with its words on stderr, when it fails.
     """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise FileNotFoundError(f"coldstream's kernels need a C compiler to be built: {NEEDED}")
     own = variants(platform.machine())
-    return tuple(_compile(compiler.split(), folder / name, (*flags, *extra)) for name, flags in own.items())
+    return tuple(compile_variant(folder / name, (*flags, *extra)) for name, flags in own.items())
 
 
-def _compile(compiler: list[str], target: Path, flags: tuple[str, ...]) -> Path:
+def compile_variant(target: Path, flags: tuple[str, ...]) -> Path:
+    """Make one, with its own flags. Raises as `compile_kernels` does."""
+    named = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if named is None:
+        raise FileNotFoundError(f"coldstream's kernels need a C compiler to be built: {NEEDED}")
+    compiler = named.split()
     with tempfile.TemporaryDirectory() as scratch:
         sources = sorted(map(str, SOURCE.resolve().glob("*.c")))
         subprocess.run([*compiler, *_FLAGS, *flags, "-c", *sources], check=True, cwd=scratch)

@@ -53,7 +53,7 @@ class _TowerLayer(Structure):
 
 
 class _Workspace(Structure):
-    _fields_ = tuple((name, c_void_p) for name in ("units", "wide", "largest", "products"))
+    _fields_ = tuple((name, c_void_p) for name in ("units", "wide", "steps", "products"))
 
 
 class _Step(Structure):

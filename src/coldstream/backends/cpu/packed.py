@@ -9,30 +9,30 @@ import ctypes
 import importlib.util
 import mmap
 from collections.abc import Mapping
-from ctypes import Structure, byref, c_float, c_int64, c_void_p
+from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from types import MappingProxyType
 
 from coldstream.backends.cpu.address import Floats, address
-from coldstream.backends.cpu.compile import ANY, AVX2, SOURCE, VNNI
+from coldstream.backends.cpu.compile import ANY, AVX2, AVX_VNNI, SOURCE, VNNI
 from coldstream.errors import UnsupportedConfig
 from coldstream.host.cpu import CpuFeatures
 
 DTYPE_CODES: Mapping[str, int] = MappingProxyType({"F32": 0, "BF16": 1, "F16": 2})
 """What the kernels read, by safetensors' names."""
 _OUTPUTS = 16
-_LARGEST_SUM = 2**31 - 1
-_LARGEST_WEIGHT = 127
-_LARGEST_UNIT = 2**15 - 1
+_QUAD = 4
 _LARGEST_BLOCK = 64
+LARGEST_INPUTS = (2**31 - 1) // 127**2
+"""Of a matrix: a sum of more products of two integers of up to 127 might not fit in 32 bits."""
 
 
 class Matrix(Structure):
     """`Matrix` in kernels/matrix.h."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("k", "n", "order", "levels")),
-        *((name, c_void_p) for name in ("packed", "scales", "bias")),
+        *((name, c_int64) for name in ("k", "n", "order")),
+        *((name, c_void_p) for name in ("packed", "scales", "sums", "bias")),
     )
 
 
@@ -42,17 +42,26 @@ class PackedMatrix:
     Rows are rotated by Hadamard blocks (see `rotation_order`), activations alike while they are rounded. The memory is
     taken from the system as it is filled: in huge pages, or in small ones, which are there sooner where the host of a
     virtual machine has to find them.
+
+    Raises UnsupportedConfig for more inputs than LARGEST_INPUTS.
     """
 
     def __init__(self, k: int, n: int, *, bias: Floats | None = None, small_pages: bool = False) -> None:
+        if k > LARGEST_INPUTS:
+            raise UnsupportedConfig(
+                f"int8 multiplies matrices of up to {LARGEST_INPUTS:,} inputs exactly, here is one of {k:,}; "
+                "use --precision bfloat16 or float32"
+            )
         self.k, self.n = k, n
         rows = -(-n // _OUTPUTS) * _OUTPUTS
-        self._packed = mmap.mmap(-1, rows * -(-k // 2) * 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._packed = mmap.mmap(-1, rows * -(-k // _QUAD) * _QUAD, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if not small_pages:
             self._packed.madvise(mmap.MADV_HUGEPAGE)
         self._scales = (c_float * rows)()
+        self._sums = (c_int32 * rows)()
         packed = ctypes.addressof(ctypes.c_char.from_buffer(self._packed))
-        self.struct = Matrix(k, n, rotation_order(k), levels(k), packed, ctypes.addressof(self._scales), None)
+        addresses = (packed, ctypes.addressof(self._scales), ctypes.addressof(self._sums))
+        self.struct = Matrix(k, n, rotation_order(k), *addresses, None)
         self.add(bias)
 
     def add(self, bias: Floats | None) -> None:
@@ -84,11 +93,6 @@ def rotation_order(features: int) -> int:
     while features % order:
         order //= 2
     return order if order >= 8 else 1
-
-
-def levels(features: int) -> int:
-    """The most steps to either side of 0 that activations can have without a sum of products ever overflowing int32."""
-    return min(_LARGEST_UNIT, _LARGEST_SUM // (_LARGEST_WEIGHT * features))
 
 
 def is_built() -> bool:
@@ -146,7 +150,7 @@ def openmp(torch: Path | None) -> str:
 
 def runnable(cpu: CpuFeatures) -> tuple[str, ...]:
     """The variants that a CPU can run, by file name, the best first."""
-    return (VNNI,) * cpu.avx512_vnni + (AVX2,) * cpu.avx2 + (ANY,)
+    return (VNNI,) * cpu.avx512_vnni + (AVX_VNNI,) * cpu.avx_vnni + (AVX2,) * cpu.avx2 + (ANY,)
 
 
 def _check_size(path: Path, library: ctypes.CDLL, name: str, struct: type[Structure]) -> None:

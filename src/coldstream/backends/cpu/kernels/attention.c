@@ -4,6 +4,11 @@
 
 #define KEYS 64    /* keys of a tile of attention; tiles begin at multiples of it */
 #define SCORES (KEYS + 8) /* a pair of keys may end one beyond the tile */
+#ifdef __AVX512F__
+#define TOGETHER 8 /* of these rows go through the keys together: as many sums as hide the time that one takes */
+#else
+#define TOGETHER 4
+#endif
 #define QUERIES 16 /* rows (token and head) of a tile of attention */
 
 /* Who attends to what in a step, for the layers of one window. Slots of a position: blocks[first_block + position / size
@@ -30,11 +35,11 @@ INLINE int64_t slot(const Step *s, int64_t span, int64_t position) {
     return s->blocks[s->first_block[span] + position / s->size - s->first[span]] * s->size + position % s->size;
 }
 
-/* Eight vectors -> the sum of each. */
-INLINE v8f sums(const v8f *v) {
+/* Four pairs of vectors -> the sum of each of the eight. */
+INLINE v8f sums(const Pair *v) {
     v8f a[4], b[2];
     for (int i = 0; i < 4; i++) {
-        v8f x = v[2 * i], y = v[2 * i + 1];
+        v8f x = first(v[i]), y = second(v[i]);
         a[i] = SHUFFLE(x, y, 0, 8, 2, 10, 4, 12, 6, 14) + SHUFFLE(x, y, 1, 9, 3, 11, 5, 13, 7, 15);
     }
     for (int i = 0; i < 2; i++) {
@@ -46,48 +51,56 @@ INLINE v8f sums(const v8f *v) {
 
 /* scores[r][0 ... 1] of `rows` queries with two keys */
 INLINE void scores_of(const int rows, const float *q, const float *k0, const float *k1, int64_t d, float *scores) {
-    v8f a[8];
-    for (int i = 0; i < 8; i++) a[i] = all(0);
+    Pair a[TOGETHER];
+    for (int i = 0; i < TOGETHER; i++) a[i] = all_16(0);
     for (int64_t i = 0; i < d; i += 8) {
-        v8f x = load(k0 + i), y = load(k1 + i);
-        for (int r = 0; r < rows; r++) {
-            v8f z = load(q + r * d + i);
-            a[2 * r] += z * x;
-            a[2 * r + 1] += z * y;
+        const Pair keys = paired(load(k0 + i), load(k1 + i));
+        for (int r = 0; r < rows; r++) a[r] = fused_pair(twice(q + r * d + i), keys, a[r]);
+    }
+    for (int r = 0; r < rows; r += 4) {
+        const v8f s = sums(a + r);
+        for (int i = 0; i < 4 && r + i < rows; i++) {
+            float *to = scores + (r + i) * SCORES;
+            to[0] = s[2 * i], to[1] = s[2 * i + 1];
         }
     }
-    v8f s = sums(a);
-    for (int r = 0; r < rows; r++) scores[r * SCORES] = s[2 * r], scores[r * SCORES + 1] = s[2 * r + 1];
 }
 
 /* sums[r] = sums[r] * fade[r] + p[r] @ values, 16 columns of it */
 INLINE void weigh(const int rows, const float *p, const float *const *values, int64_t from, int64_t to, int64_t column,
                   const float *fade, int64_t d, float *out) {
-    v8f a[4], b[4];
+    Pair a[TOGETHER];
     for (int r = 0; r < rows; r++) {
-        a[r] = load(out + r * d + column) * all(fade[r]);
-        b[r] = load(out + r * d + column + 8) * all(fade[r]);
+        const float *before = out + r * d + column;
+        a[r] = paired(load(before) * all(fade[r]), load(before + 8) * all(fade[r]));
     }
     for (int64_t j = from; j < to; j++) {
-        v8f x = load(values[j] + column), y = load(values[j] + column + 8);
-        for (int r = 0; r < rows; r++) {
-            v8f by = all(p[r * SCORES + j]);
-            a[r] += by * x;
-            b[r] += by * y;
-        }
+        const Pair value = paired(load(values[j] + column), load(values[j] + column + 8));
+        for (int r = 0; r < rows; r++) a[r] = fused_pair(all_16(p[r * SCORES + j]), value, a[r]);
     }
     for (int r = 0; r < rows; r++) {
-        store(out + r * d + column, a[r]);
-        store(out + r * d + column + 8, b[r]);
+        store(out + r * d + column, first(a[r]));
+        store(out + r * d + column + 8, second(a[r]));
     }
 }
 
+#define CASE(n, call)                                                                                                  \
+    case n: {                                                                                                          \
+        enum { N = n };                                                                                                \
+        call;                                                                                                          \
+    } break;
+#if TOGETHER == 8
+#define MORE_CASES(call) CASE(4, call) CASE(5, call) CASE(6, call) CASE(7, call)
+#else
+#define MORE_CASES(call)
+#endif
 #define BY_ROWS(rows, call)                                                                                            \
     switch (rows) {                                                                                                    \
-    case 1: { enum { N = 1 }; call; } break;                                                                           \
-    case 2: { enum { N = 2 }; call; } break;                                                                           \
-    case 3: { enum { N = 3 }; call; } break;                                                                           \
-    default: { enum { N = 4 }; call; } break;                                                                          \
+        CASE(1, call) CASE(2, call) CASE(3, call) MORE_CASES(call)                                                     \
+    default: {                                                                                                         \
+        enum { N = TOGETHER };                                                                                         \
+        call;                                                                                                          \
+    } break;                                                                                                           \
     }
 
 /* One row of scores -> weights, in place, with the running maximum and sum; returns what older sums fade by. */
@@ -144,20 +157,19 @@ static void attend(const Shape *h, const Step *s, int64_t span, int64_t kv, int6
     for (int64_t base = lowest / KEYS * KEYS; base < highest; base += KEYS) {
         const int64_t from = lowest > base ? lowest - base : 0, to = highest - base < KEYS ? highest - base : KEYS;
         const float *keys[KEYS + 1], *values[KEYS + 1];
-        for (int64_t j = from; j < to; j++) {
-            const int64_t at = (kv * h->slots + slot(s, span, base + j)) * d;
+        for (int64_t j = from; j <= to; j++) {
+            const int64_t at = (kv * h->slots + slot(s, span, base + (j < to ? j : to - 1))) * d;
             keys[j] = t->keys + at, values[j] = t->values + at;
         }
-        keys[to] = keys[to - 1], values[to] = values[to - 1];
         for (int64_t j = from; j < to; j += 2) {
             for (int64_t c = 0; c < d; c += 16) __builtin_prefetch(values[j] + c), __builtin_prefetch(values[j + 1] + c);
-            for (int64_t r = 0; r < count; r += 4)
+            for (int64_t r = 0; r < count; r += TOGETHER)
                 BY_ROWS(count - r, scores_of(N, q + r * d, keys[j], keys[j + 1], d, scores + r * SCORES + j))
         }
         for (int64_t r = 0; r < count; r++)
             fade[r] = soften(scores + r * SCORES, low[r] - base, high[r] - base, top + r, total + r);
         for (int64_t c = 0; c < d; c += 16)
-            for (int64_t r = 0; r < count; r += 4)
+            for (int64_t r = 0; r < count; r += TOGETHER)
                 BY_ROWS(count - r, weigh(N, scores + r * SCORES, values, from, to, c, fade + r, d, out + r * d))
     }
     for (int64_t r = 0; r < count; r++) {

@@ -1,5 +1,4 @@
 #include "integers.h"
-#include "vectors.h"
 
 INLINE v8f within(v8f v) { /* the Hadamard matrix of order 8 in one vector */
     const v8f odd1 = {1, -1, 1, -1, 1, -1, 1, -1}, odd2 = {1, 1, -1, -1, 1, 1, -1, -1}, odd4 = {1, 1, 1, 1, -1, -1, -1, -1};
@@ -47,16 +46,5 @@ float largest(const float *x, int64_t n) {
     for (; i + 8 <= n; i += 8) a = largest_of(a, absolute(load(x + i)));
     float m = maximum(a);
     for (; i < n; i++) m = fabsf(x[i]) > m ? fabsf(x[i]) : m;
-    return m;
-}
-
-float to_units(const float *x, int64_t n, int64_t levels, int16_t *units) {
-    float m = largest(x, n);
-    m = m > 1e-12f ? m : 1e-12f;
-    float by = (float)levels / m;
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) *(v8s_any *)(units + i) = __builtin_convertvector(rounded(load(x + i), all(by)), v8s);
-    for (; i < n; i++) units[i] = (int16_t)lrintf(x[i] * by);
-    if (n & 1) units[n] = 0;
-    return m / (float)levels;
+    return m > 1e-12f ? m : 1e-12f;
 }

@@ -1,25 +1,35 @@
-/* A packed matrix. */
+/* A packed matrix: one order of bytes for every processor.
+ *
+ * A block is 16 outputs. In it, four columns of each of the 16 outputs lie side by side, 64 bytes; then the next four
+ * columns. Element (output o, column c) is byte ((o / 16 * ceil(k / 4) + c / 4) * 16 + o % 16) * 4 + c % 4; n is padded to
+ * 16 and k to 4 with zeros. `vpdpbusd` reads this as it is, 64 bytes an instruction with AVX512-VNNI and 32 with AVX-VNNI
+ * (Arm's `sdot` would, 16 at a time); AVX2 shifts 32 bytes into the two vectors of int16 that it multiplies.
+ *
+ * The bytes are rows of W times Hadamard blocks of `order` along the diagonal, rounded to int8 of at most 127; they and
+ * the scales are the whole matrix. `sums` follow from the bytes.
+ */
 #ifndef COLDSTREAM_MATRIX_H
 #define COLDSTREAM_MATRIX_H
 #include <stdint.h>
 
-#define OUTPUTS 16 /* outputs that lie side by side in a packed matrix */
+#define OUTPUTS 16 /* outputs of a block */
+#define QUAD 4     /* columns of an output that lie side by side */
+#define LARGEST 127 /* of an integer's absolute values, weight or activation */
 
-/* int8 [n padded to OUTPUTS][k padded to 2], in the order that `product` reads; see `packed_at`. */
 typedef struct {
     int64_t k, n;
-    int64_t order;  /* of the Hadamard blocks that activations are rotated by; 1: not at all */
-    int64_t levels; /* the largest |int16| of an activation */
+    int64_t order; /* of the Hadamard blocks that activations are rotated by; 1: not at all */
     int8_t *packed;
     float *scales;     /* [n padded] */
+    int32_t *sums;     /* [n padded], of a row's weights */
     const float *bias; /* [n], or NULL */
 } Matrix;
 
-static inline int64_t pairs_of(int64_t k) { return (k + 1) / 2; }
+static inline int64_t quads_of(int64_t k) { return (k + QUAD - 1) / QUAD; }
 
-/* Where the first of a row's pairs lies; the next is 2 * OUTPUTS further. */
+/* Where the first of a row's quads lies; the next is QUAD * OUTPUTS further. */
 static inline int8_t *packed_at(const Matrix *m, int64_t row) {
-    return m->packed + row / OUTPUTS * pairs_of(m->k) * 2 * OUTPUTS + row % OUTPUTS * 2;
+    return m->packed + (row / OUTPUTS * quads_of(m->k) * OUTPUTS + row % OUTPUTS) * QUAD;
 }
 
 #endif

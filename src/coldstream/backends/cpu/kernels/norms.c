@@ -6,8 +6,8 @@ static float sum_of_squares(const float *x, int64_t n) {
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
         v8f u = load(x + i), v = load(x + i + 8);
-        a += u * u;
-        b += v * v;
+        a = fused(u, u, a);
+        b = fused(v, v, b);
     }
     float s = sum(a + b);
     for (; i < n; i++) s += x[i] * x[i];

@@ -33,30 +33,31 @@ static void to_float(const void *from, int64_t dtype, int64_t first, int64_t n, 
 
 /* Rows `first ...` of a matrix from [rows][k] of a float dtype. One thread; rows of different calls must not overlap. */
 EXPORT void coldstream_pack(const Matrix *m, const void *weight, int64_t dtype, int64_t first, int64_t rows, float *row) {
-    const int64_t k = m->k, pairs = pairs_of(k);
-    int8_t units[OUTPUTS][2 * pairs];
+    const int64_t k = m->k, quads = quads_of(k);
+    int8_t block[OUTPUTS][(k + 7) / 8 * 8];
     for (int64_t r = 0; r < rows;) {
         int64_t out = first + r, together = OUTPUTS - out % OUTPUTS;
         together = together < rows - r ? together : rows - r;
         for (int64_t o = 0; o < together; o++) {
             to_float(weight, dtype, (r + o) * k, k, row);
             rotate(row, k, m->order);
-            float top = largest(row, k);
-            top = top > 1e-12f ? top : 1e-12f;
-            float by = 127.0f / top;
-            int64_t i = 0;
-            for (; i + 8 <= k; i += 8) {
-                v8b whole = __builtin_convertvector(rounded(load(row + i), all(by)), v8b);
-                memcpy(&units[o][i], &whole, sizeof whole);
+            const float top = largest(row, k), by = LARGEST / top;
+            v8i sums = {0};
+            for (int64_t i = 0; i < k; i += 8) {
+                const v8i whole = integers_at(row, i, k, by);
+                const v8b some = __builtin_convertvector(whole, v8b);
+                memcpy(&block[o][i], &some, sizeof some);
+                sums += whole;
             }
-            for (; i < k; i++) units[o][i] = (int8_t)lrintf(row[i] * by);
-            if (k & 1) units[o][k] = 0;
+            m->sums[out + o] = 0;
+            for (int i = 0; i < 8; i++) m->sums[out + o] += sums[i];
             /* `order`: neither side's rotation is normalised */
-            m->scales[out + o] = top / 127.0f / (float)m->order;
+            m->scales[out + o] = top / LARGEST / (float)m->order;
         }
         int8_t *to = packed_at(m, out);
-        for (int64_t p = 0; p < pairs; p++)
-            for (int64_t o = 0; o < together; o++) memcpy(to + p * 2 * OUTPUTS + 2 * o, &units[o][2 * p], 2);
+        for (int64_t q = 0; q < quads; q++)
+            for (int64_t o = 0; o < together; o++)
+                memcpy(to + (q * OUTPUTS + o) * QUAD, &block[o][q * QUAD], QUAD);
         r += together;
     }
 }
@@ -67,7 +68,7 @@ EXPORT void coldstream_rows(const Matrix *m, const int64_t *rows, int64_t count,
     for (int64_t r = 0; r < count; r++) {
         const int8_t *from = packed_at(m, rows[r]);
         float *to = out + r * m->k, by = m->scales[rows[r]];
-        for (int64_t i = 0; i < m->k; i++) to[i] = (float)from[i / 2 * 2 * OUTPUTS + i % 2] * by;
+        for (int64_t i = 0; i < m->k; i++) to[i] = (float)from[i / QUAD * OUTPUTS * QUAD + i % QUAD] * by;
         rotate(to, m->k, m->order);
     }
 }

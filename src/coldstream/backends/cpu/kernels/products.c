@@ -1,75 +1,74 @@
 #include "products.h"
 #include "integers.h"
 #include "team.h"
+#include "units.h"
 #include "vectors.h"
 
-#define ROWS 6     /* rows of activations that a tile multiplies with them: 12 sums in 16 registers */
-#define PAIRS 320 /* pairs of columns of a product that are gone through together: 10 KB of weights, 8 KB a tile */
+#define TILE (2 * LANES) /* outputs of a tile */
+#define ROWS (LANES == 16 ? 8 : 6) /* rows that are multiplied with them: 16 sums in 32 registers, or 12 in 16 */
+#define QUADS 160 /* quads that are gone through together: 10 KB of weights, or 20, and 4 to 8 KB of activations */
 
 SIZE_OF(Workspace);
 
-/* sums[rows][OUTPUTS] += rows of activations times OUTPUTS rows of weights, over so many pairs of columns. `rows` is a
- * constant wherever this is inlined. */
-INLINE void tile(const int rows, const int8_t *w, const int16_t *units, int64_t stride, int64_t pairs, int32_t *sums) {
-#ifdef __AVX2__
-#ifdef __AVX512VNNI__ /* one instruction for both, with the same result */
-#define ADD_PRODUCTS(sums, x, w) _mm256_dpwssd_epi32(sums, x, w)
-#else
-#define ADD_PRODUCTS(sums, x, w) _mm256_add_epi32(sums, _mm256_madd_epi16(x, w))
-#endif
+/* sums[rows][TILE] += rows of activations times TILE rows of weights, over so many quads of columns. `rows` is a constant
+ * wherever this is inlined; the second half of the weights lies `second` bytes behind the first. */
+INLINE void tile(const int rows, const int8_t *w, int64_t second, const Unit *units, int64_t stride, int64_t quads,
+                 int32_t *sums) {
+#ifdef PHASES
 /* variables, not elements: gcc keeps arrays in memory here */
-#define EACH_ROW(one) one(0) one(1) one(2) one(3) one(4) one(5)
-#define BEGIN(r) __m256i low##r = _mm256_setzero_si256(), high##r = low##r;
+#define EACH_ROW(one) one(0) one(1) one(2) one(3) one(4) one(5) one(6) one(7)
+#define BEGIN(r) Sums low##r = {}, high##r = {};
 #define STEP(r)                                                                                                        \
     if (r < rows) {                                                                                                    \
-        int32_t pair;                                                                                                  \
-        memcpy(&pair, units + r * stride + 2 * p, 4);                                                                  \
-        const __m256i x = _mm256_set1_epi32(pair);                                                                     \
-        low##r = ADD_PRODUCTS(low##r, x, a);                                                                           \
-        high##r = ADD_PRODUCTS(high##r, x, b);                                                                         \
-        __asm__("" : "+x"(low##r), "+x"(high##r)); /* row by row, or the sums do not fit in the registers */           \
+        const Sums x = quad(units + r * stride + QUAD * q, phase);                                                     \
+        low##r = DOT(low##r, x, a);                                                                                    \
+        high##r = DOT(high##r, x, b);                                                                                  \
+        KEEP(low##r, high##r);                                                                                         \
     }
 #define END(r)                                                                                                         \
     if (r < rows) {                                                                                                    \
-        v8i_any *to = (v8i_any *)(sums + r * OUTPUTS);                                                                 \
-        to[0] += (v8i)low##r;                                                                                          \
-        to[1] += (v8i)high##r;                                                                                         \
+        AnySums *to = (AnySums *)(sums + r * TILE);                                                                    \
+        to[0] += low##r;                                                                                               \
+        to[1] += high##r;                                                                                              \
     }
     EACH_ROW(BEGIN)
-    for (int64_t p = 0; p < pairs; p++) {
-        __builtin_prefetch(w + (pairs + p) * 2 * OUTPUTS); /* what lies behind comes next, from memory */
-        const __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + p * 32)));
-        const __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + p * 32 + 16)));
-        EACH_ROW(STEP)
+    for (int64_t q = 0; q < quads; q++, w += OUTPUTS * QUAD) {
+        /* what lies behind comes next, from memory */
+        for (int blocks = 0; blocks < TILE / OUTPUTS; blocks++)
+            __builtin_prefetch(w + (TILE / OUTPUTS + blocks) * quads * OUTPUTS * QUAD);
+        for (int phase = 0; phase < PHASES; phase++) {
+            const Sums a = weights(w, phase), b = weights(w + second, phase);
+            EACH_ROW(STEP)
+        }
     }
     EACH_ROW(END)
 #else
-    for (int64_t p = 0; p < pairs; p++)
-        for (int r = 0; r < rows; r++) {
-            int32_t x0 = units[r * stride + 2 * p], x1 = units[r * stride + 2 * p + 1];
+    (void)second;
+    for (int64_t q = 0; q < quads; q++, w += OUTPUTS * QUAD)
+        for (int r = 0; r < rows; r++)
             for (int o = 0; o < OUTPUTS; o++)
-                sums[r * OUTPUTS + o] += x0 * w[p * 32 + 2 * o] + x1 * w[p * 32 + 2 * o + 1];
-        }
+                for (int c = 0; c < QUAD; c++) sums[r * TILE + o] += units[r * stride + QUAD * q + c] * w[o * QUAD + c];
 #endif
 }
 
-static void some_rows(int64_t rows, const int8_t *w, const int16_t *units, int64_t stride, int64_t pairs, int32_t *sums) {
+static void some_rows(int64_t rows, const int8_t *w, int64_t second, const Unit *units, int64_t stride, int64_t quads,
+                      int32_t *sums) {
+#define CASE(n) case n: tile(n, w, second, units, stride, quads, sums); break;
     switch (rows) {
-    case 1: tile(1, w, units, stride, pairs, sums); break;
-    case 2: tile(2, w, units, stride, pairs, sums); break;
-    case 3: tile(3, w, units, stride, pairs, sums); break;
-    case 4: tile(4, w, units, stride, pairs, sums); break;
-    case 5: tile(5, w, units, stride, pairs, sums); break;
-    default: tile(ROWS, w, units, stride, pairs, sums); break;
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
+#if LANES == 16
+        CASE(6) CASE(7)
+#endif
+    default: tile(ROWS, w, second, units, stride, quads, sums); break;
     }
 }
 
 /* A row of sums -> y: scaled, plus the bias. */
-INLINE void scaled(const Matrix *m, int64_t output, const int32_t *sums, float largest, float *y) {
+INLINE void scaled(const Matrix *m, int64_t output, const int32_t *sums, float step, float *y) {
     const v8i_any *from = (const v8i_any *)sums;
     const int64_t left = m->n - output;
-    v8f u = __builtin_convertvector((v8i)from[0], v8f) * load(m->scales + output) * all(largest);
-    v8f v = __builtin_convertvector((v8i)from[1], v8f) * load(m->scales + output + 8) * all(largest);
+    v8f u = __builtin_convertvector((v8i)from[0], v8f) * load(m->scales + output) * all(step);
+    v8f v = __builtin_convertvector((v8i)from[1], v8f) * load(m->scales + output + 8) * all(step);
     float some[OUTPUTS], *into = left >= OUTPUTS ? y + output : some;
     store(into, u);
     store(into + 8, v);
@@ -78,34 +77,51 @@ INLINE void scaled(const Matrix *m, int64_t output, const int32_t *sums, float l
     if (into == some) memcpy(y + output, some, (size_t)left * sizeof(float));
 }
 
-/* OUTPUTS columns of a product, for up to BLOCK rows. Several tiles go through a part of the columns of the weights, and
- * of their own rows, that fits in the first-level cache. */
-static void columns(const Matrix *m, int64_t output, int64_t rows, const int16_t *units, int64_t stride,
-                    const float *largest, float *y) {
-    int32_t sums[BLOCK * OUTPUTS];
-    memset(sums, 0, (size_t)(rows * OUTPUTS) * sizeof(int32_t));
+/* What the sums of TILE outputs from `output` on begin with, in each of the rows. */
+static void begin(const Matrix *m, int64_t output, int64_t rows, int32_t *sums) {
+    if (!ZERO) {
+        memset(sums, 0, (size_t)(rows * TILE) * sizeof(int32_t));
+        return;
+    }
+    for (int64_t o = 0; o < TILE; o++) sums[o] = output + o < m->n ? -ZERO * m->sums[output + o] : 0;
+    for (int64_t r = 1; r < rows; r++) memcpy(sums + r * TILE, sums, TILE * sizeof(int32_t));
+}
+
+/* TILE columns of a product, for up to BLOCK rows. Several tiles go through a part of the columns of the weights, and of
+ * their own rows, that fits in the first-level cache. */
+static void columns(const Matrix *m, int64_t output, int64_t rows, const Unit *units, int64_t stride,
+                    const float *steps, float *y) {
+    int32_t sums[BLOCK * TILE];
+    begin(m, output, rows, sums);
     const int8_t *w = packed_at(m, output);
-    const int64_t pairs = pairs_of(m->k), parts = rows > ROWS ? (pairs + PAIRS - 1) / PAIRS : 1;
-    const int64_t part = (pairs + parts - 1) / parts;
-    for (int64_t p = 0; p < pairs; p += part)
+    const int64_t quads = quads_of(m->k), parts = rows > ROWS ? (quads + QUADS - 1) / QUADS : 1;
+    const int64_t part = (quads + parts - 1) / parts, blocks = output + OUTPUTS < m->n ? TILE / OUTPUTS : 1;
+    /* half a block further, or the next block; where there is none, the same again, for nothing */
+    const int64_t second = TILE == OUTPUTS ? LANES * QUAD : blocks == 1 ? 0 : quads * OUTPUTS * QUAD;
+    for (int64_t q = 0; q < quads; q += part)
         for (int64_t r = 0; r < rows; r += ROWS)
-            some_rows(rows - r, w + p * 2 * OUTPUTS, units + r * stride + 2 * p, stride, pairs - p < part ? pairs - p : part,
-                      sums + r * OUTPUTS);
-    for (int64_t r = 0; r < rows; r++) scaled(m, output, sums + r * OUTPUTS, largest[r], y + r * m->n);
+            some_rows(rows - r, w + q * OUTPUTS * QUAD, second, units + r * stride + q * QUAD, stride,
+                      quads - q < part ? quads - q : part, sums + r * TILE);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t b = 0; b < blocks; b++)
+            scaled(m, output + b * OUTPUTS, sums + r * TILE + b * OUTPUTS, steps[r], y + r * m->n);
 }
 
 static int64_t padded(int64_t k) { return (k + 15) / 16 * 16; }
 
 void unit_row(const Matrix *m, float *row, int64_t r, const Workspace *w) {
     rotate(row, m->k, m->order);
-    w->largest[r] = to_units(row, m->k, m->levels, w->units + r * padded(m->k));
+    const float top = largest(row, m->k), by = LARGEST / top;
+    Unit *to = (Unit *)w->units + r * padded(m->k);
+    for (int64_t i = 0; i < m->k; i += 8) store_units(integers_at(row, i, m->k, by), to + i);
+    w->steps[r] = top / LARGEST;
 }
 
 void product(const Matrix *m, int64_t rows, const Workspace *w, float *y) {
-    const int64_t blocks = (m->n + OUTPUTS - 1) / OUTPUTS, share = blocks / (8 * threads());
+    const int64_t tiles = (m->n + TILE - 1) / TILE, share = tiles / (8 * threads());
     const int64_t chunk = share > 0 ? share : 1;
 #pragma omp for schedule(dynamic, chunk)
-    for (int64_t b = 0; b < blocks; b++) columns(m, b * OUTPUTS, rows, w->units, padded(m->k), w->largest, y);
+    for (int64_t i = 0; i < tiles; i++) columns(m, i * TILE, rows, w->units, padded(m->k), w->steps, y);
 }
 
 /* y [tokens][n] = x [tokens][k] times a matrix, plus its bias. */

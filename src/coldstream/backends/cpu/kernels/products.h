@@ -1,9 +1,8 @@
 /* Products of rows of activations with a packed matrix.
  *
- * A row of weights is int8 times a scale; a row of activations is int16 times a scale, with as many levels as cannot
- * overflow a sum of int32 over the row (`levels` in packed.py). So a product is exact, whatever the order, and the result
- * of a row is the same alone and in any batch. 16-bit activations cost nothing here: AVX2 multiplies 16 pairs of int16 an
- * instruction, and needs two instructions for 32 pairs of int8.
+ * A row of weights is int8 times a scale; a row of activations, rotated, is rounded to as many levels and has a step of its
+ * own. Their products are summed exactly over the whole row, in int32, so the result of a row is the same alone, in any
+ * batch and on any processor (units.h).
  */
 #ifndef COLDSTREAM_PRODUCTS_H
 #define COLDSTREAM_PRODUCTS_H
@@ -11,11 +10,12 @@
 
 #define BLOCK 48   /* tokens that go through a layer together; their activations stay in the second-level cache */
 
-/* Room for BLOCK tokens: int16 and float [BLOCK][widest input], float [BLOCK], float [BLOCK][widest output]. */
+/* Room for BLOCK tokens: units of up to 2 bytes and float [BLOCK][widest input], float [BLOCK], float [BLOCK][widest
+ * output]. */
 typedef struct {
-    int16_t *units;
+    void *units;
     float *wide;
-    float *largest;
+    float *steps;
     float *products;
 } Workspace;
 

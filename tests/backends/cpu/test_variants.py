@@ -1,0 +1,205 @@
+"""Every variant of the kernels gives the same bits, so that an answer does not depend on the processor.
+
+The one for any processor, plain C, is what the others are held against. Those with instructions that this machine lacks
+are run too: compiled from the same source with such instructions emulated (emulated.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from coldstream.backends.cpu import compile as compiling
+from coldstream.backends.cpu.library import Kernels, LayerWeights, TowerWeights, Visible
+from coldstream.backends.cpu.packed import LARGEST_INPUTS, PackedMatrix, runnable
+from coldstream.host.cpu import CpuFeatures
+
+CPU = CpuFeatures.of_this_machine()
+EMULATED = {"emulated AVX512-VNNI": 512, "emulated AVX-VNNI": 256} if CPU.avx2 else {}
+HEADER = Path(__file__).with_name("emulated.h")
+
+
+@pytest.fixture(scope="module", params=[*(name for name in runnable(CPU) if name != compiling.ANY), *EMULATED])
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    if request.param not in EMULATED:
+        return Kernels(compiling.SOURCE.with_name(request.param))
+    flags = ("-march=x86-64-v3", "-O1", "-include", str(HEADER), f"-DEMULATED={EMULATED[request.param]}")
+    return Kernels(compiling.compile_variant(tmp_path_factory.mktemp("emulated") / "kernels.so", flags))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Kernels:
+    return Kernels(compiling.SOURCE.with_name(compiling.ANY))
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def packed(kernels: Kernels, weight: Tensor, *, bias: Tensor | None = None) -> PackedMatrix:
+    matrix = PackedMatrix(weight.shape[1], weight.shape[0], bias=bias)
+    kernels.pack(matrix, weight, 0)
+    return matrix
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))
+
+
+def whole(rows: int, columns: int, seed: int, extreme: bool) -> Tensor:
+    """Integers that both sides keep as they are: no Hadamard block divides these columns, and 127 is in every row."""
+    random = torch.Generator().manual_seed(seed)
+    values = torch.randint(-127, 128, (rows, columns), generator=random)
+    if extreme:
+        values = values.sign() * 127
+    values[:, seed % columns] = 127
+    return values
+
+
+columns_without_rotation = st.integers(1, 900).filter(lambda k: k % 8 != 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    k=columns_without_rotation,
+    n=st.integers(1, 70),
+    tokens=st.integers(1, 100),
+    extreme=st.tuples(st.booleans(), st.booleans()),
+)
+def test_sums_are_those_of_the_integers_themselves(
+    variant: Kernels, k: int, n: int, tokens: int, extreme: tuple[bool, bool]
+) -> None:
+    """With scales of 1, and sums that float32 holds exactly: no saturation, no byte or row taken for another."""
+    weight, x = whole(n, k, 1, extreme[0]), whole(tokens, k, 2, extreme[1])
+    got = variant.multiply(packed(variant, weight.float()), x.float())
+    assert torch.equal(got.double(), (x @ weight.T).double())
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_longest_rows_of_the_largest_integers_do_not_overflow(variant: Kernels, sign: float) -> None:
+    columns = LARGEST_INPUTS - 1  # odd, so that nothing is rotated
+    row = torch.full((1, columns), 127.0)
+    got = variant.multiply(packed(variant, row), sign * row)
+    assert float(got) == float(torch.tensor(sign * 127 * 127 * columns))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    k=st.sampled_from([8, 16, 48, 64, 72, 640, 1000, 1152, 1344]),
+    n=st.integers(1, 70),
+    tokens=st.integers(1, 60),
+    bias=st.booleans(),
+    scale=st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 1e6]),
+    peak=st.booleans(),
+)
+def test_a_product_has_the_same_bits(
+    variant: Kernels, plain: Kernels, k: int, n: int, tokens: int, bias: bool, scale: float, peak: bool
+) -> None:
+    weight, x, offset = randn(n, k, seed=k), scale * randn(tokens, k, seed=n), randn(n) if bias else None
+    if peak:
+        x[:, k // 2] = 40 * scale
+    one, other = (kernels.multiply(packed(kernels, weight, bias=offset), x) for kernels in (variant, plain))
+    assert same_bits(one, other)
+
+
+@settings(max_examples=30, deadline=None)
+@given(k=st.integers(1, 300), n=st.integers(1, 50))
+def test_a_packed_matrix_has_the_same_bytes_where_its_header_says(
+    variant: Kernels, plain: Kernels, k: int, n: int
+) -> None:
+    """One order of bytes for every processor: a packed copy can be made on one and read on another."""
+    one, other = (packed(kernels, randn(n, k, seed=k)) for kernels in (variant, plain))
+    assert contents(one) == contents(other)
+    if k % 8:
+        integers = whole(n, k, 3, False)
+        data, _, sums = contents(packed(variant, integers.float()))
+        quads = -(-k // 4)
+        places = [((o // 16 * quads + c // 4) * 16 + o % 16) * 4 + c % 4 for o in range(n) for c in range(k)]
+        assert [int.from_bytes(data[at : at + 1], signed=True) for at in places] == integers.flatten().tolist()
+        assert sum(map(bool, data)) == int((integers != 0).sum())
+        assert sums[:n] == integers.sum(1).tolist()
+
+
+def contents(matrix: PackedMatrix) -> tuple[bytes, list[float], list[int]]:
+    """The bytes, the scales and the sums of a matrix, with what pads them."""
+    rows = -(-matrix.n // 16) * 16
+    struct = matrix.struct
+    data = ctypes.string_at(struct.packed, rows * -(-matrix.k // 4) * 4)
+    scales = (ctypes.c_float * rows).from_address(struct.scales)
+    return data, list(scales), list((ctypes.c_int32 * rows).from_address(struct.sums))
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 53])
+@pytest.mark.parametrize("activation", ["gelu_tanh", "silu", "gelu", "relu"])
+def test_a_decoders_layer_has_the_same_bits(variant: Kernels, plain: Kernels, activation: str, tokens: int) -> None:
+    hidden, inner, heads, kv_heads, dim = 72, 104, 4, 2, 32
+    shapes = ((heads + 2 * kv_heads) * dim, hidden), (hidden, heads * dim), (2 * inner, hidden), (hidden, inner)
+    norms = tuple(1 + 0.1 * randn(size, seed=9) for size in (hidden, dim, dim, hidden, hidden, hidden))
+    angles = randn(tokens, dim // 2, seed=6)
+    cos, sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
+
+    def run(kernels: Kernels) -> tuple[Tensor, Tensor]:
+        matrices = [packed(kernels, randn(*shape, seed=i) / math.sqrt(shape[1])) for i, shape in enumerate(shapes)]
+        weights = LayerWeights(heads, kv_heads, dim, activation, 1e-6, norms, *matrices)  # type: ignore[arg-type]
+        x = 3 * randn(tokens, hidden, seed=5)
+        qkv = kernels.before_attention(weights, x, cos, sin)
+        kernels.after_attention(weights, randn(tokens, heads * dim, seed=7), x)
+        return qkv, x
+
+    assert all(same_bits(*pair) for pair in zip(run(variant), run(plain), strict=True))
+
+
+@pytest.mark.parametrize("tokens", [1, 53])
+def test_a_towers_layer_has_the_same_bits(variant: Kernels, plain: Kernels, tokens: int) -> None:
+    hidden, inner = 36, 43
+    shapes = (3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner)
+    norms = (1 + 0.1 * randn(hidden, seed=1), randn(hidden, seed=2), 1 + 0.1 * randn(hidden, seed=3), randn(hidden))
+
+    def run(kernels: Kernels) -> tuple[Tensor, Tensor]:
+        matrices = [packed(kernels, randn(*shape), bias=randn(shape[0], seed=4)) for shape in shapes]
+        weights = TowerWeights(3, "gelu_tanh", 1e-6, norms, *matrices)
+        x = randn(tokens, hidden, seed=5)
+        qkv = kernels.tower_before(weights, x)
+        kernels.tower_after(weights, randn(tokens, hidden, seed=7), x)
+        return qkv, x
+
+    assert all(same_bits(*pair) for pair in zip(run(variant), run(plain), strict=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tokens=st.integers(1, 90),
+    start=st.integers(0, 70),
+    window=st.sampled_from([None, 1, 7, 64]),
+    shape=st.sampled_from([(4, 1, 16), (4, 2, 32), (3, 3, 16), (7, 1, 48), (8, 1, 64)]),
+    loudness=st.sampled_from([0.1, 1.0, 30.0]),
+)
+def test_attention_has_the_same_bits(
+    variant: Kernels,
+    plain: Kernels,
+    tokens: int,
+    start: int,
+    window: int | None,
+    shape: tuple[int, int, int],
+    loudness: float,
+) -> None:
+    heads, kv_heads, dim = shape
+    q, k, v = (loudness * randn(tokens, count, dim, seed=i) for i, count in enumerate((heads, kv_heads, kv_heads)))
+    slots, zero = 160, torch.tensor([0])
+    visible = Visible(
+        slots, window, row=zero, start=zero + start, count=zero + tokens, first=zero, first_block=zero, blocks=zero,
+        upper=torch.arange(start + 1, start + tokens + 1),
+    )  # fmt: skip
+
+    def run(kernels: Kernels) -> Tensor:
+        keys, values = loudness * randn(2, kv_heads, slots, dim, seed=8)
+        return kernels.attention(visible, q, k, v, keys, values, scale=0.25)
+
+    assert same_bits(run(variant), run(plain))
