@@ -10,6 +10,7 @@ import ctypes
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from coldstream.backends.cpu import compile as compiling
 from coldstream.backends.cpu.library import Kernels, LayerWeights, TowerWeights, Visible
 from coldstream.backends.cpu.packed import LARGEST_INPUTS, PackedMatrix, runnable
 from coldstream.host.cpu import CpuFeatures
+from tests.support.tensor_kernels import TensorKernels
 
 CPU = CpuFeatures.of_this_machine()
 EMULATED = {"emulated AVX512-VNNI": 512, "emulated AVX-VNNI": 256} if CPU.avx2 else {}
@@ -27,24 +29,25 @@ HEADER = Path(__file__).with_name("emulated.h")
 
 
 @pytest.fixture(scope="module", params=[*(name for name in runnable(CPU) if name != compiling.ANY), *EMULATED])
-def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TensorKernels:
     if request.param not in EMULATED:
-        return Kernels(compiling.SOURCE.with_name(request.param))
+        return TensorKernels(Kernels(compiling.SOURCE.with_name(request.param)))
     flags = ("-march=x86-64-v3", "-O1", "-include", str(HEADER), f"-DEMULATED={EMULATED[request.param]}")
-    return Kernels(compiling.compile_variant(tmp_path_factory.mktemp("emulated") / "kernels.so", flags))
+    library = compiling.compile_variant(tmp_path_factory.mktemp("emulated") / "kernels.so", flags)
+    return TensorKernels(Kernels(library))
 
 
 @pytest.fixture(scope="module")
-def plain() -> Kernels:
-    return Kernels(compiling.SOURCE.with_name(compiling.ANY))
+def plain() -> TensorKernels:
+    return TensorKernels(Kernels(compiling.SOURCE.with_name(compiling.ANY)))
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def packed(kernels: Kernels, weight: Tensor, *, bias: Tensor | None = None) -> PackedMatrix:
-    matrix = PackedMatrix(weight.shape[1], weight.shape[0], bias=bias)
+def packed(kernels: TensorKernels, weight: Tensor, *, bias: Tensor | None = None) -> PackedMatrix:
+    matrix = PackedMatrix(weight.shape[1], weight.shape[0], bias=None if bias is None else bias.numpy())
     kernels.pack(matrix, weight, 0)
     return matrix
 
@@ -74,7 +77,7 @@ columns_without_rotation = st.integers(1, 900).filter(lambda k: k % 8 != 0)
     extreme=st.tuples(st.booleans(), st.booleans()),
 )
 def test_sums_are_those_of_the_integers_themselves(
-    variant: Kernels, k: int, n: int, tokens: int, extreme: tuple[bool, bool]
+    variant: TensorKernels, k: int, n: int, tokens: int, extreme: tuple[bool, bool]
 ) -> None:
     """With scales of 1, and sums that float32 holds exactly: no saturation, no byte or row taken for another."""
     weight, x = whole(n, k, 1, extreme[0]), whole(tokens, k, 2, extreme[1])
@@ -83,7 +86,7 @@ def test_sums_are_those_of_the_integers_themselves(
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_the_longest_rows_of_the_largest_integers_do_not_overflow(variant: Kernels, sign: float) -> None:
+def test_the_longest_rows_of_the_largest_integers_do_not_overflow(variant: TensorKernels, sign: float) -> None:
     columns = LARGEST_INPUTS - 1  # odd, so that nothing is rotated
     row = torch.full((1, columns), 127.0)
     got = variant.multiply(packed(variant, row), sign * row)
@@ -100,7 +103,7 @@ def test_the_longest_rows_of_the_largest_integers_do_not_overflow(variant: Kerne
     peak=st.booleans(),
 )
 def test_a_product_has_the_same_bits(
-    variant: Kernels, plain: Kernels, k: int, n: int, tokens: int, bias: bool, scale: float, peak: bool
+    variant: TensorKernels, plain: TensorKernels, k: int, n: int, tokens: int, bias: bool, scale: float, peak: bool
 ) -> None:
     weight, x, offset = randn(n, k, seed=k), scale * randn(tokens, k, seed=n), randn(n) if bias else None
     if peak:
@@ -112,7 +115,7 @@ def test_a_product_has_the_same_bits(
 @settings(max_examples=30, deadline=None)
 @given(k=st.integers(1, 300), n=st.integers(1, 50))
 def test_a_packed_matrix_has_the_same_bytes_where_its_header_says(
-    variant: Kernels, plain: Kernels, k: int, n: int
+    variant: TensorKernels, plain: TensorKernels, k: int, n: int
 ) -> None:
     """One order of bytes for every processor: a packed copy can be made on one and read on another."""
     one, other = (packed(kernels, randn(n, k, seed=k)) for kernels in (variant, plain))
@@ -138,14 +141,16 @@ def contents(matrix: PackedMatrix) -> tuple[bytes, list[float], list[int]]:
 
 @pytest.mark.parametrize("tokens", [1, 5, 53])
 @pytest.mark.parametrize("activation", ["gelu_tanh", "silu", "gelu", "relu"])
-def test_a_decoders_layer_has_the_same_bits(variant: Kernels, plain: Kernels, activation: str, tokens: int) -> None:
+def test_a_decoders_layer_has_the_same_bits(
+    variant: TensorKernels, plain: TensorKernels, activation: str, tokens: int
+) -> None:
     hidden, inner, heads, kv_heads, dim = 72, 104, 4, 2, 32
     shapes = ((heads + 2 * kv_heads) * dim, hidden), (hidden, heads * dim), (2 * inner, hidden), (hidden, inner)
-    norms = tuple(1 + 0.1 * randn(size, seed=9) for size in (hidden, dim, dim, hidden, hidden, hidden))
+    norms = tuple((1 + 0.1 * randn(size, seed=9)).numpy() for size in (hidden, dim, dim, hidden, hidden, hidden))
     angles = randn(tokens, dim // 2, seed=6)
     cos, sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
 
-    def run(kernels: Kernels) -> tuple[Tensor, Tensor]:
+    def run(kernels: TensorKernels) -> tuple[Tensor, Tensor]:
         matrices = [packed(kernels, randn(*shape, seed=i) / math.sqrt(shape[1])) for i, shape in enumerate(shapes)]
         weights = LayerWeights(heads, kv_heads, dim, activation, 1e-6, norms, *matrices)  # type: ignore[arg-type]
         x = 3 * randn(tokens, hidden, seed=5)
@@ -157,12 +162,12 @@ def test_a_decoders_layer_has_the_same_bits(variant: Kernels, plain: Kernels, ac
 
 
 @pytest.mark.parametrize("tokens", [1, 53])
-def test_a_towers_layer_has_the_same_bits(variant: Kernels, plain: Kernels, tokens: int) -> None:
+def test_a_towers_layer_has_the_same_bits(variant: TensorKernels, plain: TensorKernels, tokens: int) -> None:
     hidden, inner = 36, 43
     shapes = (3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner)
-    norms = (1 + 0.1 * randn(hidden, seed=1), randn(hidden, seed=2), 1 + 0.1 * randn(hidden, seed=3), randn(hidden))
+    norms = tuple(randn(hidden, seed=seed).numpy() for seed in range(4))
 
-    def run(kernels: Kernels) -> tuple[Tensor, Tensor]:
+    def run(kernels: TensorKernels) -> tuple[Tensor, Tensor]:
         matrices = [packed(kernels, randn(*shape), bias=randn(shape[0], seed=4)) for shape in shapes]
         weights = TowerWeights(3, "gelu_tanh", 1e-6, norms, *matrices)
         x = randn(tokens, hidden, seed=5)
@@ -182,8 +187,8 @@ def test_a_towers_layer_has_the_same_bits(variant: Kernels, plain: Kernels, toke
     loudness=st.sampled_from([0.1, 1.0, 30.0]),
 )
 def test_attention_has_the_same_bits(
-    variant: Kernels,
-    plain: Kernels,
+    variant: TensorKernels,
+    plain: TensorKernels,
     tokens: int,
     start: int,
     window: int | None,
@@ -192,13 +197,13 @@ def test_attention_has_the_same_bits(
 ) -> None:
     heads, kv_heads, dim = shape
     q, k, v = (loudness * randn(tokens, count, dim, seed=i) for i, count in enumerate((heads, kv_heads, kv_heads)))
-    slots, zero = 160, torch.tensor([0])
+    slots, zero = 160, np.array([0])
     visible = Visible(
         slots, window, row=zero, start=zero + start, count=zero + tokens, first=zero, first_block=zero, blocks=zero,
-        upper=torch.arange(start + 1, start + tokens + 1),
+        upper=np.arange(start + 1, start + tokens + 1),
     )  # fmt: skip
 
-    def run(kernels: Kernels) -> Tensor:
+    def run(kernels: TensorKernels) -> Tensor:
         keys, values = loudness * randn(2, kv_heads, slots, dim, seed=8)
         return kernels.attention(visible, q, k, v, keys, values, scale=0.25)
 
