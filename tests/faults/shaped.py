@@ -95,8 +95,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return done
 
     def _run_once(self) -> None:
-        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
-            self._virtual = max(self._virtual, self._scheduled[0]._when)  # type: ignore[attr-defined]
+        # A timer that was cancelled may lie before the others; were its time taken, the rest would be slept through.
+        alive = [timer.when() for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        if not self._ready and alive:  # type: ignore[attr-defined]
+            self._virtual = max(self._virtual, min(alive))
         super()._run_once()  # type: ignore[misc]
 
 
