@@ -11,6 +11,8 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -147,7 +149,15 @@ class GoogleStore:
         self._buckets: dict[frozenset[tuple[str, str]], GCSStore] = {}
 
     async def list(self) -> Mapping[str, Pin]:
-        """See `Store.list`."""
+        """See `Store.list`. obstore is imported while the answer is on its way."""
+        importing = Thread(target=import_module, args=("coldstream.weights.stores.ranges",), name="coldstream-import")
+        importing.start()
+        try:
+            return await self._listed()
+        finally:
+            importing.join()
+
+    async def _listed(self) -> Mapping[str, Pin]:
         prefix = f"{self.location.path}/" if self.location.path else ""
         query = {
             "prefix": prefix,
