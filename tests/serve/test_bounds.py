@@ -95,8 +95,11 @@ def test_a_body_is_read_where_and_only_where_it_is_within_the_limits(value, is_a
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.lists(st.sampled_from(["\\", "u", "d83d", "dE00", "DFFF", "0041", '"', "x", "\\ud83d", "\\ude00", "\\\\"])))
-def test_half_a_surrogate_pair_is_refused_and_a_whole_one_is_not(pieces) -> None:
+@given(
+    st.integers(1, 9),
+    st.lists(st.sampled_from(["\\", "u", "d83d", "dE00", "DFFF", "0041", '"', "x", "\\ud83d", "\\ude00", "\\\\"])),
+)
+def test_half_a_surrogate_pair_is_refused_and_a_whole_one_is_not(chunk, pieces) -> None:
     body = f'"{"".join(pieces)}"'.encode()
     try:
         value = json.loads(body)
@@ -107,10 +110,10 @@ def test_half_a_surrogate_pair_is_refused_and_a_whole_one_is_not(pieces) -> None
     except ValueError:
         return
     if is_text:
-        assert parsed(body) == value
+        assert parsed(body, chunk=chunk) == value
     else:
         with pytest.raises(InvalidRequest, match="half a surrogate pair"):
-            parsed(body)
+            parsed(body, chunk=chunk)
 
 
 COSTLY = {

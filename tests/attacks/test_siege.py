@@ -1,0 +1,74 @@
+"""All attacks of tools/siege.py in turn, on a server of its own with 1.5 GB of memory and gemma-3-270m's vocabulary.
+
+A token's logits are as wide as the vocabulary, which is where that model's memory goes; the rest of it is the demo's.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import coldstream.demo
+from tools.siege import memory, serving
+from tools.siege_attacks import ATTACKS, Target
+
+MODEL = Path(coldstream.demo.__file__).parent / "sql_model"
+VOCABULARY = 262_144
+MEMORY = 1536
+GROWS = 512
+"""MB beside what the server had, while workers decode or compile; what CI's machine does in between is not ours."""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """The demo's model with as many tokens as Gemma 3 has; what it does not know has no weight."""
+    folder = shutil.copytree(MODEL, tmp_path_factory.mktemp("siege") / "wide")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": VOCABULARY}))
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if tensor.ndim == 2 and len(tensor) == config["vocab_size"]:
+                more = torch.zeros(VOCABULARY - len(tensor), tensor.shape[1], dtype=tensor.dtype)
+                tensors[name] = torch.cat([tensor, more])
+        save_file(tensors, path, {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def besieged(wide) -> Iterator[tuple[int, int]]:
+    """Its process, and its port; at the end it must hear of SIGTERM."""
+    with serving(str(wide), MEMORY) as (process, port, _):
+        yield process.pid, port
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def ask(port: int, method: str, path: str, body: str | None = None) -> int:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"content-type": "application/json", "authorization": "Bearer honest-key"}
+    client.request(method, path, body, headers)
+    answer = client.getresponse()
+    answer.read()
+    client.close()
+    return answer.status
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_after_an_attack_the_server_is_there_and_answers_the_honest(besieged, name) -> None:
+    pid, port = besieged
+    before = memory(pid)
+    ATTACKS[name](Target(port, "attacker-key"))
+    assert ask(port, "GET", "/ready") == 200
+    body = json.dumps({"model": "default", "prompt": "The", "max_tokens": 2})
+    assert ask(port, "POST", "/v1/completions", body) == 200
+    assert memory(pid) - before < GROWS
