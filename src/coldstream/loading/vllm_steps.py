@@ -72,12 +72,12 @@ class VllmSteps:
 
     async def _folder(self, checkpoint: Checkpoint) -> Path:
         from coldstream.engines.vllm import folder
-        from coldstream.engines.vllm.handover import Source
+        from coldstream.engines.vllm.handover import ModelSource
 
         with self._timeline.span("files for vLLM", model=self._model.name):
             made = await folder.write_folder(checkpoint)
         self._closing.add(lambda: folder.remove(made))
-        Source.of(self._model.uri, checkpoint.revision, self._model.weights, self._settings.load).write(made)
+        ModelSource.of(self._model.uri, checkpoint.revision, self._model.weights, self._settings.load).write(made)
         return made
 
     def _launch(self, folder: Path, checkpoint: Checkpoint, plan: RunPlan) -> Launch:

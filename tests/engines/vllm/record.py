@@ -3,7 +3,8 @@
     python -m tests.engines.vllm.record        # in an environment with vllm; writes recording.json beside this file
 
 The model is a tiny random one, float32 on the CPU, and comes through the plug-in. The tests replay it through the
-adapter, and hold the tokens against the native engine's on the same weights.
+adapter, and hold the tokens against the native engine's on the same weights. vLLM's processes import this file again:
+what they do without is imported where it is used.
 """
 
 from __future__ import annotations
@@ -16,16 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from coldstream.backends.torch.decoder import Decoder
 from coldstream.engine.request import Grammar, Request, SamplingParams
-from coldstream.engines.vllm.engine import VllmEngine
-from coldstream.loading.loader import load
-from coldstream.model.config import ModelConfig
-from coldstream.settings import EngineSettings, ModelSettings, Settings
-from coldstream.workers.workers import Workers
-from tests.support.parts import LLAMA, Inbox, random_tensors, tokenizer_files
 
 RECORDING = Path(__file__).with_name("recording.json")
 PROMPT = (2, 70, 101, 109, 260, 104)
@@ -97,6 +89,12 @@ def _logprobs(places: Any) -> Any:
 
 def write_checkpoint(folder: Path) -> None:
     """The tiny model that is recorded."""
+    from safetensors.torch import save_file
+
+    from coldstream.backends.torch.decoder import Decoder
+    from coldstream.model.config import ModelConfig
+    from tests.support.parts import LLAMA, random_tensors, tokenizer_files
+
     plain = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "unk_token": "<pad>"}
     for name, data in tokenizer_files(**plain).items():
         folder.joinpath(name).write_bytes(data)
@@ -126,6 +124,12 @@ def fields() -> dict[str, list[str]]:
 async def main() -> None:
     """Ask everything, one after the other."""
     import vllm
+
+    from coldstream.engines.vllm.engine import VllmEngine
+    from coldstream.loading.loader import load
+    from coldstream.settings import EngineSettings, ModelSettings, Settings
+    from coldstream.workers.workers import Workers
+    from tests.support.parts import Inbox
 
     with tempfile.TemporaryDirectory() as place:
         write_checkpoint(Path(place))

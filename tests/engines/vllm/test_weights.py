@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from coldstream.engines.vllm.handover import LoadReport, Source
+from coldstream.engines.vllm.handover import LoadReport, ModelSource
 from coldstream.engines.vllm.weights import WeightSource
 from coldstream.errors import ChecksumMismatch, ColdstreamError, ObjectChanged
 from tests.faults.schedules import Faults
 from tests.support import files
 from tests.support.fault_stores import Fault, FaultStore, MemoryStore, Request
 
-SOURCE = Source("gs://bucket/model", deadline=20.0)
+SOURCE = ModelSource("gs://bucket/model", deadline=20.0)
 
 
-def loaded(store: Any, *, source: Source = SOURCE, replaceable: bool = True) -> tuple[dict[str, bytes], LoadReport]:
+def loaded(
+    store: Any, *, source: ModelSource = SOURCE, replaceable: bool = True
+) -> tuple[dict[str, bytes], LoadReport]:
     """What came, the later of two, and the last report."""
     reports: list[LoadReport] = []
     tensors = WeightSource(source, report=reports.append, store=store).tensors(replaceable=replaceable)
@@ -52,7 +54,7 @@ def test_a_load_survives_what_passes(seed: int) -> None:
 def test_a_replaced_checkpoint_is_not_mixed_with_the_config_of_another() -> None:
     _, store = model(0)
     with pytest.raises(ObjectChanged, match="revision other"):
-        loaded(store, source=Source("gs://bucket/model", revision="other"))
+        loaded(store, source=ModelSource("gs://bucket/model", revision="other"))
 
 
 class OneDamagedRead:
@@ -96,11 +98,11 @@ def test_the_servers_process_hears_the_error_as_it_was_raised(tmp_path: Path) ->
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    assert Source.read(tmp_path) is None
+    assert ModelSource.read(tmp_path) is None
     assert LoadReport.read(tmp_path) is None
-    source = Source("gs://b/m", "abc", "file", "required", 1, 2, 3.0)
+    source = ModelSource("gs://b/m", "abc", "file", "required", 1, 2, 3.0)
     source.write(tmp_path)
-    assert Source.read(tmp_path) == source
+    assert ModelSource.read(tmp_path) == source
     report = LoadReport("streaming", 10, 5, verified=("a",), unverified=("b",), seconds=1.5, error=("OutOfMemory", "x"))
     report.write(tmp_path)
     assert LoadReport.read(tmp_path) == report

@@ -27,7 +27,7 @@ BYTES_IN_FLIGHT = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """Where a model's weights are, and how to fetch them. `revision` None takes what is there."""
 
     uri: str
@@ -39,7 +39,7 @@ class Source:
     deadline: float = LoadSettings().deadline
 
     @classmethod
-    def of(cls, uri: str, revision: str, weights: WeightsFrom, load: LoadSettings) -> Source:
+    def of(cls, uri: str, revision: str, weights: WeightsFrom, load: LoadSettings) -> ModelSource:
         """With a server's settings."""
         return cls(uri, revision, weights, load.verify, load.max_bytes_in_flight, load.concurrency, load.deadline)
 
@@ -63,7 +63,7 @@ class Source:
         _write(folder / _SOURCE, asdict(self))
 
     @classmethod
-    def read(cls, folder: Path) -> Source | None:
+    def read(cls, folder: Path) -> ModelSource | None:
         """What was left there; None where nothing was."""
         data = _read(folder / _SOURCE)
         return None if data is None else cls(**data)

@@ -19,7 +19,7 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from coldstream.engines.vllm.handover import FORMAT, LoadReport, Source
+from coldstream.engines.vllm.handover import FORMAT, LoadReport, ModelSource
 from coldstream.engines.vllm.ranks import HostRanks
 from coldstream.engines.vllm.weights import WeightSource
 from coldstream.errors import SettingsError
@@ -68,14 +68,14 @@ class ColdstreamModelLoader(BaseModelLoader):  # type: ignore[misc, unused-ignor
             if not quantized:
                 DefaultModelLoader.track_weights_loading(self, model, loaded, quantized=False)
 
-    def _source(self, folder: Path, model_config: Any) -> Source:
-        found = Source.read(folder) if folder.is_dir() else None
+    def _source(self, folder: Path, model_config: Any) -> ModelSource:
+        found = ModelSource.read(folder) if folder.is_dir() else None
         if found is None:
-            found = Source(model_config.model_weights or model_config.model)
+            found = ModelSource(model_config.model_weights or model_config.model)
         return replace(found, **self._extra)
 
-    def _tensors(self, folder: Path, source: Source, *, replaceable: bool) -> Iterator[tuple[str, Tensor]]:
-        has_report = Source.read(folder) is not None
+    def _tensors(self, folder: Path, source: ModelSource, *, replaceable: bool) -> Iterator[tuple[str, Tensor]]:
+        has_report = ModelSource.read(folder) is not None
 
         def report(said: LoadReport) -> None:
             if has_report:
@@ -95,7 +95,7 @@ class ColdstreamModelLoader(BaseModelLoader):  # type: ignore[misc, unused-ignor
 
 
 def checked_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`--model-loader-extra-config` as fields of a `Source`.
+    """`--model-loader-extra-config` as fields of a `ModelSource`.
 
     Raises:
         SettingsError: it names the key.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coldstream.engines.vllm import folder
-from coldstream.engines.vllm.handover import Source
+from coldstream.engines.vllm.handover import ModelSource
 from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
 
 _made: dict[str, Path] = {}
@@ -56,6 +56,6 @@ class PinnedFiles:
 async def _fetched(url: str) -> Path:
     checkpoint = await open_checkpoint_async(url)
     made = await folder.write_folder(checkpoint)
-    Source(url, checkpoint.revision).write(made)
+    ModelSource(url, checkpoint.revision).write(made)
     checkpoint.store.close_idle()
     return made

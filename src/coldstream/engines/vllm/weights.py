@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from coldstream.engines.vllm.handover import LoadReport, Source
+from coldstream.engines.vllm.handover import LoadReport, ModelSource
 from coldstream.errors import ChecksumMismatch, ColdstreamError, ModelError, ObjectChanged
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint_async
 from coldstream.weights.load import iter_tensors
@@ -36,7 +36,9 @@ class WeightSource:
     `store` is another way to it than its URI's; tests use this.
     """
 
-    def __init__(self, source: Source, *, report: Callable[[LoadReport], None], store: Store | None = None) -> None:
+    def __init__(
+        self, source: ModelSource, *, report: Callable[[LoadReport], None], store: Store | None = None
+    ) -> None:
         self._source, self._report, self._store = source, report, store
         self._progress = Progress()
         self._reported = self._logged = time.monotonic()
