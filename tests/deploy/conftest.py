@@ -11,11 +11,12 @@ import pytest
 from google.oauth2.credentials import Credentials
 
 from coldstream.deploy import access, apply, smoke
-from coldstream.deploy.apply import Deployed, Event
+from coldstream.deploy.apply import Deployed
 from coldstream.deploy.google import Endpoints, Google
 from coldstream.deploy.google.transcript import Transcript
 from coldstream.deploy.image import Context, Variant
 from coldstream.deploy.session import DeployJob, Session
+from coldstream.deploy.steps import Event
 from coldstream.deploy.target import LABELS, Kind
 from coldstream.errors import ObjectNotFound
 from coldstream.settings import DeploySettings, ModelSettings, Settings, TaskSettings

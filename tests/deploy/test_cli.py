@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from coldstream.cli import deploy as commands
 from coldstream.deploy import show
-from coldstream.deploy.apply import Event
+from coldstream.deploy.steps import Event
 from coldstream.errors import DeployError, PermissionRefused, SettingsError
 from tests.deploy.conftest import ME, MODEL, Opened, Site
 

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coldstream.deploy import apply, ground
-from coldstream.deploy.apply import Event, Tell, Work
+from coldstream.deploy import ground
+from coldstream.deploy.apply import IMAGE_STEPS
+from coldstream.deploy.build import built_digest
 from coldstream.deploy.clock import Clock
 from coldstream.deploy.google import Google, wait
 from coldstream.deploy.plan import MOST_CONFIG, Plan
+from coldstream.deploy.steps import Event, Tell, Work, follow
 from coldstream.deploy.target import LABELS, Target
 from coldstream.errors import CloudUnavailable, ColdstreamError, DeployError, SettingsError
 from coldstream.settings import DeploySettings
@@ -76,7 +78,7 @@ def run(
     Raises:
         DeployError: the image could not be built, or the script ended with an error; its last lines are in the message.
     """
-    work = apply.follow(Work(google, clock, plan, wanted, (), 100, tell), apply.IMAGE_STEPS)
+    work = follow(Work(google, clock, plan, wanted, (), 100, tell), IMAGE_STEPS)
     name, image = job_name(plan.target), _image(work)
     made = ground.patiently(
         "the job", lambda: google.create_job(name, spec(plan, script, image)), clock=clock, tell=work.note
@@ -89,7 +91,7 @@ def run(
 
 
 def _image(work: Work) -> str:
-    digest = None if work.plan.context is None else apply.built_digest(work)
+    digest = None if work.plan.context is None else built_digest(work)
     return work.plan.image if digest is None else f"{work.target.image}@{digest}"
 
 

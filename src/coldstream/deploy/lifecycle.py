@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from coldstream.deploy import apply, fix, places, service
+from coldstream.deploy import fix, places, service, traffic
 from coldstream.deploy.clock import Clock
 from coldstream.deploy.evidence import Said, ask
 from coldstream.deploy.google import Google, wait
@@ -155,7 +155,7 @@ def rollback(google: Google, target: Target, *, to: str | None, clock: Clock, te
         return str(chosen)
     before = max(shares, key=lambda name: shares[name]) if shares else chosen
     notes = {PREVIOUS_ANNOTATION: before, service.PROVEN_ANNOTATION: chosen}
-    pending = apply.move(google, deployed, [service.to_revision(chosen, 100)], notes=notes)
+    pending = traffic.move(google, deployed, [service.to_revision(chosen, 100)], notes=notes)
     wait(pending, clock=clock, limit=300, tick=lambda waited: tell(f"moving traffic: {waited:.0f} s"))
     tell(f"all traffic is on {chosen}; it was {_told(shares)}")
     return str(chosen)

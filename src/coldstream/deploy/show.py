@@ -14,10 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from coldstream.deploy import plan as planning
-from coldstream.deploy.apply import STEPS, Deployed, Event, Tell
+from coldstream.deploy.apply import STEPS, Deployed
 from coldstream.deploy.doctor import Report
 from coldstream.deploy.plan import Plan
 from coldstream.deploy.service import Change
+from coldstream.deploy.steps import Event, Tell
 from coldstream.deploy.target import Target
 
 _COLOURS = {"yes": "green", "warning": "cyan", "no": "red", "unknown": "yellow"}
