@@ -116,19 +116,19 @@ def undo(item: Grant) -> str:
 def _policy_command(verb: str, item: Grant) -> str:
     name, project = item.resource.name, f"--project={item.resource.project}"
     short, parts = name.rsplit("/", 1)[-1], name.split("/")
+    within = dict(zip(parts[::2], parts[1::2], strict=False))
+    location, region = f"--location={within.get('locations', '')}", f"--region={within.get('regions', '')}"
+    of_run = f"--region={within.get('locations', '')}"
+    binding = f"{verb}-iam-policy-binding"
     place, where = {
-        Kind.PROJECT: (["projects", f"{verb}-iam-policy-binding", name], ["--condition=None"]),
-        Kind.BUCKET: (["storage", "buckets", f"{verb}-iam-policy-binding", f"gs://{name}"], []),
-        Kind.REPOSITORY: (
-            ["artifacts", "repositories", f"{verb}-iam-policy-binding", short],
-            [f"--location={parts[3] if len(parts) > 3 else ''}", project],
-        ),
-        Kind.ACCOUNT: (["iam", "service-accounts", f"{verb}-iam-policy-binding", name], [project]),
-        Kind.SERVICE: (
-            ["run", "services", f"{verb}-iam-policy-binding", short],
-            [f"--region={parts[3] if len(parts) > 3 else ''}", project],
-        ),
-        Kind.SECRET: (["secrets", f"{verb}-iam-policy-binding", short], [project]),
+        Kind.PROJECT: (["projects", binding, name], ["--condition=None"]),
+        Kind.BUCKET: (["storage", "buckets", binding, f"gs://{name}"], []),
+        Kind.REPOSITORY: (["artifacts", "repositories", binding, short], [location, project]),
+        Kind.ACCOUNT: (["iam", "service-accounts", binding, name], [project]),
+        Kind.SERVICE: (["run", "services", binding, short], [of_run, project]),
+        Kind.SECRET: (["secrets", binding, short], [project]),
+        Kind.KEY: (["kms", "keys", binding, short], [f"--keyring={within.get('keyRings', '')}", location, project]),
+        Kind.SUBNET: (["compute", "networks", "subnets", binding, short], [region, project]),
     }[item.resource.kind]
     return shlex.join(["gcloud", *place, f"--member={item.member}", f"--role={item.role}", *where])
 

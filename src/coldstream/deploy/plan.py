@@ -261,13 +261,7 @@ def _warnings(wanted: DeploySettings, size: Size, fit: Fit, deployed: Mapping[st
     if wanted.network is not None:
         found.append(
             f"all traffic goes through {wanted.network}: its subnet needs Private Google Access, and an address for "
-            "each instance and its successor (a /26 or larger); in another project's network Cloud Run's service agent "
-            "needs roles/compute.networkUser"
-        )
-    if wanted.encryption_key is not None:
-        found.append(
-            "the service agents of Cloud Run, Artifact Registry and Cloud Storage need "
-            f"roles/cloudkms.cryptoKeyEncrypterDecrypter on {wanted.encryption_key}; that is not checked here"
+            "each instance and its successor (a /26 or larger)"
         )
     return found
 
