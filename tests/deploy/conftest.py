@@ -26,6 +26,8 @@ from tests.fakecloud import Bucket, FakeCloud, World, add_account
 ME = "user:me@example.com"
 ADMIN = "user:admin@example.com"
 MODEL = "gs://models/gemma"
+KEY = "projects/demo-project/locations/us-central1/keyRings/r/cryptoKeys/k"
+SHARED = "projects/host-project/global/networks/shared"
 
 GEMMA_4B = {
     "architectures": ["Gemma3ForConditionalGeneration"],

@@ -10,8 +10,9 @@ import pytest
 from coldstream.deploy import image
 from coldstream.deploy.image import Context
 from coldstream.errors import DeployError, SettingsError
-from tests.deploy.conftest import MODEL, Opened, Site, small_context
+from tests.deploy.conftest import KEY, MODEL, Opened, Site, small_context
 from tests.deploy.test_apply import OWN, other_repository
+from tests.deploy.test_keys import opened_key
 
 SERVICE_WIDE = {
     "description": "the shop's",
@@ -23,12 +24,13 @@ SERVICE_WIDE = {
 OF_THE_TEMPLATE = {
     "sessionAffinity": True,
     "vpcAccess": {"egress": "PRIVATE_RANGES_ONLY", "networkInterfaces": [{"network": "shop"}]},
-    "encryptionKey": "projects/demo-project/locations/us/keyRings/r/cryptoKeys/k",
+    "encryptionKey": KEY,
 }
 
 
 def somebody_sets(site: Site) -> None:
     """In the console: on the service, on its template, and a variable of the container."""
+    opened_key(site.world, KEY)
     service = site.service()
     service |= SERVICE_WIDE
     service["labels"]["team"] = "shop"

@@ -41,7 +41,10 @@ class Remedy:
 
     @property
     def all(self) -> tuple[Make | Grant, ...]:
-        return self.makes + self.grants
+        """In the order in which they can be done: what is encrypted with a key is made once its users may use it."""
+        apis = tuple(item for item in self.makes if item.apis)
+        keys = tuple(item for item in self.grants if item.resource.kind is Kind.KEY)
+        return tuple(dict.fromkeys((*apis, *keys, *self.makes, *self.grants)))
 
     @property
     def others(self) -> tuple[Make | Grant, ...]:
@@ -98,14 +101,16 @@ def command(item: Make | Grant, target: Target) -> str:
         )
     if item.resource.kind is Kind.REPOSITORY:
         words = ["gcloud", "artifacts", "repositories", "create", target.repository, "--repository-format=docker"]
-        return shlex.join([*words, f"--location={target.region}", f"--labels={labels}", project])
+        key = [] if target.encryption_key is None else [f"--kms-key={target.encryption_key}"]
+        return shlex.join([*words, f"--location={target.region}", f"--labels={labels}", *key, project])
     if item.resource.kind is Kind.SECRET:
         name = item.resource.name.rsplit("/", 1)[1]
         words = ["gcloud", "secrets", "create", name, "--replication-policy=automatic", f"--labels={labels}", project]
         # A key that is never shown; head and base64 are on every machine that has gcloud.
         return f"head -c 32 /dev/urandom | base64 | tr '+/' '-_' | {shlex.join([*words, '--data-file=-'])}"
     words = ["gcloud", "storage", "buckets", "create", f"gs://{item.resource.name}", f"--location={target.region}"]
-    return shlex.join([*words, "--uniform-bucket-level-access", "--public-access-prevention", project])
+    key = [] if target.encryption_key is None else [f"--default-encryption-key={target.encryption_key}"]
+    return shlex.join([*words, "--uniform-bucket-level-access", "--public-access-prevention", *key, project])
 
 
 def undo(item: Grant) -> str:
@@ -162,11 +167,10 @@ def undo_script(items: tuple[Grant, ...], target: Target) -> str:
 # Doing it.
 
 
-def make_all(google: Google, target: Target, wanted: Remedy, *, clock: Clock, tell: Tell) -> None:
-    """Make what the caller may make."""
-    for item in wanted.makes:
-        if item in wanted.caller_may:
-            ground.make(google, target, item, clock=clock, tell=tell)
+def make_all(google: Google, target: Target, wanted: tuple[Make, ...], *, clock: Clock, tell: Tell) -> None:
+    """Make what there is to make, in order."""
+    for item in wanted:
+        ground.make(google, target, item, clock=clock, tell=tell)
 
 
 def grant_all(google: Google, grants: tuple[Grant, ...], *, clock: Clock, tell: Tell) -> tuple[Grant, ...]:
@@ -256,10 +260,40 @@ class Fixed:
 def apply(google: Google, examine: Callable[[], Report], report: Report, *, clock: Clock, tell: Tell) -> Fixed:
     """Make, ask again, grant, and wait until the grants act. What the caller may not do is left in `others`."""
     target = report.target
-    make_all(google, target, remedy(report), clock=clock, tell=tell)
+    unlocked: tuple[Grant, ...] = ()
+    if target.key is not None:
+        report, unlocked = _unlock(google, examine, report, clock=clock, tell=tell)
+    locked = _locked(report)
+    for item in locked:
+        tell(f"{item} is left until the service agents may use the key that it is encrypted with")
+    ready = remedy(report)
+    made = tuple(item for item in ready.makes if item in ready.caller_may and item.resource not in locked)
+    make_all(google, target, made, clock=clock, tell=tell)
     # What was made, or turned on, can be asked about only now.
     again = remedy(examine())
-    granted = tuple(item for item in again.grants if item in again.caller_may)
+    granted = tuple(item for item in again.grants if item in again.caller_may and item.resource not in locked)
     added = grant_all(google, granted, clock=clock, tell=tell)
     last = wait_until_met(examine, frozenset(granted), clock=clock, tell=tell) if granted else examine()
-    return Fixed(last, added, again.others)
+    return Fixed(last, (*unlocked, *added), again.others)
+
+
+def _unlock(
+    google: Google, examine: Callable[[], Report], report: Report, *, clock: Clock, tell: Tell
+) -> tuple[Report, tuple[Grant, ...]]:
+    """Let the service agents, which come with their APIs, use the customer's key; what was granted, once it acts."""
+    wanted = remedy(report)
+    apis = tuple(item for item in wanted.makes if item.apis and item in wanted.caller_may)
+    make_all(google, report.target, apis, clock=clock, tell=tell)
+    again = remedy(examine())
+    keys = tuple(item for item in again.grants if item.resource.kind is Kind.KEY and item in again.caller_may)
+    added = grant_all(google, keys, clock=clock, tell=tell)
+    return (wait_until_met(examine, frozenset(keys), clock=clock, tell=tell) if keys else examine()), added
+
+
+def _locked(report: Report) -> tuple[Resource, ...]:
+    """What cannot be made, because it is encrypted with a key that an agent surely may not use."""
+    missing = (check.mend for check in report.checks if check.answer == "no")
+    if not any(isinstance(mend, Grant) and mend.resource.kind is Kind.KEY for mend in missing):
+        return ()
+    target = report.target
+    return (target.resource(Kind.REPOSITORY), target.resource(Kind.BUCKET, target.source_bucket))
