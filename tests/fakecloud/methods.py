@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -619,7 +620,7 @@ def _matches(entry: dict[str, Any], term: str) -> bool:
         if sign in term:
             path, _, text = term.partition(sign)
             value: Any = entry
-            for part in path.strip().split("."):
+            for part in (quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|([^."]+)', path.strip())):
                 value = value.get(part, {}) if isinstance(value, dict) else {}
             text = text.strip().strip('"')
             return {"=": value == text, ">": value > text, ">=": value >= text}[sign]

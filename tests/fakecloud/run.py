@@ -508,19 +508,30 @@ def run_job(call: Call) -> Any:
     world, name = call.world, job_of(call)
     call.need("run.jobs.run", world.project_name)
     place, short = name.split("/jobs/")
+    execution = f"{short}-{world.next_generation()}"
+    kind = {"@type": "type.googleapis.com/google.cloud.run.v2.Execution"}
+    world.jobs[name]["latestCreatedExecution"] = {"name": execution, "createTime": world.timestamp()}
 
     def finish() -> dict[str, Any]:
         resource = {"type": "cloud_run_job", "labels": {"job_name": short}}
+        labels = {"run.googleapis.com/execution_name": execution}
         task = world.jobs[name]["template"]["template"]
-        refusal = _driver_refusal(world, task) or world.job_fails
+        world.jobs[name]["latestCreatedExecution"]["completionTime"] = world.timestamp()
+        refusal = _refusal(world, task) or world.job_fails
         for line in world.job_prints if refusal is None else [refusal]:
-            world.log(resource, line)
+            world.log(resource, line, labels=labels, at=world.clock.now() + world.log_delay)
         if refusal is not None:
             raise CloudError(400, "FAILED_PRECONDITION", "Task task0 failed with message: The container exited with 1.")
-        return {"@type": "type.googleapis.com/google.cloud.run.v2.Execution", "name": f"{name}/executions/1"}
+        return {**kind, "name": f"{name}/executions/{execution}"}
 
-    operation = f"{place}/operations/{world.next_generation()}"
-    return show_operation(world, start_operation(world, operation, 60.0, finish))
+    operation = start_operation(world, f"{place}/operations/{world.next_generation()}", 60.0, finish)
+    operation.metadata = {**kind, "name": f"{name}/executions/{execution}"}
+    return show_operation(world, operation)
+
+
+def get_job(call: Call) -> Any:
+    call.need("run.jobs.get", call.world.project_name)
+    return call.world.jobs[job_of(call)]
 
 
 def delete_job(call: Call) -> Any:
@@ -608,6 +619,7 @@ HANDLERS: dict[str, Handler] = {
     f"{_SERVICE}.revisions.list": list_revisions,
     "run.projects.locations.operations.get": get_operation,
     "run.projects.locations.jobs.create": create_job,
+    "run.projects.locations.jobs.get": get_job,
     "run.projects.locations.jobs.run": run_job,
     "run.projects.locations.jobs.delete": delete_job,
 }

@@ -140,6 +140,7 @@ class World:
     masks: list[str] = field(default_factory=list)
     job_prints: list[str] = field(default_factory=lambda: ["42 tokens/s"])
     job_fails: str | None = None
+    log_delay: float = 4.0
     barred_build_regions: set[str] = field(default_factory=set)
     build_pools: set[str] | None = None
     source_checked_at_once: bool = True
@@ -262,12 +263,21 @@ class World:
         self.generation += 1
         return self.generation
 
-    def log(self, resource: dict[str, Any], text: str, *, at: float | None = None, severity: str = "INFO") -> None:
+    def log(
+        self,
+        resource: dict[str, Any],
+        text: str,
+        *,
+        at: float | None = None,
+        severity: str = "INFO",
+        labels: dict[str, str] | None = None,
+    ) -> None:
         """An entry that becomes visible when its moment has come."""
         when = self.clock.now() if at is None else at
         entry = {
             "logName": f"projects/{self.project}/logs/{resource['type']}",
             "resource": resource,
+            "labels": labels or {},
             "timestamp": self.timestamp(when),
             "severity": severity,
             "insertId": f"{len(self.logs):08d}",

@@ -171,6 +171,10 @@ NEEDS = (
     Need("deploy", _C, "run.revisions.get", Place.PROJECT, "roles/run.developer"),
     Need("deploy", _C, "run.revisions.list", Place.PROJECT, "roles/run.developer"),
     Need("deploy", _C, "run.services.setIamPolicy", Place.PROJECT, "roles/run.admin", public=True),
+    *(
+        Need("job", _C, f"run.jobs.{verb}", Place.PROJECT, "roles/run.developer", comfort=True)
+        for verb in ("create", "run", "get", "delete")
+    ),
     Need(
         "image",
         _A,

@@ -127,6 +127,11 @@ class Target:
         return f"{self.location}/services/{self.service}"
 
     @property
+    def job_name(self) -> str:
+        """One job a service: it is made, run and removed."""
+        return f"{self.location}/jobs/{self.service}-job"
+
+    @property
     def repository_name(self) -> str:
         return f"{self.location}/repositories/{self.repository}"
 
