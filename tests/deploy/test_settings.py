@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import tomllib
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream import settings as configuration
+from coldstream.cli.deploy import Instances, KindOptions, SizeOptions
 from coldstream.deploy import plan, service
 from coldstream.deploy.target import target
 from coldstream.errors import SettingsError
@@ -46,6 +49,45 @@ from tests.deploy.conftest import MODEL, one_model, small_context
 def test_a_target_that_cannot_be_is_refused(wanted: DeploySettings, models: tuple[str, ...], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         target(wanted, models)
+
+
+OPTIONS = [
+    (item.name, get_type_hints(group)[item.name])
+    for group in (KindOptions, SizeOptions, Instances)
+    for item in fields(group)
+]
+
+
+def said(action: Callable[[], DeploySettings]) -> str:
+    try:
+        return repr(action())
+    except SettingsError as refused:
+        return str(refused)
+
+
+@given(
+    given=st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.booleans()
+            if hint is bool
+            else st.integers(-3, 9)
+            if hint == (int | None)
+            else st.sampled_from(("l4", "h100", ""))
+            for name, hint in OPTIONS
+        },
+    )
+)
+def test_an_option_of_the_command_line_is_read_as_the_key_of_the_file(given: dict[str, Any]) -> None:
+    """The same value, or the same words, for every option that says what a service is."""
+    table = dict(given)
+    assert said(lambda: DeploySettings().overridden(**given)) == said(lambda: record(DeploySettings, table, "deploy"))
+
+
+def test_instances_at_least_are_not_more_than_at_most() -> None:
+    wanted = DeploySettings(project="demo-project").overridden(min_instances=5, max_instances=2)
+    with pytest.raises(SettingsError, match=r"deploy\.min_instances = 5 is more than max_instances = 2"):
+        target(wanted, ("gs://a/b",))
 
 
 def test_every_service_has_accounts_of_its_own_for_reading_and_invoking() -> None:

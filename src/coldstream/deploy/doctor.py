@@ -214,9 +214,9 @@ def _quota_checks(
         size = plan.choose_size(settings, wanted, read)
     except ColdstreamError as exc:
         return [Check("quota", "the models fit in one instance", "no", str(exc), "choose a smaller model")]
-    here = plan.of_region(limits, found.target.region)
-    fit = quota.fit(size, here, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy)
-    instances = wanted.max_instances or max(1, fit.instances)
+    here, least = plan.of_region(limits, found.target.region), wanted.min_instances
+    fit = quota.fit(size, here, wanted=wanted.max_instances, least=least, zonal_redundancy=wanted.zonal_redundancy)
+    instances = wanted.max_instances or max(1, least, fit.instances)
     checks = []
     for item in fit.demands:
         look = _to_look(limits[item.quota], "roles/cloudquotas.viewer", found.member, found.target)

@@ -146,10 +146,9 @@ def make_plan(
         SettingsError: the configuration is larger than a service can carry, or names API keys, which are not carried.
     """
     _refuse_keys(settings)
-    engine, why = chosen_engine(settings, wanted, models)
-    size = choose_size(settings, wanted, models, engine)
-    fit = quota.fit(size, limits, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy)
-    scaling = Scaling(min(wanted.min_instances, max(1, fit.instances)), max(1, fit.instances), wanted.request_timeout)
+    size = choose_size(settings, wanted, models)
+    fit = fitting(size, wanted, limits)
+    scaling = Scaling(wanted.min_instances, max(1, fit.instances), wanted.request_timeout)
     built = _context(wanted, size, context)
     options, name = service.options(wanted), wanted.image or f"{target.image}:{built.tag if built else ''}"
     pinned = _pinned(name, digest_of(name))
@@ -185,6 +184,22 @@ def make_plan(
         kept=service.kept(deployed),
         warnings=tuple(_warnings(wanted, size, fit, deployed)),
     )
+
+
+def fitting(size: Size, wanted: DeploySettings, limits: Mapping[str, int | None]) -> Fit:
+    """What the limits hold of the instances that the settings want.
+
+    Raises:
+        DeployError: fewer than are to be there always.
+    """
+    least = wanted.min_instances
+    found = quota.fit(size, limits, wanted=wanted.max_instances, least=least, zonal_redundancy=wanted.zonal_redundancy)
+    if 0 < found.instances < least:
+        raise DeployError(
+            f"deploy.min_instances = {least}, and {found.limited_by} of {limits[found.limited_by or '']} holds "
+            f"{found.instances}; ask for fewer, or for more quota: https://console.cloud.google.com/iam-admin/quotas"
+        )
+    return found
 
 
 def _pinned(name: str, digest: str | None) -> str:
@@ -360,11 +375,9 @@ def _instances(
     settings: Settings, wanted: DeploySettings, models: tuple[Model, ...], limits: Mapping[str, int | None]
 ) -> int:
     try:
-        engine, _ = chosen_engine(settings, wanted, models)
-        size = choose_size(settings, wanted, models, engine)
-    except (DeployError, SettingsError):
+        return fitting(choose_size(settings, wanted, models), wanted, limits).instances
+    except DeployError:
         return 0
-    return quota.fit(size, limits, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy).instances
 
 
 def lines(plan: Plan) -> list[tuple[str, str]]:
