@@ -92,7 +92,7 @@ class Shelf:
         return self.models[uri]
 
 
-@dataclass
+@dataclass(repr=False)
 class Site:
     """The fake with everything that a test of the wing needs."""
 
