@@ -318,6 +318,17 @@ def test_watching_on_no_terminal_is_lines_and_on_one_a_table_that_lives(ready: S
     assert all(word in written for word in ("working", "Step 1/9", "build 7", "image x", "to come"))
 
 
+def test_the_table_says_which_step_failed(ready: Site) -> None:
+    """And stands as it was when the error comes."""
+    ready.world.build_breaks = "FAILURE"
+    console = Console(force_terminal=True, highlight=False, width=100, file=io.StringIO())
+    with pytest.raises(DeployError), show.progress(console, live=True) as tell:
+        ready.deploy(tell=tell)
+    last = console.file.getvalue().rpartition("step ")[2]  # type: ignore[attr-defined]
+    assert "failed" in last
+    assert "working" not in last
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

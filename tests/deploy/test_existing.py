@@ -207,13 +207,13 @@ def test_what_anybody_may_set_survives_and_a_second_deployment_changes_nothing(
     concurrency: int | None,
 ) -> None:
     """Of the service, of its template and its container; what serves in the end has it."""
-    site = deployed()
+    site, wanted = deployed(), {} if concurrency is None else {"concurrency": concurrency}
     service = site.service()
     service |= wide
     service["template"] |= of_template
     service["template"]["labels"] |= labels
     service["template"]["containers"][0] |= of_container
-    site.deploy(concurrency=concurrency)
+    site.deploy(**wanted)
     service, (serving,) = site.service(), site.shares()
     template = site.world.revisions[f"{service['name']}/revisions/{serving}"]["template"]
     container = template["containers"][0]
@@ -227,7 +227,7 @@ def test_what_anybody_may_set_survives_and_a_second_deployment_changes_nothing(
     assert template["labels"].items() >= labels.items()
     made, masks = len(site.world.revisions), len(site.world.masks)
     site.events.clear()
-    site.deploy(concurrency=concurrency)
+    site.deploy(**wanted)
     assert site.steps("done") == []
     assert (len(site.world.revisions), len(site.world.masks)) == (made, masks)
 

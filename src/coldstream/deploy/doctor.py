@@ -139,7 +139,7 @@ def _model_checks(settings: Settings, models: Mapping[str, Future[Said[Model]]])
         if said.value is None:
             # A checkpoint that is wrong is missing; one that could not be looked at is unknown.
             wrong = said.error is not None and 30 <= said.error.exit_code < 50
-            advice = f"`coldstream inspect {uri}` says more"
+            advice = f"`{shlex.join(['coldstream', 'inspect', uri])}` says more"
             found.append(Check("model", question, "no" if wrong else "unknown", said.why_not, advice))
             continue
         model = said.value.weights

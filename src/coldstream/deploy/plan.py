@@ -397,7 +397,7 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
         ("instances", f"{plan.scaling.min_instances} to {plan.scaling.max_instances}"),
         ("quota", demands),
         ("first token", f"about {size.seconds_to_first_token:.0f} s after a request that finds no instance"),
-        ("cost", f"${size.dollars_per_hour:.2f} an hour and instance, about {_per_million(size)} per million tokens"),
+        ("cost", _cost(size)),
         *(("assumed", text) for text in size.assumptions),
         *_beside(plan.beside),
         *(("warning", text) for text in plan.warnings),
@@ -432,6 +432,13 @@ def _memory(size: Size) -> str:
     return f"{size.needed_bytes / GIB:.1f} of {size.device_bytes / GIB:.0f} GiB on the {place} ({told})"
 
 
+def _cost(size: Size) -> str:
+    if not size.priced:
+        rest = f"${size.dollars_per_hour:.2f} an hour and instance"
+        return f"{rest} without the {size.machine}, whose price is not known here"
+    return f"${size.dollars_per_hour:.2f} an hour and instance, about {_per_million(size)} per million tokens"
+
+
 def _per_million(size: Size) -> str:
     return f"${size.dollars_per_million_tokens:.2f} at {size.tokens_per_second:.0f} tokens/s"
 
@@ -440,7 +447,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain data."""
     size = {**asdict(plan.size), "needed_bytes": plan.size.needed_bytes}
     size |= {"machine": plan.size.machine, "gpu": plan.size.gpu}
-    size["dollars_per_million_tokens"] = plan.size.dollars_per_million_tokens
+    # Without the card's price there is no price of tokens, and an hour's is that of the rest.
+    size["card_is_priced"] = plan.size.priced
+    size["dollars_per_million_tokens"] = plan.size.dollars_per_million_tokens if plan.size.priced else None
     return {
         "target": asdict(plan.target),
         "size": size,

@@ -217,7 +217,10 @@ def foreign(deployed: Mapping[str, Any] | None) -> dict[str, Any]:
     mine: Mapping[str, Any] = next((item for item in before.get("containers", []) if _is_ours(item)), {})
     env = [item for item in mine.get("env", []) if item["name"] not in _VARIABLES]
     extra = {key: mine[key] for key in _KEPT_OF_CONTAINER if mine.get(key)}
-    labels = {key: value for key, value in before.get("labels", {}).items() if LABELS.get(key) != value}
+    # A label with a namespace is a tool's, or Google's own.
+    labels = {
+        key: value for key, value in before.get("labels", {}).items() if "/" not in key and LABELS.get(key) != value
+    }
     rooms = {"sidecars": others, "env": env, "template_labels": labels}
     return found | {name: room for name, room in rooms.items() if room} | extra
 

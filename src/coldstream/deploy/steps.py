@@ -15,12 +15,12 @@ from coldstream.deploy.target import Target
 from coldstream.errors import CloudUnavailable, ColdstreamError, DeployError
 from coldstream.settings import DeploySettings
 
-Mark = Literal["begin", "note", "log", "done", "kept"]
+Mark = Literal["begin", "note", "log", "done", "kept", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to show. `kept` ends a step that found everything as it should be."""
+    """Something to show. A step ends as `done`, as `kept` where everything was as it should be, or as `failed`."""
 
     step: str
     mark: Mark
@@ -79,10 +79,10 @@ def follow(work: Work, steps: Steps) -> Work:
         before = len(work.made)
         try:
             work = step(work)
-        except DeployError as exc:
-            raise type(exc)(_report(work, name, exc)) from exc
         except ColdstreamError as exc:
-            raise DeployError(_report(work, name, exc)) from exc
+            work.tell(Event(name, "failed", str(exc).splitlines()[0]))
+            kind = type(exc) if isinstance(exc, DeployError) else DeployError
+            raise kind(_report(work, name, exc)) from exc
         made = work.made[before:]
         work.tell(Event(name, "done" if made else "kept", ", ".join(made)))
     return work

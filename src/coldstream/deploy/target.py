@@ -6,6 +6,7 @@ Resource names follow https://cloud.google.com/iam/docs/full-resource-names.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -313,7 +314,8 @@ def bucket_of(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.scheme != "gs" or not parts.netloc:
         raise SettingsError(
-            f"{uri}: only a gs:// model can be deployed; copy it with `gcloud storage cp -r {uri} gs://...`"
+            f"{uri}: only a gs:// model can be deployed; copy it with "
+            f"`{shlex.join(['gcloud', 'storage', 'cp', '-r', uri])} gs://...`"
         )
     if not BUCKET.fullmatch(parts.netloc):
         raise SettingsError(f"{uri}: {parts.netloc!r} is not a bucket's name")
