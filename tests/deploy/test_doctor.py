@@ -25,7 +25,7 @@ GPU_QUOTA = "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"
 
 
 def unmet(report: Report) -> list[str]:
-    """What is not well, but for a new project's cards: a quota of 0, and nobody knows what it grants itself."""
+    """What is not well, but for a new project's cards: a quota of 0, and no telling what it grants itself."""
     cards = ("quota for L4", "us-central1 has NVIDIA L4")
     return [item.question for item in report.checks if not item.met and not item.question.startswith(cards)]
 

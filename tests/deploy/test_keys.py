@@ -29,7 +29,7 @@ def opened_key(world: World, key: str) -> None:
 
 @pytest.fixture
 def keyed(ready: Site) -> Site:
-    """A key in the project, and one in another; a network of a third. Nobody was granted anything on them."""
+    """A key in the project, and one in another; a network of a third. Nothing was granted on them."""
     world = ready.world
     world.apis |= {"cloudkms.googleapis.com", "compute.googleapis.com"}
     world.other_projects |= OTHERS

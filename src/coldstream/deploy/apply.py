@@ -17,18 +17,18 @@ from coldstream.deploy.clock import Clock
 from coldstream.deploy.google import Google
 from coldstream.deploy.plan import Plan
 from coldstream.deploy.smoke import Question
-from coldstream.deploy.steps import Steps, Tell, Work, follow
+from coldstream.deploy.steps import Deployment, Steps, Tell, follow
 from coldstream.deploy.target import Kind
 from coldstream.errors import ApiDisabled, ResourceNotFound
 from coldstream.settings import DeploySettings
 
 
-def _apis(work: Work) -> Work:
+def _apis(work: Deployment) -> Deployment:
     off = ground.ensure_apis(work.google, work.target, clock=work.clock, tell=work.note)
     return work.making(*(f"API {name}" for name in off))
 
 
-def _accounts(work: Work) -> Work:
+def _accounts(work: Deployment) -> Deployment:
     target, builds = work.target, work.plan.context is not None
     ours = [email for email in target.accounts if target.dedicated(email)]
     made = [
@@ -40,14 +40,14 @@ def _accounts(work: Work) -> Work:
     return work.making(*(f"account {email}" for email in made))
 
 
-def _repository(work: Work) -> Work:
+def _repository(work: Deployment) -> Deployment:
     if work.plan.context is None:
         return work
     made = ground.ensure_repository(work.google, work.target, clock=work.clock, tell=work.note)
     return work.making(f"repository {work.target.repository}") if made else work
 
 
-def _invoker(work: Work) -> Work:
+def _invoker(work: Deployment) -> Deployment:
     """The invoker's right to call this one service, where the caller may give it."""
     resource = work.target.resource(Kind.SERVICE)
     if work.target.public or not work.google.test_permissions(resource, [GRANTING[Kind.SERVICE]]):
@@ -102,7 +102,7 @@ def apply(
         DeployError: a step failed; the message names the step, what this run made, where traffic flows, and that
             running it again goes on from there.
     """
-    work = follow(Work(google, clock, plan, wanted, questions, canary, tell), STEPS)
+    work = follow(Deployment(google, clock, plan, wanted, questions, canary, tell), STEPS)
     deployed = work.deployed or {}
     return Deployed(str(deployed["uri"]), work.revision, tuple(work.made), service.serving(deployed))
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from coldstream.deploy import fix, ground, image
-from coldstream.deploy.steps import Event, Work, poll
+from coldstream.deploy.steps import Deployment, Event, poll
 from coldstream.deploy.target import Target
 from coldstream.errors import CloudUnavailable, ColdstreamError, DeployError, ResourceConflict, ResourceExists
 
 
-def upload_source(work: Work) -> Work:
+def upload_source(work: Deployment) -> Deployment:
     """The build context, in the source bucket under its own digest; the generation that is built is pinned."""
     context, target = work.plan.context, work.target
     if context is None or built_digest(work) is not None:
@@ -37,7 +37,7 @@ def source_object(context: image.Context) -> str:
     return f"source/{context.tag}.tar.gz"
 
 
-def built_digest(work: Work) -> str | None:
+def built_digest(work: Deployment) -> str | None:
     """The digest of the image that the plan wants, where it is built already."""
     context = work.plan.context
     if context is None:
@@ -45,7 +45,7 @@ def built_digest(work: Work) -> str | None:
     return work.google.image_digest(work.target.repository_name, "coldstream", context.tag)
 
 
-def build_image(work: Work) -> Work:
+def build_image(work: Deployment) -> Deployment:
     """The image: there already, being built already, or built now."""
     context = work.plan.context
     if context is None or built_digest(work) is not None:
@@ -65,7 +65,7 @@ Build = tuple[str, str]
 """(location, id)"""
 
 
-def _running_build(work: Work, context: image.Context) -> Build | None:
+def _running_build(work: Deployment, context: image.Context) -> Build | None:
     for location in work.target.build_locations:
         for item in work.google.builds(location, context.tag):
             if item["status"] in image.RUNNING:
@@ -73,7 +73,7 @@ def _running_build(work: Work, context: image.Context) -> Build | None:
     return None
 
 
-def _start_build(work: Work, context: image.Context) -> Build:
+def _start_build(work: Deployment, context: image.Context) -> Build:
     """Start a build where the project may build: in its region, or globally."""
     *first, last = work.target.build_locations
     for location in first:
@@ -86,7 +86,7 @@ def _start_build(work: Work, context: image.Context) -> Build:
     return last, _create_build(work, context, last)
 
 
-def _create_build(work: Work, context: image.Context, location: str) -> str:
+def _create_build(work: Deployment, context: image.Context, location: str) -> str:
     request = image.build_request(
         work.target, context, source_object(context), _source_of(work), immutable=_immutable(work), wanted=work.wanted
     )
@@ -107,19 +107,19 @@ def _create_build(work: Work, context: image.Context, location: str) -> str:
         raise type(exc)(f"{exc}; {mend}" if mend else str(exc)) from exc
 
 
-def _source_of(work: Work) -> int:
+def _source_of(work: Deployment) -> int:
     if work.source is None:
         raise DeployError("the source was not uploaded; run this again")
     return work.source
 
 
-def _immutable(work: Work) -> bool:
+def _immutable(work: Deployment) -> bool:
     """Whether the repository's tags cannot be moved; a repository of our own making allows it."""
     repository = work.google.repository(work.target.repository_name)
     return bool(repository.get("docker_config", {}).get("immutable_tags"))
 
 
-def _watch_build(work: Work, location: str, identity: str) -> None:
+def _watch_build(work: Deployment, location: str, identity: str) -> None:
     begun, seen = work.clock.now(), frozenset[str]()
     place = f'resource.type="build" AND resource.labels.build_id="{identity}"'
     while True:
@@ -144,7 +144,7 @@ def _build_error(target: Target, build: Mapping[str, Any]) -> DeployError:
     return DeployError(f"{failed.cause}: {failed.message}{mend}; log: {build.get('log_url', '')}")
 
 
-def _show_logs(work: Work, place: str, seen: frozenset[str]) -> frozenset[str]:
+def _show_logs(work: Deployment, place: str, seen: frozenset[str]) -> frozenset[str]:
     try:
         entries = work.google.log_entries(work.target.project, place, newest=200)
     except ColdstreamError:

@@ -88,7 +88,7 @@ class Evidence:
         return self.target.caller or self.caller.value or access.NOBODY
 
     def exists(self, resource: Resource) -> bool | None:
-        """Whether a resource is there; None when nobody would say. A project whose API is off has nothing of it."""
+        """Whether a resource is there; None when Google would not say. A project whose API is off has nothing of it."""
         if resource.kind is Kind.PROJECT:
             return True
         if resource.kind is Kind.SERVICE and not self.service.error:
@@ -183,7 +183,7 @@ def _buckets_there(target: Target, seen: Mapping[str, Said[Mapping[str, Any]]]) 
 
 
 def _looked_for(target: Target) -> tuple[Resource, ...]:
-    """What may not be there: all that a deployment makes, and what somebody else did; buckets are apart."""
+    """What may not be there: all that a deployment makes, and what is named by its path; buckets are apart."""
     accounts = [target.resource(Kind.ACCOUNT, email) for email in target.accounts]
     named = [item for item in (target.key, target.subnet) if item is not None]
     made = access.made_resources(target)

@@ -17,7 +17,7 @@ from coldstream.deploy.build import built_digest
 from coldstream.deploy.clock import Clock
 from coldstream.deploy.google import Google, wait
 from coldstream.deploy.plan import MOST_CONFIG, Plan
-from coldstream.deploy.steps import Event, Tell, Work, follow
+from coldstream.deploy.steps import Deployment, Event, Tell, follow
 from coldstream.deploy.target import LABELS, Kind, Target
 from coldstream.errors import (
     CloudUnavailable,
@@ -102,7 +102,7 @@ def run(
     name = plan.target.job_name
     _refuse_without_permission(google, plan.target)
     _clear(google, name, clock=clock, tell=tell)
-    work = follow(Work(google, clock, plan, wanted, (), 100, tell), IMAGE_STEPS)
+    work = follow(Deployment(google, clock, plan, wanted, (), 100, tell), IMAGE_STEPS)
     made = ground.patiently(
         "the job", lambda: google.create_job(name, spec(plan, script, _image(work))), clock=clock, tell=work.note
     )
@@ -138,12 +138,12 @@ def _clear(google: Google, name: str, *, clock: Clock, tell: Tell) -> None:
     wait(google.delete_job(name), clock=clock, limit=300, tick=lambda waited: None)
 
 
-def _image(work: Work) -> str:
+def _image(work: Deployment) -> str:
     digest = None if work.plan.context is None else built_digest(work)
     return work.plan.image if digest is None else f"{work.target.image}@{digest}"
 
 
-def _execute(work: Work, name: str) -> tuple[str, ...]:
+def _execute(work: Deployment, name: str) -> tuple[str, ...]:
     failed: DeployError | None = None
     execution, pending = work.google.run_job(name)
     try:
@@ -165,7 +165,7 @@ def _execute(work: Work, name: str) -> tuple[str, ...]:
     return lines
 
 
-def _printed(work: Work, execution: str) -> tuple[str, ...]:
+def _printed(work: Deployment, execution: str) -> tuple[str, ...]:
     """The lines of one execution, once two looks agree: a job of the same name may have run before."""
     short = execution.rsplit("/", 1)[1]
     place = f'resource.type="cloud_run_job" AND labels."run.googleapis.com/execution_name"="{short}"'
@@ -181,7 +181,7 @@ def _printed(work: Work, execution: str) -> tuple[str, ...]:
     return tuple(str(entry["text"]) for entry in entries)
 
 
-def _remove(work: Work, name: str) -> None:
+def _remove(work: Deployment, name: str) -> None:
     try:
         pending = work.google.delete_job(name)
         wait(pending, clock=work.clock, limit=300, tick=lambda waited: work.note(f"removing the job: {waited:.0f} s"))

@@ -10,11 +10,11 @@ from coldstream.deploy import ground, service
 from coldstream.deploy.build import built_digest
 from coldstream.deploy.google import Pending, wait
 from coldstream.deploy.service import CANDIDATE
-from coldstream.deploy.steps import Work, poll
+from coldstream.deploy.steps import Deployment, poll
 from coldstream.errors import ColdstreamError, DeployError, ResourceConflict, ResourceExists
 
 
-def make_or_find(work: Work) -> Work:
+def make_or_find(work: Deployment) -> Deployment:
     """The revision, with a tag and without traffic; one that is there already is only tagged."""
     deployed = work.google.service(work.target.service_name)
     name, attempt = work.plan.revision, 1
@@ -30,7 +30,7 @@ def make_or_find(work: Work) -> Work:
     return _make_revision(work, deployed, new=state is None)
 
 
-def _make_revision(work: Work, deployed: Mapping[str, Any] | None, *, new: bool) -> Work:
+def _make_revision(work: Deployment, deployed: Mapping[str, Any] | None, *, new: bool) -> Deployment:
     spec = _spec(work, deployed, new=new)
     stopped = _stop_old(work, deployed) if new and deployed is not None and not work.plan.overlap else None
     try:
@@ -47,7 +47,7 @@ def _make_revision(work: Work, deployed: Mapping[str, Any] | None, *, new: bool)
     return replace(work, deployed=work.google.service(work.target.service_name))
 
 
-def _await(work: Work, pending: Pending) -> None:
+def _await(work: Deployment, pending: Pending) -> None:
     try:
         wait(
             pending, clock=work.clock, limit=_start_limit(work), every=3.0, tick=lambda waited: _progress(work, waited)
@@ -58,7 +58,7 @@ def _await(work: Work, pending: Pending) -> None:
         raise _start_error(work, exc) from exc
 
 
-def _spec(work: Work, deployed: Mapping[str, Any] | None, *, new: bool) -> dict[str, Any]:
+def _spec(work: Deployment, deployed: Mapping[str, Any] | None, *, new: bool) -> dict[str, Any]:
     plan = work.plan
     return service.service(
         work.target,
@@ -70,7 +70,7 @@ def _spec(work: Work, deployed: Mapping[str, Any] | None, *, new: bool) -> dict[
     )
 
 
-def _template(work: Work, deployed: Mapping[str, Any] | None, *, new: bool) -> Mapping[str, Any]:
+def _template(work: Deployment, deployed: Mapping[str, Any] | None, *, new: bool) -> Mapping[str, Any]:
     if not new and deployed is not None:
         # A revision cannot be made twice: the service keeps its template, and traffic alone changes.
         return dict(deployed["template"])
@@ -86,14 +86,14 @@ def _template(work: Work, deployed: Mapping[str, Any] | None, *, new: bool) -> M
     return {**pinned, "revision": work.revision}
 
 
-def _send(work: Work, deployed: Mapping[str, Any] | None, spec: dict[str, Any]) -> Pending:
+def _send(work: Deployment, deployed: Mapping[str, Any] | None, spec: dict[str, Any]) -> Pending:
     """Make the service, or change what is ours of it. What is new here may not be known everywhere yet."""
 
     def create() -> Pending:
         return work.google.create_service(work.target.service_name, spec, validate_only=False)
 
     def update() -> Pending:
-        # The etag: whoever else deploys now, one of both is told.
+        # The etag: of two deployments at once, one is told.
         etag = {"etag": (deployed or {})["etag"]}
         return work.google.update_service({**spec, **etag}, mask=service.mask(spec), validate_only=False)
 
@@ -104,7 +104,7 @@ def _send(work: Work, deployed: Mapping[str, Any] | None, spec: dict[str, Any]) 
         raise ResourceConflict(f"{exc}; another deployment made it meanwhile; run this again") from exc
 
 
-def _stop_old(work: Work, deployed: Mapping[str, Any]) -> Mapping[str, Any]:
+def _stop_old(work: Deployment, deployed: Mapping[str, Any]) -> Mapping[str, Any]:
     """Let the service's instances go before the new revision starts, where the quota does not hold both."""
     work.note("the old revision's instances go first; the service does not answer until the new one does")
     scaling = {"scaling_mode": "MANUAL", "manual_instance_count": 0}
@@ -117,7 +117,7 @@ def _stop_old(work: Work, deployed: Mapping[str, Any]) -> Mapping[str, Any]:
     return stopped
 
 
-def _start_old(work: Work, stopped: Mapping[str, Any] | None, deployed: Mapping[str, Any] | None) -> None:
+def _start_old(work: Deployment, stopped: Mapping[str, Any] | None, deployed: Mapping[str, Any] | None) -> None:
     """Give the service back the scaling it had, after a failure; what cannot be done here is said."""
     if stopped is None or deployed is None:
         return
@@ -133,8 +133,8 @@ def _start_old(work: Work, stopped: Mapping[str, Any] | None, deployed: Mapping[
         work.note(f"the service is still scaled to zero ({exc}); run this again")
 
 
-def _traffic(work: Work, deployed: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Everything stays where it flows; the candidate gets a tag. A new service has nobody to protect yet."""
+def _traffic(work: Deployment, deployed: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Everything stays where it flows; the candidate gets a tag. A new service has no callers to protect yet."""
     shares = {} if deployed is None else service.serving(deployed)
     if not shares:
         return [service.to_revision(work.revision, 100, CANDIDATE)]
@@ -142,7 +142,7 @@ def _traffic(work: Work, deployed: Mapping[str, Any] | None) -> list[dict[str, A
     return [*flowing, service.to_revision(work.revision, shares.get(work.revision, 0), CANDIDATE)]
 
 
-def _as_wanted(work: Work, deployed: Mapping[str, Any]) -> bool:
+def _as_wanted(work: Deployment, deployed: Mapping[str, Any]) -> bool:
     """Whether the revision is reachable already, and the service around it is as the plan wants it."""
     around = service.service(
         work.target, deployed["template"], work.plan.scaling, [], options=work.plan.options, deployed=deployed
@@ -164,7 +164,7 @@ State = Literal["ready", "failed", "pending"] | None
 """Of a revision; None when there is none."""
 
 
-def _state(work: Work, name: str) -> State:
+def _state(work: Deployment, name: str) -> State:
     revision = work.google.revision(f"{work.target.service_name}/revisions/{name}")
     if revision is None:
         return None
@@ -172,16 +172,16 @@ def _state(work: Work, name: str) -> State:
     return {"CONDITION_SUCCEEDED": "ready", "CONDITION_FAILED": "failed"}.get(state or "", "pending")  # type: ignore[return-value]
 
 
-def _start_limit(work: Work) -> float:
+def _start_limit(work: Deployment) -> float:
     return work.plan.size.probe_period * work.plan.size.probe_failures + 600.0
 
 
-def _progress(work: Work, waited: float) -> None:
+def _progress(work: Deployment, waited: float) -> None:
     if waited and int(waited) % 15 < 3:
         work.note(f"the revision is starting: {waited:.0f} s of about {work.plan.size.seconds_to_first_token:.0f} s")
 
 
-def _await_revision(work: Work) -> Work:
+def _await_revision(work: Deployment) -> Deployment:
     begun = work.clock.now()
     unheard: State = "pending"
     while (state := poll(lambda: _state(work, work.revision), unheard)) == "pending":
@@ -195,7 +195,7 @@ def _await_revision(work: Work) -> Work:
     return replace(work, deployed=work.google.service(work.target.service_name))
 
 
-def _start_error(work: Work, cause: DeployError) -> DeployError:
+def _start_error(work: Deployment, cause: DeployError) -> DeployError:
     """The failure with the last words of the container, which say why."""
     place = f'resource.type="cloud_run_revision" AND resource.labels.revision_name="{work.revision}"'
     try:

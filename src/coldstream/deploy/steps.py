@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Deployment:
     """A deployment under way. `made` grows with what this run makes; `deployed` is the service as last seen.
 
     `source` is the generation of the build context's object.
@@ -58,16 +58,16 @@ class Work:
     def note(self, text: str) -> None:
         self.tell(Event(self.step, "note", text))
 
-    def making(self, *names: str) -> Work:
+    def making(self, *names: str) -> Deployment:
         """Named at once: a step that fails later still says what it made."""
         self.made.extend(names)
         return self
 
 
-Steps = tuple[tuple[str, Callable[[Work], Work]], ...]
+Steps = tuple[tuple[str, Callable[[Deployment], Deployment]], ...]
 
 
-def follow(work: Work, steps: Steps) -> Work:
+def follow(work: Deployment, steps: Steps) -> Deployment:
     """Take steps in order, and say of each what it made.
 
     Raises:
@@ -88,13 +88,13 @@ def follow(work: Work, steps: Steps) -> Work:
     return work
 
 
-def _report(work: Work, step: str, exc: Exception) -> str:
+def _report(work: Deployment, step: str, exc: Exception) -> str:
     made = ", ".join(work.made) or "nothing"
     after = "mend it and run the same command; what is made is kept"
     return f"{step}: {exc}\n  made by this run: {made}\n  traffic: {_flow(work)}\n  next: {after}"
 
 
-def _flow(work: Work) -> str:
+def _flow(work: Deployment) -> str:
     try:
         deployed = work.google.service(work.target.service_name)
     except ColdstreamError as exc:

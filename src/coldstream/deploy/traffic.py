@@ -10,11 +10,11 @@ from coldstream.deploy import service, smoke
 from coldstream.deploy.google import Google, Pending, wait
 from coldstream.deploy.service import CANDIDATE
 from coldstream.deploy.smoke import Door
-from coldstream.deploy.steps import Work
+from coldstream.deploy.steps import Deployment
 from coldstream.errors import ResourceConflict
 
 
-def door(work: Work) -> Door:
+def door(work: Deployment) -> Door:
     """The candidate's address, with identity tokens of the invoker for the service itself."""
     deployed = work.deployed or {}
     audience = str(deployed["uri"])
@@ -31,7 +31,7 @@ def _first_key(text: str) -> str:
     return next((key.strip() for line in lines for key in line.split(",") if key.strip()), "")
 
 
-def smoke_test(work: Work) -> Work:
+def smoke_test(work: Deployment) -> Deployment:
     if _proven(work.deployed) == work.revision:
         return work
     entrance = door(work)
@@ -46,7 +46,7 @@ def _proven(deployed: Mapping[str, Any] | None) -> str | None:
     return found
 
 
-def move_traffic(work: Work) -> Work:
+def move_traffic(work: Deployment) -> Deployment:
     deployed = work.google.service(work.target.service_name)
     if deployed is None:
         raise ResourceConflict(f"service {work.target.service} is gone; somebody else removed it")
@@ -67,7 +67,7 @@ def move_traffic(work: Work) -> Work:
     return replace(work, deployed=work.google.service(work.target.service_name)).making("traffic")
 
 
-def _shares(work: Work, shares: Mapping[str, int]) -> dict[str, int]:
+def _shares(work: Deployment, shares: Mapping[str, int]) -> dict[str, int]:
     others = {name: percent for name, percent in shares.items() if name != work.revision}
     if work.canary == 100 or not others:
         return {work.revision: 100}
@@ -75,7 +75,7 @@ def _shares(work: Work, shares: Mapping[str, int]) -> dict[str, int]:
     return {stable: 100 - work.canary, work.revision: work.canary}
 
 
-def _previous(work: Work, shares: Mapping[str, int]) -> str | None:
+def _previous(work: Deployment, shares: Mapping[str, int]) -> str | None:
     others = {name: percent for name, percent in shares.items() if name != work.revision}
     return max(others, key=lambda name: others[name]) if others else None
 
