@@ -134,6 +134,10 @@ def test_a_key_that_is_not_there_is_named_and_nothing_is_granted_on_it(keyed: Si
     assert {(item.answer, str(item.mend)) for item in found} == {
         ("no", "key other is not there: make it, or name another")
     }
+    unmade(keyed)
+    fixed = mend(keyed, encryption_key=missing)
+    assert keyed.world.repositories == {}
+    assert not [item for item in fixed.added if item.resource.kind == "key"]
 
 
 def test_a_grant_on_the_ring_reaches_the_key(keyed: Site) -> None:

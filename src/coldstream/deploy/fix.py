@@ -291,9 +291,8 @@ def _unlock(
 
 
 def _locked(report: Report) -> tuple[Resource, ...]:
-    """What cannot be made, because it is encrypted with a key that an agent surely may not use."""
-    missing = (check.mend for check in report.checks if check.answer == "no")
-    if not any(isinstance(mend, Grant) and mend.resource.kind is Kind.KEY for mend in missing):
+    """What cannot be made, because it is encrypted with a key that is not there, or that an agent may not use."""
+    if not any(check.step == "encryption" and check.answer == "no" for check in report.checks):
         return ()
     target = report.target
     return (target.resource(Kind.REPOSITORY), target.resource(Kind.BUCKET, target.source_bucket))

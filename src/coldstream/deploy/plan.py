@@ -148,7 +148,8 @@ def make_plan(
     _refuse_keys(settings)
     size = choose_size(settings, wanted, models)
     fit = fitting(size, wanted, limits)
-    scaling = Scaling(wanted.min_instances, max(1, fit.instances), wanted.request_timeout)
+    most = max(1, wanted.min_instances, fit.instances)
+    scaling = Scaling(wanted.min_instances, most, wanted.request_timeout)
     built = _context(wanted, size, context)
     options, name = service.options(wanted), wanted.image or f"{target.image}:{built.tag if built else ''}"
     pinned = _pinned(name, digest_of(name))
