@@ -146,7 +146,8 @@ def make_plan(
         SettingsError: the configuration is larger than a service can carry, or names API keys, which are not carried.
     """
     _refuse_keys(settings)
-    size = choose_size(settings, wanted, models)
+    engine, why = chosen_engine(settings, wanted, models)
+    size = choose_size(settings, wanted, models, engine)
     fit = fitting(size, wanted, limits)
     most = max(1, wanted.min_instances, fit.instances)
     scaling = Scaling(wanted.min_instances, most, wanted.request_timeout)
@@ -376,8 +377,9 @@ def _instances(
     settings: Settings, wanted: DeploySettings, models: tuple[Model, ...], limits: Mapping[str, int | None]
 ) -> int:
     try:
-        return fitting(choose_size(settings, wanted, models), wanted, limits).instances
-    except DeployError:
+        engine, _ = chosen_engine(settings, wanted, models)
+        return fitting(choose_size(settings, wanted, models, engine), wanted, limits).instances
+    except (DeployError, SettingsError):
         return 0
 
 
