@@ -11,11 +11,12 @@ import pytest
 from google.oauth2.credentials import Credentials
 
 from coldstream.deploy import access, apply, smoke
-from coldstream.deploy.apply import Deployed, Event
+from coldstream.deploy.apply import Deployed
 from coldstream.deploy.google import Endpoints, Google
 from coldstream.deploy.google.transcript import Transcript
 from coldstream.deploy.image import Context, Variant
 from coldstream.deploy.session import DeployJob, Session
+from coldstream.deploy.steps import Event
 from coldstream.deploy.target import LABELS, Kind
 from coldstream.errors import ObjectNotFound
 from coldstream.settings import DeploySettings, ModelSettings, Settings, TaskSettings
@@ -25,6 +26,8 @@ from tests.fakecloud import Bucket, FakeCloud, World, add_account
 ME = "user:me@example.com"
 ADMIN = "user:admin@example.com"
 MODEL = "gs://models/gemma"
+KEY = "projects/demo-project/locations/us-central1/keyRings/r/cryptoKeys/k"
+SHARED = "projects/host-project/global/networks/shared"
 
 GEMMA_4B = {
     "architectures": ["Gemma3ForConditionalGeneration"],
@@ -89,7 +92,7 @@ class Shelf:
         return self.models[uri]
 
 
-@dataclass
+@dataclass(repr=False)
 class Site:
     """The fake with everything that a test of the wing needs."""
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from coldstream.deploy import lifecycle
-from coldstream.deploy.apply import STEPS, Event
+from coldstream.deploy.apply import STEPS
 from coldstream.deploy.service import CONFIG_VARIABLE
+from coldstream.deploy.steps import Event
 from coldstream.errors import DeployError, PermissionRefused, ResourceConflict, SettingsError
 from tests.deploy.conftest import ME, MODEL, Opened, Site, one_model
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from coldstream.cli import deploy as commands
 from coldstream.deploy import show
-from coldstream.deploy.apply import Event
+from coldstream.deploy.steps import Event
 from coldstream.errors import DeployError, PermissionRefused, SettingsError
 from tests.deploy.conftest import ME, MODEL, Opened, Site
 
@@ -284,6 +284,27 @@ def test_an_offline_plan_counts_on_no_quota(ready: Site, folder: Path) -> None:
     assert ready.world.requests == []
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--min-instances", "5", "--max-instances", "2"), "deploy.min_instances = 5 is more than max_instances = 2"),
+        (("--min-instances", "-1"), "deploy.min_instances = -1 must be at least 0"),
+        (("--max-instances", "0"), "deploy.max_instances = 0 must be at least 1"),
+        (("--concurrency", "0"), "deploy.concurrency = 0 must be at least 1"),
+        (("--memory", "0"), "deploy.memory_gib = 0 must be at least 1"),
+        (("--card", "h100"), "deploy.card = 'h100'; allowed: l4, rtx-pro-6000"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_every_command_that_takes_it(
+    ready: Site, folder: Path, words: tuple[str, ...], says: str
+) -> None:
+    for command in (("plan",), ("deploy",), ("export", "terraform")):
+        result = runner(ready)(*command, *words)
+        assert isinstance(result.exception, SettingsError)
+        assert says in str(result.exception)
+    assert ready.world.requests == []
+
+
 def test_watching_on_no_terminal_is_lines_and_on_one_a_table_that_lives(ready: Site, folder: Path) -> None:
     text = runner(ready)("deploy", "--watch").stdout
     assert "smoke test" in text
@@ -295,6 +316,17 @@ def test_watching_on_no_terminal_is_lines_and_on_one_a_table_that_lives(ready: S
         tell(Event("build", "done", "image x"))
     written = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(word in written for word in ("working", "Step 1/9", "build 7", "image x", "to come"))
+
+
+def test_the_table_says_which_step_failed(ready: Site) -> None:
+    """And stands as it was when the error comes."""
+    ready.world.build_breaks = "FAILURE"
+    console = Console(force_terminal=True, highlight=False, width=100, file=io.StringIO())
+    with pytest.raises(DeployError), show.progress(console, live=True) as tell:
+        ready.deploy(tell=tell)
+    last = console.file.getvalue().rpartition("working")[2]  # type: ignore[attr-defined]
+    assert "failed" in last
+    assert "to come" in last
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from coldstream.deploy.doctor import Report
 from coldstream.deploy.fix import Fixed
 from coldstream.errors import HeaderError, ResourceConflict
 from coldstream.settings import DeploySettings, ImageSettings
-from tests.deploy.conftest import ADMIN, ME, MODEL, Opened, Site, one_model, prepare
+from tests.deploy.conftest import ADMIN, KEY, ME, MODEL, SHARED, Opened, Site, one_model, prepare
 from tests.deploy.test_apply import OWN
 from tests.fakecloud import Bucket
 from tests.fakecloud.iam import roles, takes
@@ -25,8 +25,9 @@ GPU_QUOTA = "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion"
 
 
 def unmet(report: Report) -> list[str]:
-    """What is not well, but for a new project's quota for cards: 0, and it is unknown what it grants itself."""
-    return [item.question for item in report.checks if not item.met and not item.question.startswith("quota for L4")]
+    """What is not well, but for a new project's cards: a quota of 0, and no telling what it grants itself."""
+    cards = ("quota for L4", "us-central1 has NVIDIA L4")
+    return [item.question for item in report.checks if not item.met and not item.question.startswith(cards)]
 
 
 def check(report: Report, text: str) -> Check:
@@ -384,7 +385,8 @@ def test_whatever_is_made_first_is_ordered_before_what_is_granted_on_it(owned: S
 def test_the_role_of_a_row_may_be_granted_where_the_row_grants_it(need: Any) -> None:
     """Held against the fake's own list of what takes which roles."""
     own = OWN if need.place == "repository of the image" else None
-    place = naming.target(DeploySettings(project="demo-project", image=own), (MODEL,), ("photos",), "model-keys")
+    wanted = DeploySettings(project="demo-project", image=own, encryption_key=KEY, network=SHARED)
+    place = naming.target(wanted, (MODEL,), ("photos",), "model-keys")
     found = resources(need.place, place)
     assert found
     for resource in found:

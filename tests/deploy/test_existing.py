@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from google.cloud import run_v2
+from google.protobuf.json_format import ParseError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from coldstream.deploy import image
 from coldstream.deploy.image import Context
 from coldstream.errors import DeployError, SettingsError
-from tests.deploy.conftest import MODEL, Opened, Site, small_context
+from tests.deploy.conftest import KEY, MODEL, Opened, Site, small_context
 from tests.deploy.test_apply import OWN, other_repository
+from tests.deploy.test_keys import opened_key
+from tests.fakecloud import discovery
 
 SERVICE_WIDE = {
     "description": "the shop's",
@@ -23,12 +31,13 @@ SERVICE_WIDE = {
 OF_THE_TEMPLATE = {
     "sessionAffinity": True,
     "vpcAccess": {"egress": "PRIVATE_RANGES_ONLY", "networkInterfaces": [{"network": "shop"}]},
-    "encryptionKey": "projects/demo-project/locations/us/keyRings/r/cryptoKeys/k",
+    "encryptionKey": KEY,
 }
 
 
 def somebody_sets(site: Site) -> None:
     """In the console: on the service, on its template, and a variable of the container."""
+    opened_key(site.world, KEY)
     service = site.service()
     service |= SERVICE_WIDE
     service["labels"]["team"] = "shop"
@@ -110,6 +119,117 @@ def test_a_sidecar_stays_where_it_is(ready: Site) -> None:
     ready.service()["template"]["containers"].append(sidecar)
     ready.deploy(concurrency=3)
     assert ready.service()["template"]["containers"][1] == sidecar
+
+
+# Whatever the published document lets anybody set.
+
+NAMES = st.text("abcdefgh", min_size=1, max_size=4)
+
+
+def values(schema: dict[str, Any], depth: int = 0) -> st.SearchStrategy[Any]:
+    """What a schema of run.v2 allows, small, and never a default."""
+    if "$ref" in schema:
+        fields = discovery.document("run")["schemas"][schema["$ref"]].get("properties", {})
+        open_ = {name: field for name, field in fields.items() if not field.get("readOnly") and depth < 3}
+        made = {name: values(field, depth + 1) for name, field in open_.items()}
+        return st.fixed_dictionaries({}, optional=made).filter(bool)
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"][1:])
+    if schema.get("format") in ("google-duration", "int64"):
+        return st.integers(1, 9).map(lambda number: f"{number}s" if schema["format"] != "int64" else str(number))
+    if schema["type"] == "array":
+        return st.lists(values(schema["items"], depth + 1), min_size=1, max_size=2)
+    if schema["type"] == "object":
+        return st.dictionaries(
+            NAMES, values(schema.get("additionalProperties", {"type": "string"}), depth + 1), min_size=1
+        )
+    return {"boolean": st.just(True), "integer": st.integers(1, 9)}.get(schema["type"], NAMES)
+
+
+def settable(schema: str, ours: set[str], message: Any) -> st.SearchStrategy[dict[str, Any]]:
+    """One to three fields that are not ours, as the installed client reads them."""
+    fields = discovery.document("run")["schemas"][schema]["properties"]
+    known = {name: field for name, field in fields.items() if not field.get("readOnly") and name not in ours}
+    one = st.sampled_from(sorted(known)).flatmap(lambda name: values(known[name]).map(lambda value: {name: value}))
+    read = one.filter(lambda field: readable(message, field))
+    return st.lists(read, max_size=2).map(lambda found: {key: value for field in found for key, value in field.items()})
+
+
+def readable(message: Any, field: dict[str, Any]) -> bool:
+    try:
+        message.from_json(json.dumps(field))
+    except ParseError:
+        return False
+    return True
+
+
+def plainly(message: Any, fields: dict[str, Any]) -> Any:
+    return message.to_dict(message.from_json(json.dumps(fields)))
+
+
+OURS = {"template", "traffic", "scaling", "invokerIamDisabled", "annotations", "labels", "client", "clientVersion"}
+OURS_OF_TEMPLATE = {
+    *("annotations", "labels", "serviceAccount", "executionEnvironment", "timeout", "maxInstanceRequestConcurrency"),
+    *("scaling", "containers", "nodeSelector", "gpuZonalRedundancyDisabled", "revision", "client", "clientVersion"),
+    # It has to be a key that there is.
+    "encryptionKey",
+}
+OURS_OF_CONTAINER = {"name", "image", "ports", "env", "resources", "startupProbe", "livenessProbe", "buildInfo"}
+
+
+@pytest.fixture
+def deployed(ready: Site) -> Callable[[], Site]:
+    """The site as it stood after its first deployment, as often as it is asked for."""
+    ready.deploy()
+    first = json.dumps([ready.world.services, ready.world.revisions])
+
+    def again() -> Site:
+        ready.world.services, ready.world.revisions = json.loads(first)
+        return ready
+
+    return again
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    wide=settable("GoogleCloudRunV2Service", {*OURS, "name", "etag"}, run_v2.Service),
+    of_template=settable("GoogleCloudRunV2RevisionTemplate", OURS_OF_TEMPLATE, run_v2.RevisionTemplate),
+    of_container=settable("GoogleCloudRunV2Container", OURS_OF_CONTAINER, run_v2.Container),
+    labels=st.dictionaries(NAMES, NAMES, max_size=2),
+    concurrency=st.none() | st.integers(2, 9),
+)
+def test_what_anybody_may_set_survives_and_a_second_deployment_changes_nothing(
+    deployed: Callable[[], Site],
+    wide: dict[str, Any],
+    of_template: dict[str, Any],
+    of_container: dict[str, Any],
+    labels: dict[str, str],
+    concurrency: int | None,
+) -> None:
+    """Of the service, of its template and its container; what serves in the end has it."""
+    site, wanted = deployed(), {} if concurrency is None else {"concurrency": concurrency}
+    service = site.service()
+    service |= wide
+    service["template"] |= of_template
+    service["template"]["labels"] |= labels
+    service["template"]["containers"][0] |= of_container
+    site.deploy(**wanted)
+    service, (serving,) = site.service(), site.shares()
+    template = site.world.revisions[f"{service['name']}/revisions/{serving}"]["template"]
+    container = template["containers"][0]
+    for message, set_, found in (
+        (run_v2.Service, wide, service),
+        (run_v2.RevisionTemplate, of_template, service["template"]),
+        (run_v2.RevisionTemplate, of_template, template),
+        (run_v2.Container, of_container, container),
+    ):
+        assert plainly(message, {key: found.get(key) for key in set_}) == plainly(message, set_)
+    assert template["labels"].items() >= labels.items()
+    made, masks = len(site.world.revisions), len(site.world.masks)
+    site.events.clear()
+    site.deploy(**wanted)
+    assert site.steps("done") == []
+    assert (len(site.world.revisions), len(site.world.masks)) == (made, masks)
 
 
 # Room for two revisions.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coldstream.deploy import cards, places
+from coldstream.deploy.plan import as_json, lines
 from coldstream.errors import AccessBarred, DeployError
 from tests.deploy.conftest import ADMIN, ME, MODEL, Opened, Site, prepare
 from tests.deploy.test_apply import OWN, other_repository
@@ -202,7 +203,10 @@ def test_a_fix_survives_accounts_that_come_late(owned: Site) -> None:
 # Regions.
 
 
-@pytest.mark.parametrize(("region", "answer"), [("us-central1", "yes"), ("asia-south1", "unknown"), ("us-west1", "no")])
+@pytest.mark.parametrize(
+    ("region", "answer"),
+    [("us-east4", "yes"), ("us-central1", "unknown"), ("asia-south1", "unknown"), ("us-west1", "no")],
+)
 def test_a_region_has_the_card_or_other_regions_are_named(ready: Site, region: str, answer: str) -> None:
     found = check(ready.job(region=region).examine(), f"{region} has NVIDIA L4")
     assert found.answer == answer
@@ -298,6 +302,8 @@ def test_a_service_on_an_rtx_pro_6000(ready: Site) -> None:
     """20 vCPU and 80 GiB: more than a new project has, and the plan says so; with the quota it is deployed."""
     plan = ready.job(card="rtx-pro-6000").plan()
     assert plan.fit.instances == 0
+    assert "without the NVIDIA RTX PRO 6000, whose price is not known here" in dict(lines(plan))["cost"]
+    assert as_json(plan)["size"]["dollars_per_million_tokens"] is None
     assert "MemAllocPerProjectRegion" in " ".join(plan.proposals)
     ready.world.quotas |= {"CpuAllocPerProjectRegion": 100_000, "MemAllocPerProjectRegion": 400 * 1024**3}
     ready.deploy(card="rtx-pro-6000")

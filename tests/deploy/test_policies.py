@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from coldstream.deploy import fix, policies
+from coldstream.deploy import policies
 from coldstream.deploy.target import target
 from coldstream.settings import DeploySettings
-from tests.deploy.conftest import MODEL, Site
-from tests.deploy.test_doctor import check
+from tests.deploy.conftest import KEY, MODEL
 
 POOL = "projects/demo-project/locations/us-central1/workerPools/private"
-KEY = "projects/demo-project/locations/us-central1/keyRings/r/cryptoKeys/k"
 
 
 def judged(name: str, rules: list[dict[str, Any]], **wanted: Any) -> str:
@@ -75,33 +73,3 @@ def test_every_constraint_is_asked_about_where_it_matters() -> None:
     assert {"gcp.resourceLocations", "cloudbuild.allowedWorkerPools"} <= plain
     assert "run.allowedVPCEgress" in policies.asked(DeploySettings(network="shop"))
     assert "cloudbuild.allowedWorkerPools" not in policies.asked(DeploySettings(image="i"))
-
-
-def test_a_key_of_the_customers_is_on_everything_that_is_made(owned: Site) -> None:
-    site, job = owned, owned.job(encryption_key=KEY)
-    fix.apply(job.session.google, job.examine, job.examine(), clock=site.world.clock, tell=lambda _: None)
-    site.deploy(encryption_key=KEY)
-    (repository,) = site.world.repositories.values()
-    (bucket,) = (item for name, item in site.world.buckets.items() if name != "models")
-    assert repository["kmsKeyName"] == KEY
-    assert bucket.settings["encryption"] == {"defaultKmsKeyName": KEY}
-    assert site.service()["template"]["encryptionKey"] == KEY
-
-
-@pytest.mark.parametrize(("access", "answer"), [(True, "yes"), (False, "no")])
-def test_a_subnet_without_private_google_access_is_named(ready: Site, access: bool, answer: str) -> None:
-    """All traffic goes through it: without the access nothing reaches the model's bucket."""
-    ready.world.apis.add("compute.googleapis.com")
-    ready.world.subnets["shop"] = {"privateIpGoogleAccess": access}
-    report = ready.job(network="shop-net", subnet="shop").examine()
-    assert check(report, "subnet shop has Private Google Access").answer == answer
-
-
-def test_a_service_behind_a_network_sends_everything_through_it(ready: Site) -> None:
-    ready.deploy(network="shop-net", subnet="shop")
-    access = ready.service()["template"]["vpcAccess"]
-    assert access == {
-        "egress": "ALL_TRAFFIC",
-        "networkInterfaces": [{"network": "shop-net", "subnetwork": "shop"}],
-    }
-    assert any("Private Google Access" in text for text in ready.job(network="shop-net").plan().warnings)

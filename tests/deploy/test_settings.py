@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shlex
 import tomllib
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream import settings as configuration
+from coldstream.cli.deploy import Instances, KindOptions, SizeOptions
 from coldstream.deploy import plan, service
 from coldstream.deploy.target import target
 from coldstream.errors import SettingsError
@@ -46,6 +51,94 @@ from tests.deploy.conftest import MODEL, one_model, small_context
 def test_a_target_that_cannot_be_is_refused(wanted: DeploySettings, models: tuple[str, ...], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         target(wanted, models)
+
+
+OPTIONS = [
+    (item.name, get_type_hints(group)[item.name])
+    for group in (KindOptions, SizeOptions, Instances)
+    for item in fields(group)
+]
+
+
+def said(action: Callable[[], DeploySettings]) -> str:
+    try:
+        return repr(action())
+    except SettingsError as refused:
+        return str(refused)
+
+
+@given(
+    given=st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.booleans()
+            if hint is bool
+            else st.integers(-3, 9)
+            if hint == (int | None)
+            else st.sampled_from(("l4", "h100", ""))
+            for name, hint in OPTIONS
+        },
+    )
+)
+def test_an_option_of_the_command_line_is_read_as_the_key_of_the_file(given: dict[str, Any]) -> None:
+    """The same value, or the same words, for every option that says what a service is."""
+    table = dict(given)
+    assert said(lambda: DeploySettings().overridden(**given)) == said(lambda: record(DeploySettings, table, "deploy"))
+
+
+def test_instances_at_least_are_not_more_than_at_most() -> None:
+    wanted = DeploySettings(project="demo-project").overridden(min_instances=5, max_instances=2)
+    with pytest.raises(SettingsError, match=r"deploy\.min_instances = 5 is more than max_instances = 2"):
+        target(wanted, ("gs://a/b",))
+
+
+VALID = {
+    "project": "example.com:demo-project",
+    "region": "us-central1",
+    "service": "shop",
+    "repository": "images",
+    "source_bucket": "a-bucket",
+    "build_account": "b@p.iam.gserviceaccount.com",
+    "runtime_account": "r@p.iam.gserviceaccount.com",
+    "invoker_account": "i@p.iam.gserviceaccount.com",
+    "build_region": "europe-west1",
+    "build_pool": "projects/p/locations/r/workerPools/w",
+    "caller": "principal://iam.googleapis.com/projects/1/x",
+    "image": "us-docker.pkg.dev/p/r/i:1",
+    "network": "projects/h/global/networks/n",
+    "subnet": "projects/h/regions/us-central1/subnetworks/s",
+    "encryption_key": "projects/k/locations/us-central1/keyRings/r/cryptoKeys/c",
+}
+UGLY = st.text("ab-1._@:/;&|$`'\"\\\n\r \t(){}<>*?!#~=%\x1b\u0085\u2028\u202eä\ud800", min_size=1, max_size=3)
+SAFE = re.compile(r"[A-Za-z0-9._:@/%+-]*")
+
+
+@given(name=st.sampled_from(sorted(VALID)), ugly=UGLY, at=st.integers(0, 60), whole=st.booleans())
+def test_a_name_is_refused_or_safe_in_a_shell_line(name: str, ugly: str, at: int, whole: bool) -> None:
+    """With anything in it, or nothing else: what passes has no character that a shell, a path or a terminal reads."""
+    changed = ugly if whole else VALID[name][:at] + ugly + VALID[name][at:]
+    wanted = DeploySettings(**{**VALID, name: changed})  # type: ignore[arg-type]
+    try:
+        made = target(wanted, ("gs://models/gemma",), ("photos",), "keys")
+    except SettingsError as exc:
+        refused = str(exc)
+    else:
+        refused = ""
+    if refused:
+        assert f"deploy.{name}" in refused
+        return
+    told = [value for value in asdict(made).values() if isinstance(value, str)]
+    told += [*made.accounts, made.service_name, made.repository_name, made.image, made.job_name]
+    assert [value for value in told if not SAFE.fullmatch(value)] == []
+
+
+@given(uri=st.text("ab/:.;$`'\"\n |&(){}", max_size=12))
+def test_a_models_uri_in_a_shell_line_is_one_word(uri: str) -> None:
+    for wrong in (f"s3://{uri}", f"/{uri}"):
+        with pytest.raises(SettingsError) as refused:
+            target(DeploySettings(project="demo-project"), (wrong,))
+        line = str(refused.value).partition("copy it with `")[2].rpartition("`")[0]
+        assert shlex.split(line) == ["gcloud", "storage", "cp", "-r", wrong, "gs://..."]
 
 
 def test_every_service_has_accounts_of_its_own_for_reading_and_invoking() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.deploy import cards, quota, service, sizing
+from coldstream.deploy import plan as planning
 from coldstream.deploy.quota import CPU_QUOTA, MEMORY_QUOTA
 from coldstream.deploy.service import Options, Scaling
 from coldstream.deploy.sizing import CPU, GIB, L4, CloudMachine, ModelShape, Prices, Size, Weights, Wish
@@ -142,9 +143,9 @@ def test_the_assumptions_are_told() -> None:
     assert all(word in text for word in ("GB/s", "not measured", "prices"))
 
 
-def fit(wanted: int | None = None, **limits: int) -> quota.Fit:
+def fit(wanted: int | None = None, least: int = 0, **limits: int) -> quota.Fit:
     size = sized(0.5, cpu=4, memory_gib=16)
-    return quota.fit(size, {**FREE, **limits}, wanted=wanted, zonal_redundancy=False)
+    return quota.fit(size, {**FREE, **limits}, wanted=wanted, least=least, zonal_redundancy=False)
 
 
 def test_without_a_known_limit_the_wish_stands_and_the_default_is_one() -> None:
@@ -175,13 +176,13 @@ def test_the_commonest_case_is_small_enough_for_a_new_project() -> None:
     size = sized(8.0)
     assert (size.cpu, size.memory_gib) == (4, 16)
     assert size.host_bytes < 5.5 * GIB
-    assert quota.fit(size, NEW_PROJECT, wanted=None, zonal_redundancy=False).instances == 1
+    assert quota.fit(size, NEW_PROJECT, wanted=None, least=0, zonal_redundancy=False).instances == 1
 
 
 def test_one_instance_that_fills_the_quota_is_deployed_the_first_time() -> None:
     """8 vCPU and 32 GiB of a new project's 40: there is no old revision to overlap with."""
     size = sized(0.5, cpu=8, memory_gib=32)
-    assert quota.fit(size, NEW_PROJECT, wanted=None, zonal_redundancy=False).instances == 1
+    assert quota.fit(size, NEW_PROJECT, wanted=None, least=0, zonal_redundancy=False).instances == 1
 
 
 def test_an_rtx_pro_6000_has_its_own_size_and_quota() -> None:
@@ -230,6 +231,19 @@ def test_what_fits_never_exceeds_a_limit(wanted: int, cpu: int, memory: int, gpu
     assert found.instances <= wanted
     if found.instances:
         assert all(item.fits(found.instances) for item in found.demands)
+
+
+@given(least=st.integers(0, 9), memory=st.integers(1, 9), seen=st.booleans())
+def test_instances_that_are_always_there_are_counted_in_or_refused(least: int, memory: int, seen: bool) -> None:
+    """Never fewer than were asked for, without a word."""
+    limits = {CPU_QUOTA: 400_000, MEMORY_QUOTA: memory * 16 * GIB, L4_QUOTA: 50} if seen else FREE
+    size = sized(0.5, cpu=4, memory_gib=16)
+    wanted = DeploySettings(min_instances=least)
+    if seen and memory < least:
+        with pytest.raises(DeployError, match=f"deploy.min_instances = {least}, and {MEMORY_QUOTA}"):
+            planning.fitting(size, wanted, limits)
+    else:
+        assert planning.fitting(size, wanted, limits).instances >= least
 
 
 def test_redundancy_is_another_quota() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 ROLES = [
     "artifactregistry.admin",
@@ -21,7 +22,13 @@ ROLES = [
     "cloudbuild.builds.builder",
     "cloudbuild.builds.editor",
     "cloudbuild.builds.viewer",
+    "cloudkms.admin",
+    "cloudkms.cryptoKeyEncrypterDecrypter",
+    "cloudkms.viewer",
     "cloudquotas.viewer",
+    "compute.networkAdmin",
+    "compute.networkUser",
+    "compute.networkViewer",
     "iam.roleViewer",
     "iam.securityReviewer",
     "iam.serviceAccountAdmin",
@@ -42,7 +49,10 @@ ROLES = [
     "run.developer",
     "run.invoker",
     "run.servicesInvoker",
+    "run.serviceAgent",
     "run.viewer",
+    "secretmanager.admin",
+    "secretmanager.secretAccessor",
     "serviceusage.serviceUsageAdmin",
     "serviceusage.serviceUsageConsumer",
     "serviceusage.serviceUsageViewer",
@@ -61,7 +71,12 @@ SERVICES = [
     "artifactregistry.",
     "billing.",
     "cloudbuild.",
+    "cloudkms.cryptoKeys.",
+    "cloudkms.cryptoKeyVersions.useTo",
+    "cloudkms.keyRings.",
     "cloudquotas.",
+    "compute.networks.get",
+    "compute.subnetworks.",
     "iam.",
     "logging.",
     "orgpolicy.",
@@ -69,6 +84,7 @@ SERVICES = [
     "policytroubleshooter.",
     "resourcemanager.",
     "run.",
+    "secretmanager.",
     "serviceusage.",
     "storage.",
 ]
@@ -86,7 +102,9 @@ def main(clone: str) -> None:
         kept = [item for item in role["includedPermissions"] if item.startswith(tuple(SERVICES))]
         roles[role["name"]] = {"title": role["title"], "includedPermissions": kept}
     commit, date = git("log", "-1", "--format=%H %cs", "--", "gcp/roles").split()
-    source = {"repository": "https://github.com/iann0036/iam-dataset", "commit": commit, "date": date}
+    derived = datetime.now(UTC).date().isoformat()
+    repository = "https://github.com/iann0036/iam-dataset"
+    source = {"repository": repository, "commit": commit, "date": date, "derived": derived}
     json.dump({"source": source, "roles": roles}, sys.stdout, indent=0, sort_keys=True)
 
 

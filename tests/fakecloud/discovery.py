@@ -33,6 +33,7 @@ DOCUMENTS = {
     "www": "oauth2.v2",
     "secretmanager": "secretmanager.v1",
     "compute": "compute.v1",
+    "cloudkms": "cloudkms.v1",
 }
 
 # Google's REST transports write enums as numbers ("enum-encoding=int"), the documents as names: these are the

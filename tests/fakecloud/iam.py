@@ -23,6 +23,8 @@ TAKES: dict[str, tuple[str, ...]] = {
     "run": ("roles/run.admin", "roles/run.developer", "roles/run.invoker", "roles/run.viewer"),
     "iam": ("roles/iam.serviceAccount", "roles/iam.workloadIdentityUser"),
     "secretmanager": ("roles/secretmanager.",),
+    "cloudkms": ("roles/cloudkms.",),
+    "compute": ("roles/compute.networkUser", "roles/compute.networkViewer", "roles/compute.networkAdmin"),
 }
 
 
@@ -34,33 +36,11 @@ def takes(resource: str, role: str) -> bool:
     return role.startswith(TAKES[service]) and role != "roles/iam.serviceAccountCreator"
 
 
-_SECRETS = frozenset(
-    {
-        "secretmanager.secrets.create",
-        "secretmanager.secrets.get",
-        "secretmanager.secrets.getIamPolicy",
-        "secretmanager.secrets.setIamPolicy",
-        "secretmanager.versions.access",
-        "secretmanager.versions.add",
-    }
-)
-# Of services that roles.json leaves out, what is asked for here
-# (https://cloud.google.com/secret-manager/docs/access-control, https://cloud.google.com/compute/docs/access/iam).
-ADDED: dict[str, frozenset[str]] = {
-    "roles/secretmanager.secretAccessor": frozenset({"secretmanager.versions.access"}),
-    "roles/secretmanager.admin": _SECRETS,
-    "roles/compute.networkViewer": frozenset({"compute.subnetworks.get"}),
-    "roles/owner": _SECRETS | {"compute.subnetworks.get"},
-    "roles/viewer": frozenset({"secretmanager.secrets.get", "compute.subnetworks.get"}),
-}
-
-
 @cache
 def roles() -> dict[str, frozenset[str]]:
     """Role name to its permissions."""
     data = json.loads(files(__package__).joinpath("roles.json").read_text(encoding="utf-8"))
-    found = {name: frozenset(role["includedPermissions"]) for name, role in data["roles"].items()}
-    return {name: found.get(name, frozenset()) | ADDED.get(name, frozenset()) for name in found.keys() | ADDED.keys()}
+    return {name: frozenset(role["includedPermissions"]) for name, role in data["roles"].items()}
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import google_crc32c
 
 from tests.fakecloud.iam import roles, takes
-from tests.fakecloud.world import ALWAYS_ON, Bucket, CloudError, Operation, World, image_repository
+from tests.fakecloud.world import AGENTS, ALWAYS_ON, Bucket, CloudError, Operation, World, image_repository
 
 
 @dataclass
@@ -188,7 +189,9 @@ def _refuse_unknown_members(world: World, place: str, binding: dict[str, Any]) -
     for member in binding["members"]:
         kind, _, name = member.partition(":")
         ours = name.endswith(world.email("").partition("@")[2])
-        if kind == "serviceAccount" and ours and not world.seen(name):
+        agents = {world.agent_email(api): api for api in AGENTS}
+        unknown = (ours and not world.seen(name)) or (name in agents and not world.agent(agents[name]))
+        if kind == "serviceAccount" and unknown:
             raise CloudError(400, "INVALID_ARGUMENT", f"Service account {name} does not exist.")
 
 
@@ -211,9 +214,9 @@ def account_of(call: Call) -> str:
     return call.world.account_name(email)
 
 
-def missing_or_hidden(call: Call, permission: str, what: str) -> CloudError:
+def missing_or_hidden(call: Call, permission: str, what: str, project: str = "") -> CloudError:
     """404 for who may look in the project, 403 for everybody else."""
-    if call.world.iam.allowed(call.principal, permission, call.world.project_name):
+    if call.world.iam.allowed(call.principal, permission, project or call.world.project_name):
         return CloudError(404, "NOT_FOUND", what)
     return hidden(permission, what)
 
@@ -237,6 +240,23 @@ def secret_of(call: Call) -> str:
     if name not in call.world.secrets:
         raise missing_or_hidden(call, "secretmanager.secrets.get", f"Secret [{name}] not found.")
     return call.world.secret_name(name)
+
+
+def key_of(call: Call) -> str:
+    """A key, or a ring, whose existence is told to who may look in its project."""
+    name = "projects/{projectsId}/locations/{locationsId}/keyRings/{keyRingsId}".format(**call.path)
+    if "cryptoKeysId" in call.path:
+        name += f"/cryptoKeys/{call.path['cryptoKeysId']}"
+    place = call.world.key_name(name)
+    if not any(key == name or key.startswith(f"{name}/") for key in call.world.keys):
+        raise missing_or_hidden(call, "cloudkms.cryptoKeys.get", f"{name} not found.", project_of(call))
+    return place
+
+
+def get_key(call: Call) -> Any:
+    place = key_of(call)
+    call.need("cloudkms.cryptoKeys.get", place)
+    return {"name": place.removeprefix("//cloudkms.googleapis.com/"), "purpose": "ENCRYPT_DECRYPT"}
 
 
 def billing_info(call: Call) -> Any:
@@ -335,7 +355,10 @@ def troubleshoot(call: Call) -> Any:
     asked = call.body["accessTuple"]
     world = call.world
     place = asked["fullResourceName"]
-    may_look = world.iam.allowed(call.principal, "resourcemanager.projects.getIamPolicy", world.project_name)
+    root = place
+    while root in world.iam.parents:
+        root = world.iam.parents[root]
+    may_look = world.iam.allowed(call.principal, "resourcemanager.projects.getIamPolicy", root)
     email = asked["principal"]
     member = f"serviceAccount:{email}" if email.endswith(".gserviceaccount.com") else f"user:{email}"
     access = world.iam.troubleshoot(member, asked["permission"], place, may_look=may_look)
@@ -366,11 +389,19 @@ def create_repository(call: Call) -> Any:
     name = f"{place}/repositories/{call.first('repositoryId')}"
     if name in world.repositories:
         raise already(name)
+    key = call.body.get("kmsKeyName")
+    if key is not None and not world.uses_key("artifactregistry.googleapis.com", key):
+        raise _no_use_of_key(world, "artifactregistry.googleapis.com", key)
     world.repositories[name] = {**call.body, "name": name, "createTime": world.timestamp()}
     kind = "type.googleapis.com/google.devtools.artifactregistry.v1.Repository"
     operation = f"{place}/operations/{world.next_generation()}"
     finish: Callable[[], dict[str, Any]] = lambda: {"@type": kind, **world.repositories[name]}  # noqa: E731
     return show_operation(world, start_operation(world, operation, 5.0, finish))
+
+
+def _no_use_of_key(world: World, api: str, key: str) -> CloudError:
+    text = f"Permission denied on Cloud KMS key {key}. Please ensure that {world.agent_email(api)} has been authorized."
+    return CloudError(403, "PERMISSION_DENIED", text)
 
 
 def get_repository(call: Call) -> Any:
@@ -418,6 +449,9 @@ def create_bucket(call: Call) -> Any:
         theirs = "The requested bucket name is not available."
         ours = "Your previous request to create the named bucket succeeded and you already own it."
         raise CloudError(409, "conflict", ours if call.world.buckets[name].owner is None else theirs)
+    key = call.body.get("encryption", {}).get("defaultKmsKeyName")
+    if key is not None and not call.world.uses_key("storage.googleapis.com", key):
+        raise _no_use_of_key(call.world, "storage.googleapis.com", key)
     made = Bucket(call.body.get("location", "US").upper(), call.body.get("labels", {}))
     made.settings = {key: call.body[key] for key in ("lifecycle", "encryption") if key in call.body}
     call.world.add_bucket(name, made)
@@ -550,11 +584,21 @@ def access_version(call: Call) -> Any:
     return {"payload": {"data": versions[-1]}}
 
 
+def subnet_of(call: Call) -> str:
+    """Methods on a subnet call it by two names of a variable."""
+    project = call.path["project"]
+    short = call.path.get("subnetwork") or call.path["resource"]
+    name = f"projects/{project}/regions/{call.path['region']}/subnetworks/{short}"
+    if name not in call.world.subnets:
+        root = call.world.resource_of_project(project)
+        raise missing_or_hidden(call, "compute.subnetworks.get", f"The resource '{name}' was not found", root)
+    return call.world.subnet_name(name)
+
+
 def get_subnet(call: Call) -> Any:
-    call.need("compute.subnetworks.get", call.world.project_name)
-    if call.path["subnetwork"] not in call.world.subnets:
-        raise missing(f"subnetworks/{call.path['subnetwork']}")
-    return {"name": call.path["subnetwork"], **call.world.subnets[call.path["subnetwork"]]}
+    place = subnet_of(call)
+    call.need("compute.subnetworks.get", place)
+    return {"name": call.path["subnetwork"], **call.world.subnets[place.removeprefix("//compute.googleapis.com/")]}
 
 
 # Logging: entries.list with the few comparisons that a caller of ours may write.
@@ -576,7 +620,7 @@ def _matches(entry: dict[str, Any], term: str) -> bool:
         if sign in term:
             path, _, text = term.partition(sign)
             value: Any = entry
-            for part in path.strip().split("."):
+            for part in (quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|([^."]+)', path.strip())):
                 value = value.get(part, {}) if isinstance(value, dict) else {}
             text = text.strip().strip('"')
             return {"=": value == text, ">": value > text, ">=": value >= text}[sign]
@@ -586,6 +630,7 @@ def _matches(entry: dict[str, Any], term: str) -> bool:
 _REPOSITORY = "artifactregistry.projects.locations.repositories"
 _ACCOUNT = "iam.projects.serviceAccounts"
 _SECRET = "secretmanager.projects.secrets"
+_KEY = "cloudkms.projects.locations.keyRings.cryptoKeys"
 
 HANDLERS: dict[str, Handler] = {
     "serviceusage.services.batchGet": batch_get_services,
@@ -634,5 +679,13 @@ HANDLERS: dict[str, Handler] = {
     f"{_SECRET}.testIamPermissions": test_permissions(secret_of),
     f"{_SECRET}.getIamPolicy": get_policy("secretmanager.secrets.getIamPolicy", secret_of),
     f"{_SECRET}.setIamPolicy": set_policy("secretmanager.secrets.setIamPolicy", secret_of),
+    f"{_KEY}.get": get_key,
+    f"{_KEY}.testIamPermissions": test_permissions(key_of),
+    f"{_KEY}.getIamPolicy": get_policy("cloudkms.cryptoKeys.getIamPolicy", key_of),
+    f"{_KEY}.setIamPolicy": set_policy("cloudkms.cryptoKeys.setIamPolicy", key_of),
+    "cloudkms.projects.locations.keyRings.getIamPolicy": get_policy("cloudkms.keyRings.getIamPolicy", key_of),
     "compute.subnetworks.get": get_subnet,
+    "compute.subnetworks.testIamPermissions": test_permissions(subnet_of),
+    "compute.subnetworks.getIamPolicy": get_policy("compute.subnetworks.getIamPolicy", subnet_of),
+    "compute.subnetworks.setIamPolicy": set_policy("compute.subnetworks.setIamPolicy", subnet_of),
 }

@@ -90,6 +90,8 @@ def _check(call: Call, template: dict[str, Any], *, beside: float = 0.0) -> None
     call.need("iam.serviceAccounts.actAs", world.account_name(email))
     _check_image(call, template)
     _check_secrets(world, template, email)
+    _check_key(world, template)
+    _check_network(call, template)
 
 
 def _card_problems(call: Call, template: dict[str, Any], cores: float, gib: float, gpus: int) -> list[str]:
@@ -149,7 +151,7 @@ def _check_quota(world: World, template: dict[str, Any], cores: float, gib: floa
 def _check_image(call: Call, template: dict[str, Any]) -> None:
     """Cloud Run's own agent reads the image: it comes late after its API, and needs a grant in other projects."""
     world, image = call.world, template["containers"][0]["image"]
-    agent = f"service-{world.number}@serverless-robot-prod.iam.gserviceaccount.com"
+    agent = world.agent_email("run.googleapis.com")
     refusal = CloudError(
         403,
         "PERMISSION_DENIED",
@@ -183,6 +185,32 @@ def _check_secrets(world: World, template: dict[str, Any], email: str) -> None:
         place = world.secret_name(name) if name.startswith("projects/") else name
         if not world.iam.allowed(f"serviceAccount:{email}", "secretmanager.versions.access", place):
             text = f"Permission denied on secret: {name} for Revision service account {email}."
+            raise CloudError(400, "FAILED_PRECONDITION", text)
+
+
+def _check_key(world: World, template: dict[str, Any]) -> None:
+    key, api = template.get("encryptionKey"), "run.googleapis.com"
+    if key is not None and not world.uses_key(api, key):
+        text = f"Permission denied on Cloud KMS key {key}: {world.agent_email(api)} may not use it."
+        raise CloudError(400, "FAILED_PRECONDITION", text)
+
+
+def _check_network(call: Call, template: dict[str, Any]) -> None:
+    """Its agent uses networks of its own project; in another one it wants grants on the subnet and on the project."""
+    world, member = call.world, f"serviceAccount:{call.world.agent_email('run.googleapis.com')}"
+    for interface in template.get("vpcAccess", {}).get("networkInterfaces", []):
+        named = next((name for name in map(interface.get, ("subnetwork", "network")) if name and "/" in name), None)
+        project = call.path["projectsId"] if named is None else named.split("/")[1]
+        if project == world.project:
+            continue
+        short = (interface.get("subnetwork") or interface["network"]).rsplit("/", 1)[-1]
+        subnet = f"projects/{project}/regions/{call.path['locationsId']}/subnetworks/{short}"
+        host = world.resource_of_project(project)
+        may = world.iam.allowed(member, "compute.subnetworks.use", world.subnet_name(subnet)) and world.iam.allowed(
+            member, "compute.networks.get", host
+        )
+        if subnet not in world.subnets or not may:
+            text = f"VPC Access subnetwork {subnet} cannot be used: {member} lacks permission, or it does not exist."
             raise CloudError(400, "FAILED_PRECONDITION", text)
 
 
@@ -480,19 +508,30 @@ def run_job(call: Call) -> Any:
     world, name = call.world, job_of(call)
     call.need("run.jobs.run", world.project_name)
     place, short = name.split("/jobs/")
+    execution = f"{short}-{world.next_generation()}"
+    kind = {"@type": "type.googleapis.com/google.cloud.run.v2.Execution"}
+    world.jobs[name]["latestCreatedExecution"] = {"name": execution, "createTime": world.timestamp()}
 
     def finish() -> dict[str, Any]:
         resource = {"type": "cloud_run_job", "labels": {"job_name": short}}
+        labels = {"run.googleapis.com/execution_name": execution}
         task = world.jobs[name]["template"]["template"]
-        refusal = _driver_refusal(world, task) or world.job_fails
+        world.jobs[name]["latestCreatedExecution"]["completionTime"] = world.timestamp()
+        refusal = _refusal(world, task) or world.job_fails
         for line in world.job_prints if refusal is None else [refusal]:
-            world.log(resource, line)
+            world.log(resource, line, labels=labels, at=world.clock.now() + world.log_delay)
         if refusal is not None:
             raise CloudError(400, "FAILED_PRECONDITION", "Task task0 failed with message: The container exited with 1.")
-        return {"@type": "type.googleapis.com/google.cloud.run.v2.Execution", "name": f"{name}/executions/1"}
+        return {**kind, "name": f"{name}/executions/{execution}"}
 
-    operation = f"{place}/operations/{world.next_generation()}"
-    return show_operation(world, start_operation(world, operation, 60.0, finish))
+    operation = start_operation(world, f"{place}/operations/{world.next_generation()}", 60.0, finish)
+    operation.metadata = {**kind, "name": f"{name}/executions/{execution}"}
+    return show_operation(world, operation)
+
+
+def get_job(call: Call) -> Any:
+    call.need("run.jobs.get", call.world.project_name)
+    return call.world.jobs[job_of(call)]
 
 
 def delete_job(call: Call) -> Any:
@@ -580,6 +619,7 @@ HANDLERS: dict[str, Handler] = {
     f"{_SERVICE}.revisions.list": list_revisions,
     "run.projects.locations.operations.get": get_operation,
     "run.projects.locations.jobs.create": create_job,
+    "run.projects.locations.jobs.get": get_job,
     "run.projects.locations.jobs.run": run_job,
     "run.projects.locations.jobs.delete": delete_job,
 }

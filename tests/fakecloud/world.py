@@ -17,6 +17,11 @@ EPOCH = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 ALWAYS_ON = frozenset({"serviceusage.googleapis.com", "storage.googleapis.com", "logging.googleapis.com"})
 # gcloud's own project, which a user's calls are charged to when they name none; our APIs are off there.
 GCLOUD_PROJECT = "764086051850"
+AGENTS = {
+    "run.googleapis.com": "serverless-robot-prod",
+    "artifactregistry.googleapis.com": "gcp-sa-artifactregistry",
+    "storage.googleapis.com": "gs-project-accounts",
+}
 Absent = Literal["404", "empty", "403"]
 """What testIamPermissions answers about a resource that does not exist."""
 GIB = 1024**3
@@ -117,6 +122,8 @@ class World:
             "artifactregistry": "403",
             "run": "empty",
             "secretmanager": "empty",
+            "cloudkms": "404",
+            "compute": "404",
         }
     )
     hiccup: int = 23
@@ -127,11 +134,13 @@ class World:
     other_projects: dict[str, str] = field(default_factory=dict)
     perimeter: set[str] = field(default_factory=set)
     secrets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
     subnets: dict[str, dict[str, Any]] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     masks: list[str] = field(default_factory=list)
     job_prints: list[str] = field(default_factory=lambda: ["42 tokens/s"])
     job_fails: str | None = None
+    log_delay: float = 4.0
     barred_build_regions: set[str] = field(default_factory=set)
     build_pools: set[str] | None = None
     source_checked_at_once: bool = True
@@ -194,6 +203,15 @@ class World:
         """Whether the service agent of an API is there by now."""
         return self.clock.now() >= self.enabled_at.get(api, -self.agent_delay) + self.agent_delay
 
+    def agent_email(self, api: str) -> str:
+        """The address of an API's service agent (https://cloud.google.com/iam/docs/service-agents)."""
+        return f"service-{self.number}@{AGENTS[api]}.iam.gserviceaccount.com"
+
+    def uses_key(self, api: str, key: str) -> bool:
+        """Whether an API's agent may encrypt with a key of the customer's."""
+        member, use = f"serviceAccount:{self.agent_email(api)}", "cloudkms.cryptoKeyVersions.useToEncrypt"
+        return key in self.keys and self.iam.allowed(member, use, self.key_name(key))
+
     def add_bucket(self, name: str, bucket: Bucket) -> None:
         """A bucket with the policy it is born with (https://cloud.google.com/storage/docs/access-control/iam-roles)."""
         self.buckets[name] = bucket
@@ -218,6 +236,18 @@ class World:
     def secret_name(self, name: str) -> str:
         return self._under_project(f"//secretmanager.googleapis.com/{name}")
 
+    def key_name(self, name: str) -> str:
+        """Of a key, or of its ring, which a key inherits from."""
+        ring, _, key = name.partition("/cryptoKeys/")
+        under = self._under_project(f"//cloudkms.googleapis.com/{ring}", name.split("/")[1])
+        if not key:
+            return under
+        self.iam.parents[f"//cloudkms.googleapis.com/{name}"] = under
+        return f"//cloudkms.googleapis.com/{name}"
+
+    def subnet_name(self, name: str) -> str:
+        return self._under_project(f"//compute.googleapis.com/{name}", name.split("/")[1])
+
     def service_name(self, name: str) -> str:
         return self._under_project(f"//run.googleapis.com/{name}")
 
@@ -233,12 +263,21 @@ class World:
         self.generation += 1
         return self.generation
 
-    def log(self, resource: dict[str, Any], text: str, *, at: float | None = None, severity: str = "INFO") -> None:
+    def log(
+        self,
+        resource: dict[str, Any],
+        text: str,
+        *,
+        at: float | None = None,
+        severity: str = "INFO",
+        labels: dict[str, str] | None = None,
+    ) -> None:
         """An entry that becomes visible when its moment has come."""
         when = self.clock.now() if at is None else at
         entry = {
             "logName": f"projects/{self.project}/logs/{resource['type']}",
             "resource": resource,
+            "labels": labels or {},
             "timestamp": self.timestamp(when),
             "severity": severity,
             "insertId": f"{len(self.logs):08d}",

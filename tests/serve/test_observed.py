@@ -91,6 +91,15 @@ async def test_a_log_line_joins_trace_and_request_and_holds_no_prompt(serve, eng
     assert "secret plans" not in log.getvalue()
 
 
+@pytest.mark.parametrize("rest", ["", "/123", "/123;o=1", "/123;o=0"])
+async def test_a_log_line_joins_googles_own_trace(serve, engine, log, rest: str) -> None:
+    """X-Cloud-Trace-Context, which Cloud Run's own request log goes by."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    served = await serve(ScriptedModel(engine()), environ={"GOOGLE_CLOUD_PROJECT": "p-1"})
+    await served.client.post("/generate", json={"prompt": "x"}, headers={"x-cloud-trace-context": f"{trace}{rest}"})
+    assert lines_of(log.getvalue())[0]["logging.googleapis.com/trace"] == f"projects/p-1/traces/{trace}"
+
+
 async def test_prompts_are_logged_where_that_is_asked_for(serve, engine, log) -> None:
     settings = replace(for_uri("gs://b/m"), server=ServerSettings(log_prompts=True))
     served = await serve(ScriptedModel(engine()), settings)

@@ -30,7 +30,7 @@ _APIS = (
     "logging.googleapis.com",
 )
 # What the checks themselves read with; without one of them an answer is unknown, and a deployment works.
-HELPERS = (
+_HELPERS = (
     "policytroubleshooter.googleapis.com",
     "cloudquotas.googleapis.com",
     "orgpolicy.googleapis.com",
@@ -38,10 +38,17 @@ HELPERS = (
 )
 
 
+def helpers(target: Target) -> tuple[str, ...]:
+    """The APIs that checks alone read with; a key and a network may belong to a project that has theirs on anyway."""
+    key = () if target.encryption_key is None else ("cloudkms.googleapis.com",)
+    network = () if target.subnet is None else ("compute.googleapis.com",)
+    return (*_HELPERS, *key, *network)
+
+
 def apis(target: Target) -> tuple[str, ...]:
     """The APIs of a deployment and of its checks."""
     secret = () if target.secret is None else ("secretmanager.googleapis.com",)
-    return (*_APIS, *secret, *HELPERS)
+    return (*_APIS, *secret, *helpers(target))
 
 
 # Stands for a caller whose credentials do not say whose they are; nothing can be granted to it but by a person.
@@ -56,6 +63,8 @@ class Principal(StrEnum):
     RUNTIME = "runtime account"
     INVOKER = "invoker"
     AGENT = "Cloud Run's service agent"
+    REGISTRY_AGENT = "Artifact Registry's service agent"
+    STORAGE_AGENT = "Cloud Storage's service agent"
 
 
 class Place(StrEnum):
@@ -72,6 +81,9 @@ class Place(StrEnum):
     SERVICE = "service"
     IMAGE_REPOSITORY = "repository of the image"
     SECRET = "secret"  # noqa: S105  the place, not one
+    KEY = "encryption key"
+    SUBNET = "subnet of another project"
+    HOST_PROJECT = "project of the network"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,23 @@ class Need:
 
 _C, _B, _R, _I, _A = Principal.CALLER, Principal.BUILD, Principal.RUNTIME, Principal.INVOKER, Principal.AGENT
 _BUILDS = {"build": True}
+
+
+def _uses_key(principal: Principal, *, build: bool) -> tuple[Need, Need]:
+    """Both halves of a key's use (https://cloud.google.com/kms/docs/cmek); the role has both."""
+    use, role = "cloudkms.cryptoKeyVersions", "roles/cloudkms.cryptoKeyEncrypterDecrypter"
+    return (
+        Need("encryption", principal, f"{use}.useToEncrypt", Place.KEY, role, build=build),
+        Need("encryption", principal, f"{use}.useToDecrypt", Place.KEY, role, build=build),
+    )
+
+
+# Who encrypts with a key of the customer's: each service with an agent of its own.
+_KEY_NEEDS = (
+    *_uses_key(Principal.AGENT, build=False),
+    *_uses_key(Principal.REGISTRY_AGENT, build=True),
+    *_uses_key(Principal.STORAGE_AGENT, build=True),
+)
 
 NEEDS = (
     Need("apis", _C, "serviceusage.services.use", Place.PROJECT, "roles/serviceusage.serviceUsageConsumer"),
@@ -142,6 +171,10 @@ NEEDS = (
     Need("deploy", _C, "run.revisions.get", Place.PROJECT, "roles/run.developer"),
     Need("deploy", _C, "run.revisions.list", Place.PROJECT, "roles/run.developer"),
     Need("deploy", _C, "run.services.setIamPolicy", Place.PROJECT, "roles/run.admin", public=True),
+    *(
+        Need("job", _C, f"run.jobs.{verb}", Place.PROJECT, "roles/run.developer", comfort=True)
+        for verb in ("create", "run", "get", "delete")
+    ),
     Need(
         "image",
         _A,
@@ -149,6 +182,9 @@ NEEDS = (
         Place.IMAGE_REPOSITORY,
         "roles/artifactregistry.reader",
     ),
+    *_KEY_NEEDS,
+    Need("network", _A, "compute.subnetworks.use", Place.SUBNET, "roles/compute.networkUser"),
+    Need("network", _A, "compute.networks.get", Place.HOST_PROJECT, "roles/compute.networkViewer"),
     Need("keys", _C, "secretmanager.versions.access", Place.SECRET, "roles/secretmanager.secretAccessor"),
     Need("keys", _R, "secretmanager.versions.access", Place.SECRET, "roles/secretmanager.secretAccessor"),
     Need("read the model", _C, "storage.buckets.get", Place.MODEL_BUCKET, "roles/storage.bucketViewer", comfort=True),
@@ -182,6 +218,8 @@ GRANTABLE: Mapping[str, frozenset[Kind]] = MappingProxyType(
         "roles/run.developer": frozenset({Kind.SERVICE}),
         "roles/run.admin": frozenset({Kind.SERVICE}),
         "roles/secretmanager.secretAccessor": frozenset({Kind.SECRET}),
+        "roles/cloudkms.cryptoKeyEncrypterDecrypter": frozenset({Kind.KEY}),
+        "roles/compute.networkUser": frozenset({Kind.SUBNET}),
     }
 )
 
@@ -199,6 +237,8 @@ GRANTING = {
     Kind.ACCOUNT: "iam.serviceAccounts.setIamPolicy",
     Kind.SERVICE: "run.services.setIamPolicy",
     Kind.SECRET: "secretmanager.secrets.setIamPolicy",
+    Kind.KEY: "cloudkms.cryptoKeys.setIamPolicy",
+    Kind.SUBNET: "compute.subnetworks.setIamPolicy",
 }
 MAKING = {
     "apis": "serviceusage.services.enable",
@@ -248,14 +288,28 @@ class Check:
         return self.answer == "yes"
 
 
+# The domains of service agents (https://cloud.google.com/iam/docs/service-agents).
+AGENTS: Mapping[Principal, str] = MappingProxyType(
+    {
+        Principal.AGENT: "serverless-robot-prod",
+        Principal.REGISTRY_AGENT: "gcp-sa-artifactregistry",
+        Principal.STORAGE_AGENT: "gs-project-accounts",
+    }
+)
+
+
+def _agent_email(domain: str, target: Target) -> str:
+    # NUMBER stands where the project does not say it.
+    return f"service-{target.number or 'NUMBER'}@{domain}.iam.gserviceaccount.com"
+
+
 def principal_member(principal: Principal, target: Target, caller: str) -> str:
     """The IAM member behind a principal; `caller` is one already."""
     email = {
         Principal.BUILD: target.build_account,
         Principal.RUNTIME: target.runtime_account,
         Principal.INVOKER: target.invoker_account,
-        # https://cloud.google.com/iam/docs/service-agents; NUMBER stands where the project does not say it.
-        Principal.AGENT: f"service-{target.number or 'NUMBER'}@serverless-robot-prod.iam.gserviceaccount.com",
+        **{agent: _agent_email(domain, target) for agent, domain in AGENTS.items()},
     }.get(principal)
     return caller if email is None else f"serviceAccount:{email}"
 
@@ -267,6 +321,10 @@ def resources(place: Place, target: Target) -> tuple[Resource, ...]:
         return tuple(target.resource(Kind.BUCKET, name) for name in buckets[place])
     if place is Place.SECRET:
         return () if target.secret is None else (target.resource(Kind.SECRET),)
+    if place is Place.KEY:
+        return () if target.key is None else (target.key,)
+    if place in (Place.SUBNET, Place.HOST_PROJECT):
+        return _of_the_host(place, target)
     if place is Place.IMAGE_REPOSITORY:
         # What lies in the project itself its agent reads anyway.
         repository = target.image_repository
@@ -281,6 +339,14 @@ def resources(place: Place, target: Target) -> tuple[Resource, ...]:
         Place.SERVICE: (Kind.SERVICE, None),
     }[place]
     return (target.resource(*single),)
+
+
+def _of_the_host(place: Place, target: Target) -> tuple[Resource, ...]:
+    """What lies in the project of a shared network; in its own project Cloud Run's agent may use networks anyway."""
+    subnet = target.subnet
+    if subnet is None or subnet.project == target.project:
+        return ()
+    return (subnet,) if place is Place.SUBNET else (Resource(Kind.PROJECT, subnet.project, subnet.project),)
 
 
 def needs(target: Target) -> Iterator[tuple[Need, Resource]]:
@@ -315,7 +381,8 @@ def asked_of_caller(target: Target) -> dict[Resource, tuple[str, ...]]:
         if need.principal is Principal.CALLER:
             asked.setdefault(resource, []).append(need.permission)
     project = target.resource(Kind.PROJECT)
-    others = (*resources(Place.PHOTO_BUCKET, target), *resources(Place.IMAGE_REPOSITORY, target))
+    foreign = (Place.PHOTO_BUCKET, Place.IMAGE_REPOSITORY, Place.KEY, Place.SUBNET, Place.HOST_PROJECT)
+    others = tuple(resource for place in foreign for resource in resources(place, target))
     granted_on = (*made_resources(target), *others, target.resource(Kind.SERVICE))
     for resource in (*asked, *granted_on):
         asked.setdefault(resource, []).append(GRANTING[resource.kind])

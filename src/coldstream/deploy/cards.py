@@ -1,7 +1,8 @@
 """The cards that Cloud Run has: size, quota, regions, and the driver that decides which images run; pure.
 
-As Google's page had it on 2026-11-29: https://cloud.google.com/run/docs/configuring/services/gpu. One card an instance.
-Regions of the RTX PRO 6000 are those of public deployers.
+As copies of Google's pages had it that were read on 2026-11-30: one card an instance, for services and worker pools
+(https://cloud.google.com/run/docs/configuring/services/gpu). They differ on whether an L4 in us-central1 is by
+invitation: here it is; what Cloud Quotas lists goes before.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from types import MappingProxyType
 
 from coldstream.errors import DeployError, SettingsError
 
-READ_ON = "2026-11-29"
+READ_ON = "2026-11-30"
 Cuda = tuple[int, int]
 
 
@@ -58,8 +59,8 @@ L4 = Card(
     driver="535.216.03",
     cuda=(12, 2),
     oldest_cuda=(11, 8),
-    regions=("us-central1", "us-east4", "europe-west1", "europe-west4", "asia-southeast1"),
-    by_invitation=("asia-south1",),
+    regions=("us-east4", "europe-west1", "europe-west4", "asia-southeast1"),
+    by_invitation=("us-central1", "asia-south1"),
 )
 RTX_PRO_6000 = Card(
     name="rtx-pro-6000",
@@ -74,7 +75,8 @@ RTX_PRO_6000 = Card(
     driver="580",
     cuda=(13, 0),
     oldest_cuda=(12, 8),
-    regions=("us-central1", "europe-west4", "asia-southeast1", "asia-south2"),
+    regions=("us-central1", "europe-west4", "asia-southeast1"),
+    by_invitation=("asia-south2",),
 )
 CARDS: Mapping[str, Card] = MappingProxyType({card.name: card for card in (L4, RTX_PRO_6000)})
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from coldstream.deploy import cards, evidence, places, plan, policies, quota
+from coldstream.deploy import answers, cards, evidence, places, plan, policies, quota
 from coldstream.deploy.access import Check, Grant
 from coldstream.deploy.evidence import Evidence, Said, ask
 from coldstream.deploy.google import Google
 from coldstream.deploy.plan import Model, OpenModel
 from coldstream.deploy.sizing import GIB
-from coldstream.deploy.target import Kind, Target
+from coldstream.deploy.target import Kind, Resource, Target
 from coldstream.errors import ColdstreamError, PermissionRefused
 from coldstream.settings import DeploySettings, Settings
 
@@ -71,16 +72,16 @@ def examine(
         rules = {name: pool.submit(ask, f"orgpolicy {name}", _policy(google, target, name)) for name in names}
         limits = pool.submit(plan.limits, google, target.project, plan.quota_names(wanted))
         models = {name: pool.submit(_model, settings, name, open_model) for name in settings.models}
-        subnet = pool.submit(ask, "subnetworks.get", _subnet(google, wanted, target)) if wanted.network else None
+        subnet = None if target.subnet is None else pool.submit(ask, "subnetworks.get", _subnet(google, target.subnet))
         found = access.result()
         member = found.member
         checks = [
-            *evidence.access_checks(found),
+            *answers.access_checks(found),
             _billing_check(billing.result()),
             *_model_checks(settings, models),
             *(_location_check(target, name, found.buckets[name]) for name in target.model_buckets),
             *(_policy_check(wanted, target, name, future.result(), member) for name, future in rules.items()),
-            *(() if subnet is None else (_subnet_check(_subnet_name(wanted), subnet.result()),)),
+            *(() if target.subnet is None or subnet is None else (_subnet_check(target.subnet, subnet.result()),)),
         ]
         read = [future.result() for future in models.values()]
         checks += _card_checks(wanted, target, limits.result())
@@ -97,22 +98,15 @@ def _policy(google: Google, target: Target, name: str) -> Callable[[], Mapping[s
     return lambda: google.organisation_policy(target.project, name)
 
 
-def _subnet(google: Google, wanted: DeploySettings, target: Target) -> Callable[[], Mapping[str, Any]]:
-    # A shared network's subnet is named by its path, with the project that it lies in.
-    project, name = target.project, _subnet_name(wanted)
-    if name.startswith("projects/"):
-        project, name = name.split("/")[1], name.rsplit("/", 1)[1]
-    return lambda: google.subnet(project, target.region, name)
+def _subnet(google: Google, subnet: Resource) -> Callable[[], Mapping[str, Any]]:
+    return lambda: google.subnet(subnet.name)
 
 
-def _subnet_name(wanted: DeploySettings) -> str:
-    # Without one Cloud Run takes the subnet that has the network's name, as a network in auto mode has.
-    return str(wanted.subnet or wanted.network)
-
-
-def _subnet_check(name: str, said: Said[Mapping[str, Any]]) -> Check:
-    question = f"subnet {name} has Private Google Access"
-    mend = "gcloud compute networks subnets update SUBNET --region=REGION --enable-private-ip-google-access"
+def _subnet_check(subnet: Resource, said: Said[Mapping[str, Any]]) -> Check:
+    question = f"{subnet} has Private Google Access"
+    _, project, _, region, _, name = subnet.name.split("/")
+    words = ["gcloud", "compute", "networks", "subnets", "update", name, f"--region={region}", f"--project={project}"]
+    mend = shlex.join([*words, "--enable-private-ip-google-access"])
     if said.value is None:
         return Check("network", question, "no" if said.missing else "unknown", said.why_not, mend)
     if said.value.get("privateIpGoogleAccess"):
@@ -145,7 +139,7 @@ def _model_checks(settings: Settings, models: Mapping[str, Future[Said[Model]]])
         if said.value is None:
             # A checkpoint that is wrong is missing; one that could not be looked at is unknown.
             wrong = said.error is not None and 30 <= said.error.exit_code < 50
-            advice = f"`coldstream inspect {uri}` says more"
+            advice = f"`{shlex.join(['coldstream', 'inspect', uri])}` says more"
             found.append(Check("model", question, "no" if wrong else "unknown", said.why_not, advice))
             continue
         model = said.value.weights
@@ -220,9 +214,9 @@ def _quota_checks(
         size = plan.choose_size(settings, wanted, read)
     except ColdstreamError as exc:
         return [Check("quota", "the models fit in one instance", "no", str(exc), "choose a smaller model")]
-    here = plan.of_region(limits, found.target.region)
-    fit = quota.fit(size, here, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy)
-    instances = wanted.max_instances or max(1, fit.instances)
+    here, least = plan.of_region(limits, found.target.region), wanted.min_instances
+    fit = quota.fit(size, here, wanted=wanted.max_instances, least=least, zonal_redundancy=wanted.zonal_redundancy)
+    instances = wanted.max_instances or max(1, least, fit.instances)
     checks = []
     for item in fit.demands:
         look = _to_look(limits[item.quota], "roles/cloudquotas.viewer", found.member, found.target)

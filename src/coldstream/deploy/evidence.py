@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from coldstream.deploy import access
-from coldstream.deploy.access import HELPERS, MAKING, Answer, Check, Grant, Make, Need, Principal
+from coldstream.deploy.access import AGENTS, Answer, Principal
 from coldstream.deploy.google import Google
 from coldstream.deploy.target import Kind, Resource, Target
 from coldstream.errors import (
-    AccessBarred,
     ApiDisabled,
     ColdstreamError,
     MissingExtra,
@@ -90,7 +88,7 @@ class Evidence:
         return self.target.caller or self.caller.value or access.NOBODY
 
     def exists(self, resource: Resource) -> bool | None:
-        """Whether a resource is there; None when Google would not say. An API that is off has nothing."""
+        """Whether a resource is there; None when Google would not say. A project whose API is off has nothing of it."""
         if resource.kind is Kind.PROJECT:
             return True
         if resource.kind is Kind.SERVICE and not self.service.error:
@@ -98,7 +96,7 @@ class Evidence:
         said = self.there.get(resource)
         if said is not None and said.error is None:
             return said.value
-        if said is not None and isinstance(said.error, ApiDisabled):
+        if said is not None and isinstance(said.error, ApiDisabled) and resource.project == self.target.project:
             return False
         held = self.held.get(resource)
         # Who holds a permission on it knows that it is there; who holds none may be told nothing of one that is not.
@@ -124,7 +122,7 @@ def gather(google: Google, target: Target) -> Evidence:
     """Ask everything, in parallel."""
     with ThreadPoolExecutor(WORKERS) as pool:
         asked_project = pool.submit(ask, "projects.get", lambda: google.project(target.project))
-        if any(need.principal is Principal.AGENT for need, _ in access.needs(target)):
+        if any(need.principal in AGENTS for need, _ in access.needs(target)):
             # A service agent's name has the project's number in it.
             target = _numbered(target, asked_project.result())
         questions = tuple(_questions(target))
@@ -143,8 +141,12 @@ def gather(google: Google, target: Target) -> Evidence:
         troubled = {item: pool.submit(ask, "policytroubleshooter", _troubleshoot(google, item)) for item in questions}
         unanswered = [item for item, future in troubled.items() if future.result().value in (None, "unknown")]
         policies, project = _policies(google, pool, unanswered), asked_project.result()
-        others = {item: _other(item, future.result(), policies, project) for item, future in troubled.items()}
         seen = {name: future.result() for name, future in buckets.items()}
+        alone = _alone(target, project, seen)
+        others = {
+            item: _other(item, future.result(), policies, alone=item.resource in alone)
+            for item, future in troubled.items()
+        }
         return Evidence(
             _numbered(target, project),
             caller.result(),
@@ -181,18 +183,20 @@ def _buckets_there(target: Target, seen: Mapping[str, Said[Mapping[str, Any]]]) 
 
 
 def _looked_for(target: Target) -> tuple[Resource, ...]:
-    """What may not be there: all that a deployment makes, and accounts made elsewhere; buckets are apart."""
+    """What may not be there: all that a deployment makes, and what is named by its path; buckets are apart."""
     accounts = [target.resource(Kind.ACCOUNT, email) for email in target.accounts]
+    named = [item for item in (target.key, target.subnet) if item is not None]
     made = access.made_resources(target)
-    return tuple(item for item in dict.fromkeys((*accounts, *made)) if item.kind is not Kind.BUCKET)
+    return tuple(item for item in dict.fromkeys((*accounts, *made, *named)) if item.kind is not Kind.BUCKET)
 
 
 def _exists(google: Google, resource: Resource) -> Callable[[], bool]:
     def look() -> bool:
         if resource.kind is Kind.ACCOUNT:
             return google.account_exists(resource.project, resource.name)
+        get = {Kind.SECRET: google.secret, Kind.KEY: google.key, Kind.SUBNET: google.subnet}
         try:
-            (google.secret if resource.kind is Kind.SECRET else google.repository)(resource.name)
+            get.get(resource.kind, google.repository)(resource.name)
         except ResourceNotFound:
             return False
         return True
@@ -211,13 +215,13 @@ def _troubleshoot(google: Google, question: EvidenceQuestion) -> Callable[[], An
 def _questions(target: Target) -> Iterable[EvidenceQuestion]:
     for need, resource in access.needs(target):
         if need.principal is not Principal.CALLER:
-            yield EvidenceQuestion(_email(need.principal, target), need.permission, resource)
+            yield EvidenceQuestion(email_of(need.principal, target), need.permission, resource)
             if resource.kind is Kind.SERVICE:
                 # A service that is not there yet inherits from the project; which of both counts is known later.
-                yield EvidenceQuestion(_email(need.principal, target), need.permission, target.resource(Kind.PROJECT))
+                yield EvidenceQuestion(email_of(need.principal, target), need.permission, target.resource(Kind.PROJECT))
 
 
-def _email(principal: Principal, target: Target) -> str:
+def email_of(principal: Principal, target: Target) -> str:
     return access.principal_member(principal, target, "").partition(":")[2]
 
 
@@ -230,12 +234,35 @@ class _Policies:
     roles: Mapping[str, Said[frozenset[str]]]
 
 
-def _project_of(resource: Resource) -> Resource:
+def project_of(resource: Resource) -> Resource:
     return Resource(Kind.PROJECT, resource.project, resource.project)
 
 
+def _with_parents(resource: Resource) -> tuple[Resource, ...]:
+    """The resource and what its policy inherits from, up to the project."""
+    ring = resource.name.partition("/cryptoKeys/")[0]
+    between = (Resource(Kind.KEY, ring, resource.project),) if resource.kind is Kind.KEY else ()
+    return tuple(dict.fromkeys((resource, *between, project_of(resource))))
+
+
+def _alone(
+    target: Target, project: Said[Mapping[str, str]], buckets: Mapping[str, Said[Mapping[str, Any]]]
+) -> frozenset[Resource]:
+    """What nothing above the project's own policy could grant a role on: the project has no parent, and it is in it."""
+    if project.value is None or project.value["parent"]:
+        return frozenset()
+    resources = {resource for _, resource in access.needs(target)} | {target.resource(Kind.PROJECT)}
+    number = project.value["number"]
+    foreign = {name for name, said in buckets.items() if (said.value or {}).get("project_number") != number}
+    return frozenset(
+        item
+        for item in resources
+        if item.project == target.project and not (item.kind is Kind.BUCKET and item.name in foreign)
+    )
+
+
 def _policies(google: Google, pool: ThreadPoolExecutor, questions: list[EvidenceQuestion]) -> _Policies:
-    places = dict.fromkeys(place for item in questions for place in (item.resource, _project_of(item.resource)))
+    places = dict.fromkeys(place for item in questions for place in _with_parents(item.resource))
     policies = {place: pool.submit(ask, f"getIamPolicy on {place}", _policy(google, place)) for place in places}
     bindings = {place: future.result() for place, future in policies.items()}
     names = {item["role"] for said in bindings.values() if said.value for item in said.value["bindings"]}
@@ -251,24 +278,20 @@ def _role(google: Google, name: str) -> Callable[[], frozenset[str]]:
     return lambda: google.role_permissions(name)
 
 
-def _other(
-    item: EvidenceQuestion, troubled: Said[Answer], policies: _Policies, project_said: Said[Mapping[str, str]]
-) -> tuple[Answer, str]:
+def _other(item: EvidenceQuestion, troubled: Said[Answer], policies: _Policies, *, alone: bool) -> tuple[Answer, str]:
     if troubled.value in ("yes", "no"):
         return troubled.value, "policytroubleshooter"
     first = troubled.why_not if troubled.error else "policytroubleshooter: part of the policy is hidden from the caller"
-    project = _project_of(item.resource)
-    answers = [_in_policy(item, policies.bindings[place], policies.roles) for place in (item.resource, project)]
-    places = f"the policies of {item.resource} and {project}"
+    asked = _with_parents(item.resource)
+    answers = [_in_policy(item, policies.bindings[place], policies.roles) for place in asked]
+    places = f"the policies of {item.resource} and {asked[-1]}"
     if "yes" in answers:
         return "unknown", f"{first}; getIamPolicy: granted in {places}, which show no deny policy"
     if "unknown" in answers:
-        hidden = [
-            policies.bindings[place].why_not for place in (item.resource, project) if policies.bindings[place].error
-        ]
+        hidden = [policies.bindings[place].why_not for place in asked if policies.bindings[place].error]
         why = hidden[0] if hidden else f"a group, a condition or a role in {places} may or may not grant it"
         return "unknown", f"{first}; {why}"
-    if project_said.value is not None and not project_said.value["parent"]:
+    if alone:
         return "no", f"getIamPolicy: not in {places}, and the project has no parent"
     return "unknown", f"{first}; not in {places}, but a folder or the organisation might grant it"
 
@@ -292,132 +315,3 @@ def _in_policy(
         if not certain or any(member.startswith(("group:", "domain:")) for member in binding["members"]):
             answer = "unknown"
     return answer
-
-
-# From evidence to checks.
-
-
-def access_checks(evidence: Evidence) -> tuple[Check, ...]:
-    """The graph, answered."""
-    target = evidence.target
-    return (
-        *_apis_checks(evidence),
-        *(_made_check(evidence, resource) for resource in access.made_resources(target)),
-        *(_check(evidence, need, resource) for need, resource in access.needs(target)),
-    )
-
-
-def _apis_checks(evidence: Evidence) -> list[Check]:
-    every = access.apis(evidence.target)
-    needed = tuple(api for api in every if api not in HELPERS)
-    return [
-        _apis_check(evidence, needed, f"the {len(needed)} APIs are on", "no"),
-        _apis_check(evidence, HELPERS, f"the {len(HELPERS)} APIs that checks read with are on", "warning"),
-    ]
-
-
-def _apis_check(evidence: Evidence, wanted: tuple[str, ...], question: str, when_off: Answer) -> Check:
-    project = evidence.target.resource(Kind.PROJECT)
-    said = evidence.apis
-    if said.value is None:
-        return Check("apis", question, "unknown", said.why_not, Make(project, apis=wanted))
-    off = tuple(api for api in wanted if not said.value.get(api, False))
-    if not off:
-        return Check("apis", question, "yes", said.call)
-    may = evidence.caller_may(MAKING["apis"], project)
-    names = ", ".join(api.removesuffix(".googleapis.com") for api in off)
-    whom = "the caller may turn them on" if may else "the caller may not turn them on"
-    return Check("apis", question, when_off, f"{said.call}: off: {names}; {whom}", Make(project, apis=off))
-
-
-_STEPS: Mapping[Kind, str] = MappingProxyType(
-    {
-        Kind.ACCOUNT: "accounts",
-        Kind.REPOSITORY: "repository",
-        Kind.BUCKET: "source bucket",
-        Kind.SECRET: "keys",
-    }
-)
-
-
-def _made_check(evidence: Evidence, resource: Resource) -> Check:
-    question = f"{resource} is there, or can be made"
-    step, make = _STEPS[resource.kind], Make(resource, region=evidence.target.region)
-    there = evidence.exists(resource)
-    if there:
-        return _owner_check(evidence, resource, step, question)
-    project = evidence.target.resource(Kind.PROJECT)
-    may = evidence.caller_may(MAKING[resource.kind], project)
-    if resource.kind is Kind.SECRET and there is False:
-        text = "not there; `coldstream doctor --fix` makes it, with a key of its own in it"
-        return Check(step, question, "no", text, make)
-    evidence_text = f"{'not there' if there is False else 'cannot be seen'}; {evidence.held[project].call}"
-    if there is False and may:
-        return Check(step, question, "yes", f"{evidence_text}: the caller may make it")
-    if may is None or there is None:
-        said = evidence.held[project] if may is None else evidence.there.get(resource, evidence.held[project])
-        return Check(step, question, "unknown", said.why_not if said.error else evidence_text, make)
-    return Check(step, question, "no", f"{evidence_text}: {MAKING[resource.kind]} is missing", make)
-
-
-def _owner_check(evidence: Evidence, resource: Resource, step: str, question: str) -> Check:
-    """Whose the source bucket is: a bucket's name is everybody's to take, and who has it may exchange what we build."""
-    if resource.kind is not Kind.BUCKET:
-        return Check(step, question, "yes", "it is there")
-    question = f"{resource} is the project's own"
-    said, number = evidence.buckets[resource.name], evidence.target.number
-    if said.value is None or number is None:
-        why = said.why_not if said.value is None else evidence.project.why_not
-        return Check(step, question, "unknown", why)
-    owner = said.value["project_number"]
-    if owner == number:
-        return Check(step, question, "yes", f"{said.call}: project {owner}")
-    advice = 'name another with source_bucket = "..." under [deploy]'
-    return Check(step, question, "no", f"{said.call}: it belongs to project {owner}, not {number}", advice)
-
-
-def _check(evidence: Evidence, need: Need, resource: Resource) -> Check:
-    question = f"{need.principal}: {need.permission} on {resource}"
-    member = access.principal_member(need.principal, evidence.target, evidence.member)
-    answer, why = _answer(evidence, need, resource)
-    if answer == "yes":
-        return Check(need.step, question, answer, why)
-    if answer == "no" and need.comfort:
-        answer = "warning"
-    return Check(need.step, question, answer, why, Grant(need.role, member, _granted_on(evidence, resource)))
-
-
-def _granted_on(evidence: Evidence, resource: Resource) -> Resource:
-    # A service that is not deployed yet has no policy to grant on; everything else is made before it is granted on.
-    if resource.kind is Kind.SERVICE and not evidence.exists(resource):
-        return _project_of(resource)
-    return resource
-
-
-def _answer(evidence: Evidence, need: Need, resource: Resource) -> tuple[Answer, str]:
-    if need.principal is Principal.CALLER:
-        return _callers_answer(evidence, need, resource)
-    target = evidence.target
-    email = _email(need.principal, target)
-    if need.principal is not Principal.AGENT and evidence.exists(target.resource(Kind.ACCOUNT, email)) is False:
-        return "no", f"account {email} is not there yet"
-    if resource.kind is not Kind.SERVICE and evidence.exists(resource) is False:
-        return "no", f"{resource} is not there yet"
-    answer, why = evidence.others[EvidenceQuestion(email, need.permission, _granted_on(evidence, resource))]
-    deploy_grants_it = need.principal is Principal.INVOKER and evidence.caller_may(
-        access.GRANTING[Kind.SERVICE], resource
-    )
-    if answer != "yes" and deploy_grants_it:
-        return "yes", f"{why}: {answer}; but the caller may grant it on the service, and deploy does"
-    return answer, why
-
-
-def _callers_answer(evidence: Evidence, need: Need, resource: Resource) -> tuple[Answer, str]:
-    may = evidence.caller_may(need.permission, resource)
-    there, said = evidence.exists(resource), evidence.said_of(resource)
-    if may is None and isinstance(said.error, AccessBarred) and need.permission in str(said.error):
-        return "no", said.why_not
-    if may is None:
-        return "unknown", said.why_not if said.error else f"{said.call}: {resource} cannot be seen"
-    where = f"{said.call} ({resource} is not there yet)" if there is False else said.call
-    return ("yes" if may else "no"), where

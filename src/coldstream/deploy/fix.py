@@ -41,7 +41,10 @@ class Remedy:
 
     @property
     def all(self) -> tuple[Make | Grant, ...]:
-        return self.makes + self.grants
+        """In the order in which they can be done: what is encrypted with a key is made once its users may use it."""
+        apis = tuple(item for item in self.makes if item.apis)
+        keys = tuple(item for item in self.grants if item.resource.kind is Kind.KEY)
+        return tuple(dict.fromkeys((*apis, *keys, *self.makes, *self.grants)))
 
     @property
     def others(self) -> tuple[Make | Grant, ...]:
@@ -98,14 +101,16 @@ def command(item: Make | Grant, target: Target) -> str:
         )
     if item.resource.kind is Kind.REPOSITORY:
         words = ["gcloud", "artifacts", "repositories", "create", target.repository, "--repository-format=docker"]
-        return shlex.join([*words, f"--location={target.region}", f"--labels={labels}", project])
+        key = [] if target.encryption_key is None else [f"--kms-key={target.encryption_key}"]
+        return shlex.join([*words, f"--location={target.region}", f"--labels={labels}", *key, project])
     if item.resource.kind is Kind.SECRET:
         name = item.resource.name.rsplit("/", 1)[1]
         words = ["gcloud", "secrets", "create", name, "--replication-policy=automatic", f"--labels={labels}", project]
         # A key that is never shown; head and base64 are on every machine that has gcloud.
         return f"head -c 32 /dev/urandom | base64 | tr '+/' '-_' | {shlex.join([*words, '--data-file=-'])}"
     words = ["gcloud", "storage", "buckets", "create", f"gs://{item.resource.name}", f"--location={target.region}"]
-    return shlex.join([*words, "--uniform-bucket-level-access", "--public-access-prevention", project])
+    key = [] if target.encryption_key is None else [f"--default-encryption-key={target.encryption_key}"]
+    return shlex.join([*words, "--uniform-bucket-level-access", "--public-access-prevention", *key, project])
 
 
 def undo(item: Grant) -> str:
@@ -116,19 +121,19 @@ def undo(item: Grant) -> str:
 def _policy_command(verb: str, item: Grant) -> str:
     name, project = item.resource.name, f"--project={item.resource.project}"
     short, parts = name.rsplit("/", 1)[-1], name.split("/")
+    within = dict(zip(parts[::2], parts[1::2], strict=False))
+    location, region = f"--location={within.get('locations', '')}", f"--region={within.get('regions', '')}"
+    of_run = f"--region={within.get('locations', '')}"
+    binding = f"{verb}-iam-policy-binding"
     place, where = {
-        Kind.PROJECT: (["projects", f"{verb}-iam-policy-binding", name], ["--condition=None"]),
-        Kind.BUCKET: (["storage", "buckets", f"{verb}-iam-policy-binding", f"gs://{name}"], []),
-        Kind.REPOSITORY: (
-            ["artifacts", "repositories", f"{verb}-iam-policy-binding", short],
-            [f"--location={parts[3] if len(parts) > 3 else ''}", project],
-        ),
-        Kind.ACCOUNT: (["iam", "service-accounts", f"{verb}-iam-policy-binding", name], [project]),
-        Kind.SERVICE: (
-            ["run", "services", f"{verb}-iam-policy-binding", short],
-            [f"--region={parts[3] if len(parts) > 3 else ''}", project],
-        ),
-        Kind.SECRET: (["secrets", f"{verb}-iam-policy-binding", short], [project]),
+        Kind.PROJECT: (["projects", binding, name], ["--condition=None"]),
+        Kind.BUCKET: (["storage", "buckets", binding, f"gs://{name}"], []),
+        Kind.REPOSITORY: (["artifacts", "repositories", binding, short], [location, project]),
+        Kind.ACCOUNT: (["iam", "service-accounts", binding, name], [project]),
+        Kind.SERVICE: (["run", "services", binding, short], [of_run, project]),
+        Kind.SECRET: (["secrets", binding, short], [project]),
+        Kind.KEY: (["kms", "keys", binding, short], [f"--keyring={within.get('keyRings', '')}", location, project]),
+        Kind.SUBNET: (["compute", "networks", "subnets", binding, short], [region, project]),
     }[item.resource.kind]
     return shlex.join(["gcloud", *place, f"--member={item.member}", f"--role={item.role}", *where])
 
@@ -162,11 +167,10 @@ def undo_script(items: tuple[Grant, ...], target: Target) -> str:
 # Doing it.
 
 
-def make_all(google: Google, target: Target, wanted: Remedy, *, clock: Clock, tell: Tell) -> None:
-    """Make what the caller may make."""
-    for item in wanted.makes:
-        if item in wanted.caller_may:
-            ground.make(google, target, item, clock=clock, tell=tell)
+def make_all(google: Google, target: Target, wanted: tuple[Make, ...], *, clock: Clock, tell: Tell) -> None:
+    """Make what there is to make, in order."""
+    for item in wanted:
+        ground.make(google, target, item, clock=clock, tell=tell)
 
 
 def grant_all(google: Google, grants: tuple[Grant, ...], *, clock: Clock, tell: Tell) -> tuple[Grant, ...]:
@@ -256,10 +260,39 @@ class Fixed:
 def apply(google: Google, examine: Callable[[], Report], report: Report, *, clock: Clock, tell: Tell) -> Fixed:
     """Make, ask again, grant, and wait until the grants act. What the caller may not do is left in `others`."""
     target = report.target
-    make_all(google, target, remedy(report), clock=clock, tell=tell)
+    unlocked: tuple[Grant, ...] = ()
+    if target.key is not None:
+        report, unlocked = _unlock(google, examine, report, clock=clock, tell=tell)
+    locked = _locked(report)
+    for item in locked:
+        tell(f"{item} is left until the service agents may use the key that it is encrypted with")
+    ready = remedy(report)
+    made = tuple(item for item in ready.makes if item in ready.caller_may and item.resource not in locked)
+    make_all(google, target, made, clock=clock, tell=tell)
     # What was made, or turned on, can be asked about only now.
     again = remedy(examine())
-    granted = tuple(item for item in again.grants if item in again.caller_may)
+    granted = tuple(item for item in again.grants if item in again.caller_may and item.resource not in locked)
     added = grant_all(google, granted, clock=clock, tell=tell)
     last = wait_until_met(examine, frozenset(granted), clock=clock, tell=tell) if granted else examine()
-    return Fixed(last, added, again.others)
+    return Fixed(last, (*unlocked, *added), again.others)
+
+
+def _unlock(
+    google: Google, examine: Callable[[], Report], report: Report, *, clock: Clock, tell: Tell
+) -> tuple[Report, tuple[Grant, ...]]:
+    """Let the service agents, which come with their APIs, use the customer's key; what was granted, once it acts."""
+    wanted = remedy(report)
+    apis = tuple(item for item in wanted.makes if item.apis and item in wanted.caller_may)
+    make_all(google, report.target, apis, clock=clock, tell=tell)
+    again = remedy(examine())
+    keys = tuple(item for item in again.grants if item.resource.kind is Kind.KEY and item in again.caller_may)
+    added = grant_all(google, keys, clock=clock, tell=tell)
+    return (wait_until_met(examine, frozenset(keys), clock=clock, tell=tell) if keys else examine()), added
+
+
+def _locked(report: Report) -> tuple[Resource, ...]:
+    """What cannot be made, because it is encrypted with a key that is not there, or that an agent may not use."""
+    if not any(check.step == "encryption" and check.answer == "no" for check in report.checks):
+        return ()
+    target = report.target
+    return (target.resource(Kind.REPOSITORY), target.resource(Kind.BUCKET, target.source_bucket))

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from coldstream.deploy.access import HELPERS, Make, apis
+from coldstream.deploy.access import Make, apis, helpers
 from coldstream.deploy.clock import Clock
 from coldstream.deploy.evidence import ask
 from coldstream.deploy.google import Google, wait
@@ -62,7 +62,7 @@ def ensure_apis(google: Google, target: Target, *, clock: Clock, tell: Tell) -> 
     try:
         turn_on(google, target, off, clock=clock, tell=tell)
     except PermissionRefused as exc:
-        if not set(off) <= set(HELPERS):
+        if not set(off) <= set(helpers(target)):
             raise
         tell(f"they stay off: {exc}")
         return ()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from coldstream.deploy import apply, fix, places, service
+from coldstream.deploy import fix, places, service, traffic
 from coldstream.deploy.clock import Clock
 from coldstream.deploy.evidence import Said, ask
 from coldstream.deploy.google import Google, wait
@@ -155,7 +155,7 @@ def rollback(google: Google, target: Target, *, to: str | None, clock: Clock, te
         return str(chosen)
     before = max(shares, key=lambda name: shares[name]) if shares else chosen
     notes = {PREVIOUS_ANNOTATION: before, service.PROVEN_ANNOTATION: chosen}
-    pending = apply.move(google, deployed, [service.to_revision(chosen, 100)], notes=notes)
+    pending = traffic.move(google, deployed, [service.to_revision(chosen, 100)], notes=notes)
     wait(pending, clock=clock, limit=300, tick=lambda waited: tell(f"moving traffic: {waited:.0f} s"))
     tell(f"all traffic is on {chosen}; it was {_told(shares)}")
     return str(chosen)
@@ -192,6 +192,7 @@ def inventory(
         least = int(deployed.get("scaling", {}).get("min_instance_count", 0))
         cost = f"{least} instances around the clock" if least else "nothing while nobody asks"
         found.append(Remains(f"service {target.service}", cost, lambda: _remove_service(google, target, clock, tell)))
+    found += _job(google, target, left, clock, tell)
     others = _others(google, target)
     found += _shared(google, target, others, left, clock, tell)
     own = _own_accounts(target, others, left)
@@ -263,6 +264,22 @@ def _own_accounts(target: Target, others: _Others, left: list[str]) -> list[str]
 def _remove_service(google: Google, target: Target, clock: Clock, tell: Tell) -> None:
     pending = google.delete_service(target.service_name)
     wait(pending, clock=clock, limit=300, tick=lambda waited: tell(f"removing the service: {waited:.0f} s"))
+
+
+def _job(google: Google, target: Target, left: list[str], clock: Clock, tell: Tell) -> list[Remains]:
+    """The job of a script whose run was ended by force; one that ended by itself removed its own."""
+    said: Said[Mapping[str, Any] | None] = ask("jobs.get", lambda: google.job(target.job_name))
+    if said.value is not None and _ours(said.value):
+        what = f"job {target.job_name.rsplit('/', 1)[1]}"
+        return [Remains(what, "nothing while it does not run", lambda: _remove_job(google, target, clock, tell))]
+    if said.value is not None or said.error is not None:
+        left.append(f"a job of the service: {'not made by coldstream' if said.value else said.why_not}")
+    return []
+
+
+def _remove_job(google: Google, target: Target, clock: Clock, tell: Tell) -> None:
+    pending = google.delete_job(target.job_name)
+    wait(pending, clock=clock, limit=300, tick=lambda waited: tell(f"removing the job: {waited:.0f} s"))
 
 
 def _repository(google: Google, target: Target, left: list[str], clock: Clock, tell: Tell) -> list[Remains]:

@@ -148,8 +148,9 @@ def make_plan(
     _refuse_keys(settings)
     engine, why = chosen_engine(settings, wanted, models)
     size = choose_size(settings, wanted, models, engine)
-    fit = quota.fit(size, limits, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy)
-    scaling = Scaling(min(wanted.min_instances, max(1, fit.instances)), max(1, fit.instances), wanted.request_timeout)
+    fit = fitting(size, wanted, limits)
+    most = max(1, wanted.min_instances, fit.instances)
+    scaling = Scaling(wanted.min_instances, most, wanted.request_timeout)
     built = _context(wanted, size, context)
     options, name = service.options(wanted), wanted.image or f"{target.image}:{built.tag if built else ''}"
     pinned = _pinned(name, digest_of(name))
@@ -185,6 +186,22 @@ def make_plan(
         kept=service.kept(deployed),
         warnings=tuple(_warnings(wanted, size, fit, deployed)),
     )
+
+
+def fitting(size: Size, wanted: DeploySettings, limits: Mapping[str, int | None]) -> Fit:
+    """What the limits hold of the instances that the settings want.
+
+    Raises:
+        DeployError: fewer than are to be there always.
+    """
+    least = wanted.min_instances
+    found = quota.fit(size, limits, wanted=wanted.max_instances, least=least, zonal_redundancy=wanted.zonal_redundancy)
+    if 0 < found.instances < least:
+        raise DeployError(
+            f"deploy.min_instances = {least}, and {found.limited_by} of {limits[found.limited_by or '']} holds "
+            f"{found.instances}; ask for fewer, or for more quota: https://console.cloud.google.com/iam-admin/quotas"
+        )
+    return found
 
 
 def _pinned(name: str, digest: str | None) -> str:
@@ -261,13 +278,7 @@ def _warnings(wanted: DeploySettings, size: Size, fit: Fit, deployed: Mapping[st
     if wanted.network is not None:
         found.append(
             f"all traffic goes through {wanted.network}: its subnet needs Private Google Access, and an address for "
-            "each instance and its successor (a /26 or larger); in another project's network Cloud Run's service agent "
-            "needs roles/compute.networkUser"
-        )
-    if wanted.encryption_key is not None:
-        found.append(
-            "the service agents of Cloud Run, Artifact Registry and Cloud Storage need "
-            f"roles/cloudkms.cryptoKeyEncrypterDecrypter on {wanted.encryption_key}; that is not checked here"
+            "each instance and its successor (a /26 or larger)"
         )
     return found
 
@@ -367,10 +378,9 @@ def _instances(
 ) -> int:
     try:
         engine, _ = chosen_engine(settings, wanted, models)
-        size = choose_size(settings, wanted, models, engine)
+        return fitting(choose_size(settings, wanted, models, engine), wanted, limits).instances
     except (DeployError, SettingsError):
         return 0
-    return quota.fit(size, limits, wanted=wanted.max_instances, zonal_redundancy=wanted.zonal_redundancy).instances
 
 
 def lines(plan: Plan) -> list[tuple[str, str]]:
@@ -390,7 +400,7 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
         ("instances", f"{plan.scaling.min_instances} to {plan.scaling.max_instances}"),
         ("quota", demands),
         ("first token", f"about {size.seconds_to_first_token:.0f} s after a request that finds no instance"),
-        ("cost", f"${size.dollars_per_hour:.2f} an hour and instance, about {_per_million(size)} per million tokens"),
+        ("cost", _cost(size)),
         *(("assumed", text) for text in size.assumptions),
         *_beside(plan.beside),
         *(("warning", text) for text in plan.warnings),
@@ -425,6 +435,13 @@ def _memory(size: Size) -> str:
     return f"{size.needed_bytes / GIB:.1f} of {size.device_bytes / GIB:.0f} GiB on the {place} ({told})"
 
 
+def _cost(size: Size) -> str:
+    if not size.priced:
+        rest = f"${size.dollars_per_hour:.2f} an hour and instance"
+        return f"{rest} without the {size.machine}, whose price is not known here"
+    return f"${size.dollars_per_hour:.2f} an hour and instance, about {_per_million(size)} per million tokens"
+
+
 def _per_million(size: Size) -> str:
     return f"${size.dollars_per_million_tokens:.2f} at {size.tokens_per_second:.0f} tokens/s"
 
@@ -433,7 +450,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain data."""
     size = {**asdict(plan.size), "needed_bytes": plan.size.needed_bytes}
     size |= {"machine": plan.size.machine, "gpu": plan.size.gpu}
-    size["dollars_per_million_tokens"] = plan.size.dollars_per_million_tokens
+    # Without the card's price there is no price of tokens, and an hour's is that of the rest.
+    size["card_is_priced"] = plan.size.priced
+    size["dollars_per_million_tokens"] = plan.size.dollars_per_million_tokens if plan.size.priced else None
     return {
         "target": asdict(plan.target),
         "size": size,

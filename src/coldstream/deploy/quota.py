@@ -96,19 +96,20 @@ def demands(size: Size, limits: Mapping[str, int | None], *, zonal_redundancy: b
     return (*wanted, Demand(quota, label, unit, limits.get(quota), "GPU", unit, first_grant=grant))
 
 
-def fit(size: Size, limits: Mapping[str, int | None], *, wanted: int | None, zonal_redundancy: bool) -> Fit:
+def fit(size: Size, limits: Mapping[str, int | None], *, wanted: int | None, least: int, zonal_redundancy: bool) -> Fit:
     """The wanted number of instances, or the most that the limits hold; 0 when not even one fits.
 
     Without a wish: up to three, and fewer where one more would not fit while a new revision starts; one where a limit
-    is not known. The first deployment of one instance never fails for an overlap that it does not have.
+    is not known; never fewer than the `least` that are always there, where the limits hold those. The first deployment
+    of one instance never fails for an overlap that it does not have.
     """
     asked = demands(size, limits, zonal_redundancy=zonal_redundancy)
     # A limit that may not be seen is not counted on: Cloud Run refuses a service whose sum is above it.
     unseen = any(item.limit is None for item in asked)
-    goal = wanted or (1 if unseen else DEFAULT_MAX_INSTANCES)
+    goal = wanted or max(least, 1 if unseen else DEFAULT_MAX_INSTANCES)
     most = {item.quota: item.most for item in asked if item.most is not None}
     tightest = min(most, key=lambda name: most[name], default=None)
     if tightest is None:
         return Fit(goal, None, asked)
-    room = most[tightest] if wanted else max(min(1, most[tightest]), most[tightest] - 1)
+    room = most[tightest] if wanted else max(min(max(1, least), most[tightest]), most[tightest] - 1)
     return Fit(goal, None, asked) if room >= goal else Fit(max(0, room), tightest, asked)

@@ -46,6 +46,16 @@ _KEPT = (
     "encryption_key_revocation_action",
     "encryption_key_shutdown_duration",
     "service_mesh",
+    "health_check_disabled",
+)
+_KEPT_OF_CONTAINER = (
+    "args",
+    "command",
+    "volume_mounts",
+    "working_dir",
+    "depends_on",
+    "readiness_probe",
+    "base_image_uri",
 )
 # Fields of a template that are ours alone: without a wish for them they go.
 _OURS = ("node_selector", "gpu_zonal_redundancy_disabled", "revision", "client", "client_version")
@@ -159,6 +169,8 @@ def _keys(target: Target) -> list[dict[str, Any]]:
 def revision_name(service_name: str, body: Mapping[str, Any], deployed: Mapping[str, Any] | None) -> str:
     """A revision's name, derived from what it is made from: the same template is the same revision."""
     others = {key: value for key, value in foreign(deployed).items() if key not in body}
+    labels = {key: value for key, value in others.pop("template_labels", {}).items() if key not in body["labels"]}
+    others |= {"labels": labels} if labels else {}
     return f"{service_name}-{_digest({**body, 'foreign': others} if others else body)}"
 
 
@@ -204,10 +216,13 @@ def foreign(deployed: Mapping[str, Any] | None) -> dict[str, Any]:
     others = [item for item in before.get("containers", []) if not _is_ours(item)]
     mine: Mapping[str, Any] = next((item for item in before.get("containers", []) if _is_ours(item)), {})
     env = [item for item in mine.get("env", []) if item["name"] not in _VARIABLES]
-    extra = {
-        key: mine[key] for key in ("args", "command", "volume_mounts", "working_dir", "depends_on") if mine.get(key)
+    extra = {key: mine[key] for key in _KEPT_OF_CONTAINER if mine.get(key)}
+    # A label with a namespace is a tool's, or Google's own.
+    labels = {
+        key: value for key, value in before.get("labels", {}).items() if "/" not in key and LABELS.get(key) != value
     }
-    return found | ({"sidecars": others} if others else {}) | ({"env": env} if env else {}) | extra
+    rooms = {"sidecars": others, "env": env, "template_labels": labels}
+    return found | {name: room for name, room in rooms.items() if room} | extra
 
 
 def service(
@@ -313,6 +328,8 @@ _KEPT_OF_SERVICE = (
     "binary_authorization",
     "default_uri_disabled",
     "launch_stage",
+    "multi_region_settings",
+    "build_config",
 )
 
 

@@ -14,10 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from coldstream.deploy import plan as planning
-from coldstream.deploy.apply import STEPS, Deployed, Event, Tell
+from coldstream.deploy.apply import STEPS, Deployed
 from coldstream.deploy.doctor import Report
 from coldstream.deploy.plan import Plan
 from coldstream.deploy.service import Change
+from coldstream.deploy.steps import Event, Tell
 from coldstream.deploy.target import Target
 
 _COLOURS = {"yes": "green", "warning": "cyan", "no": "red", "unknown": "yellow"}
@@ -75,8 +76,14 @@ def event(console: Console, what: Event) -> None:
         console.print(f"  [dim]| {text}[/]")
     elif what.mark == "note":
         console.print(f"  {text}")
+    elif what.mark == "failed":
+        # What went wrong is the error that the command ends with.
+        console.print("  [red]failed[/]")
     else:
-        console.print(f"  [green]{'done' if what.mark == 'done' else 'as it should be'}[/] {text}".rstrip())
+        console.print(f"  [green]{_ENDED[what.mark]}[/] {text}".rstrip())
+
+
+_ENDED = {"done": "done", "kept": "as it should be", "failed": "failed"}
 
 
 @contextmanager
@@ -111,13 +118,13 @@ class Rollout:
         elif what.mark == "note":
             self._rows[what.step] = (state, what.text)
         elif what.mark != "log":
-            self._rows[what.step] = ("done" if what.mark == "done" else "as it should be", what.text or said)
+            self._rows[what.step] = (_ENDED[what.mark], what.text or said)
 
     def table(self) -> Table:
         """The rows as they stand."""
         table = Table("step", "state", "", box=None, pad_edge=False)
         for name, (state, said) in self._rows.items():
-            colour = {"working": "yellow", "": "dim"}.get(state, "green")
+            colour = {"working": "yellow", "failed": "red", "": "dim"}.get(state, "green")
             table.add_row(name, f"[{colour}]{state or 'to come'}[/]", escape(_short(said) if said else ""))
         return table
 

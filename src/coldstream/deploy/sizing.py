@@ -255,6 +255,11 @@ class Size:
         return self.card is not None
 
     @property
+    def priced(self) -> bool:
+        """Whether the dollars have the card in them: the price of one may not be known here."""
+        return self.card is None or Prices().of(self.card, redundant=False) is not None
+
+    @property
     def needed_bytes(self) -> int:
         """On the device: weights, keys and values at the concurrency, activations, and the runtime's own."""
         return self.weight_bytes + self.kv_bytes + self.activation_bytes + (GIB if self.gpu else 0)

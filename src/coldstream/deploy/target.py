@@ -6,6 +6,7 @@ Resource names follow https://cloud.google.com/iam/docs/full-resource-names.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -25,8 +26,13 @@ ACCOUNT = re.compile(r"[a-z0-9][a-z0-9.-]*@[a-z0-9-]+(\.[a-z0-9-]+)+")
 MEMBER = re.compile(r"(user|serviceAccount|group):[\w.+-]+@[\w.-]+|principal(Set)?://[\w./@:%-]+", re.ASCII)
 IMAGE = re.compile(r"[a-z0-9][a-zA-Z0-9._/:@-]{0,500}")
 POOL = re.compile(r"projects/[a-z0-9.:-]+/locations/[a-z0-9-]+/workerPools/[a-z0-9-]+")
-NETWORK = re.compile(r"(projects/[a-z0-9.:-]+/[a-z0-9/-]*)?[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
-KEY = re.compile(r"projects/[a-z0-9.:-]+/locations/[a-z0-9-]+/keyRings/[\w-]+/cryptoKeys/[\w-]+", re.ASCII)
+NETWORK = re.compile(r"(projects/[a-z0-9.:-]+/global/networks/)?[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+SUBNET = re.compile(
+    r"(projects/[a-z0-9.:-]+/regions/(?P<region>[a-z0-9-]+)/subnetworks/)?[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
+)
+KEY = re.compile(
+    r"projects/[a-z0-9.:-]+/locations/(?P<location>[a-z0-9-]+)/keyRings/[\w-]+/cryptoKeys/[\w-]+", re.ASCII
+)
 SECRET = re.compile(r"(projects/[a-z0-9.:-]+/secrets/)?[A-Za-z0-9_-]{1,255}")
 # https://cloud.google.com/run/docs/configuring/services/labels
 LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -43,6 +49,8 @@ class Kind(StrEnum):
     ACCOUNT = "account"
     SERVICE = "service"
     SECRET = "secret"  # noqa: S105  the kind, not one
+    KEY = "key"
+    SUBNET = "subnet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,8 @@ class Resource:
             Kind.ACCOUNT: f"//iam.googleapis.com/projects/{self.project}/serviceAccounts/{self.name}",
             Kind.SERVICE: f"//run.googleapis.com/{self.name}",
             Kind.SECRET: f"//secretmanager.googleapis.com/{self.name}",
+            Kind.KEY: f"//cloudkms.googleapis.com/{self.name}",
+            Kind.SUBNET: f"//compute.googleapis.com/{self.name}",
         }[self.kind]
 
     def __str__(self) -> str:
@@ -75,7 +85,7 @@ class Target:
 
     `model_buckets` are the gs:// buckets that it starts from, `photo_buckets` those that requests may name photos in.
     `own_image` is an image that is not built here, `secret` the Secret Manager resource that holds API keys, `number`
-    the project's number, where it is known.
+    the project's number, where it is known. `subnet` is the one that all traffic goes through, maybe another project's.
     """
 
     project: str
@@ -95,6 +105,13 @@ class Target:
     caller: str | None = None
     number: str | None = None
     encryption_key: str | None = None
+    subnet: Resource | None = None
+
+    @property
+    def key(self) -> Resource | None:
+        """The customer's key, in whichever project it lies."""
+        name = self.encryption_key
+        return None if name is None else Resource(Kind.KEY, name, name.split("/")[1])
 
     @property
     def build_locations(self) -> tuple[str, ...]:
@@ -109,6 +126,11 @@ class Target:
     @property
     def service_name(self) -> str:
         return f"{self.location}/services/{self.service}"
+
+    @property
+    def job_name(self) -> str:
+        """One job a service: it is made, run and removed."""
+        return f"{self.location}/jobs/{self.service}-job"
 
     @property
     def repository_name(self) -> str:
@@ -172,9 +194,22 @@ def check_names(settings: DeploySettings) -> str:
 def _check_options(settings: DeploySettings) -> None:
     if settings.subnet is not None and settings.network is None:
         raise SettingsError("deploy.subnet without deploy.network: name both")
+    _check_places(settings)
+    most = settings.max_instances
+    if most is not None and settings.min_instances > most:
+        raise SettingsError(f"deploy.min_instances = {settings.min_instances} is more than max_instances = {most}")
     for name, value in settings.labels.items():
         if not LABEL_KEY.fullmatch(name) or not LABEL_VALUE.fullmatch(value):
             raise SettingsError(f"deploy.labels.{name} = {value!r}: use a-z, 0-9, _ and -, at most 63 characters")
+
+
+def _check_places(settings: DeploySettings) -> None:
+    """A service's key and subnet lie in its region (https://cloud.google.com/run/docs/securing/using-cmek)."""
+    for name, pattern, part in (("encryption_key", KEY, "location"), ("subnet", SUBNET, "region")):
+        found = pattern.fullmatch(getattr(settings, name) or "")
+        place = None if found is None else found[part]
+        if place not in (None, settings.region):
+            raise SettingsError(f"deploy.{name} lies in {place}, and the service in {settings.region}: both must agree")
 
 
 _PATTERNS = (
@@ -189,7 +224,7 @@ _PATTERNS = (
     ("image", IMAGE, "an image's reference, as region-docker.pkg.dev/project/repository/image:tag"),
     ("build_pool", POOL, "a worker pool, as projects/P/locations/R/workerPools/W"),
     ("network", NETWORK, "a network's name"),
-    ("subnet", NETWORK, "a subnet's name"),
+    ("subnet", SUBNET, "a subnet's name"),
     ("encryption_key", KEY, "a key, as projects/P/locations/R/keyRings/K/cryptoKeys/C"),
 )
 _REGISTRY = re.compile(
@@ -248,7 +283,18 @@ def target(
         secret=_secret_name(project, secret),
         caller=settings.caller,
         encryption_key=settings.encryption_key,
+        subnet=_subnet(settings, project),
     )
+
+
+def _subnet(settings: DeploySettings, project: str) -> Resource | None:
+    """The subnet that is named; without a name the one that is called as its network, as Cloud Run takes it."""
+    if settings.network is None:
+        return None
+    named = settings.subnet or settings.network.rsplit("/", 1)[-1]
+    host = next((name.split("/")[1] for name in (named, settings.network) if "/" in name), project)
+    short = named.rsplit("/", 1)[-1]
+    return Resource(Kind.SUBNET, f"projects/{host}/regions/{settings.region}/subnetworks/{short}", host)
 
 
 def _secret_name(project: str, secret: str | None) -> str | None:
@@ -268,7 +314,8 @@ def bucket_of(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.scheme != "gs" or not parts.netloc:
         raise SettingsError(
-            f"{uri}: only a gs:// model can be deployed; copy it with `gcloud storage cp -r {uri} gs://...`"
+            f"{uri}: only a gs:// model can be deployed; copy it with "
+            f"`{shlex.join(['gcloud', 'storage', 'cp', '-r', uri])} gs://...`"
         )
     if not BUCKET.fullmatch(parts.netloc):
         raise SettingsError(f"{uri}: {parts.netloc!r} is not a bucket's name")

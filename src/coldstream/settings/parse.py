@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -33,6 +33,19 @@ def record(cls: type[_Record], table: Mapping[str, Any], where: str, **given: An
         if name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise SettingsError(f"{_join(where, name)} is missing")
     return cls(**values, **given)
+
+
+def changed(settings: _Record, options: Mapping[str, Any], where: str) -> _Record:
+    """The record with options on top, each of which is read as if it stood in the record's table.
+
+    Raises:
+        SettingsError: as `record`.
+    """
+    hints = get_type_hints(type(settings))
+    own = {item.name: item for item in fields(settings)}
+    _refuse_unknown(options, set(own), where)
+    values = {name: _value(own[name], hints[name], value, _join(where, name)) for name, value in options.items()}
+    return replace(settings, **values)
 
 
 def table_of(value: Any, where: str) -> Mapping[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from coldstream.settings.key import key, key_of
-from coldstream.settings.parse import fit
+from coldstream.settings.key import key
+from coldstream.settings.parse import changed
 from coldstream.settings.template import template_variables
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
@@ -294,19 +294,12 @@ class DeploySettings:
     smoke: Mapping[str, SmokeSettings] = key("a table for a task's question", default_factory=_nothing)
 
     def overridden(self, **options: Any) -> DeploySettings:
-        """With the command line's options on top, of the same types and in the same ranges; None was not given.
+        """With the command line's options on top, read as the file's are; an option that was not given is None.
 
         Raises:
-            SettingsError: one is of another type, or out of its range.
+            SettingsError: one is unknown, of another type or out of its range.
         """
-        given = {name: value for name, value in options.items() if value is not None}
-        hints = get_type_hints(DeploySettings)
-        for item in fields(self):
-            keyed = key_of(item)
-            if item.name in given and keyed is not None:
-                fit(given[item.name], hints[item.name], f"deploy.{item.name}")
-                keyed.check(given[item.name], f"deploy.{item.name}")
-        return replace(self, **given)
+        return changed(self, {name: value for name, value in options.items() if value is not None}, "deploy")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("opentelemetry.sdk", reason="the otel extra is not installed")
 
@@ -10,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from coldstream.serve.observe.tracing import Tracing, from_environment
+from coldstream.serve.observe.tracing import Tracing, carrier, from_environment
 from tests.support.scripted import ScriptedModel
 
 
@@ -38,6 +40,30 @@ async def test_a_requests_spans_hang_under_the_callers_and_hold_no_prompt(serve,
         assert whole.start_time <= span.start_time <= span.end_time <= whole.end_time
     assert found["queue"].end_time == found["prefill"].start_time
     assert "secret" not in str([span.attributes for span in exporter.get_finished_spans()])
+
+
+@pytest.mark.parametrize(
+    ("header", "parent"),
+    [
+        ("0AF7651916cd43dd8448eb211c80319c/13245611870463652657;o=1", "b7d1ddd163aef331"),
+        ("0af7651916cd43dd8448eb211c80319c/1", "0000000000000001"),
+    ],
+)
+async def test_googles_own_header_is_a_parent_too(serve, engine, spans, header: str, parent: str) -> None:
+    """Cloud Run's front end sends it; `traceparent` goes before."""
+    exporter, tracing = spans
+    served = await serve(ScriptedModel(engine("hello")), tracing=tracing)
+    await served.client.post("/generate", json={"prompt": "x"}, headers={"X-Cloud-Trace-Context": header})
+    (whole,) = (span for span in exporter.get_finished_spans() if span.name == "POST /generate")
+    found = (format(whole.context.trace_id, "032x"), format(whole.parent.span_id, "016x"))
+    assert found == ("0af7651916cd43dd8448eb211c80319c", parent)
+
+
+@given(header=st.text("0123456789abcdefG/;o=-", max_size=60))
+def test_any_header_is_a_parent_or_none(header: str) -> None:
+    assert carrier({"traceparent": "a", "x-cloud-trace-context": header})["traceparent"] == "a"
+    made = carrier({"x-cloud-trace-context": header}).get("traceparent", "")
+    assert not made or len(made) >= 55
 
 
 async def test_a_failure_is_a_span_in_error_and_probes_leave_none(serve, engine, spans) -> None:

@@ -20,6 +20,8 @@ SCOPES = ("https://www.googleapis.com/auth/cloud-platform", "https://www.googlea
 TIMEOUT = 60.0
 CONNECTIONS = 32
 SECRETS = "secretmanager.googleapis.com"
+KEYS = "cloudkms.googleapis.com"
+NETWORKS = "compute.googleapis.com"
 # How every client is called: what is worth asking again is decided by `mapping`, on our clock.
 ONCE: Mapping[str, Any] = MappingProxyType({"timeout": TIMEOUT, "retry": None})
 

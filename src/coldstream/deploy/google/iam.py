@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
-from coldstream.deploy.google.clients import ONCE, SECRETS, Clients
+from coldstream.deploy.google.clients import KEYS, NETWORKS, ONCE, SECRETS, Clients
 from coldstream.deploy.google.mapping import asked, called, module
 from coldstream.deploy.target import Kind, Resource
 from coldstream.errors import ResourceConflict, ResourceNotFound
 
 Access = Literal["yes", "no", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainApi:
+    """How an API without a client among the dependencies spells its policies; `verb` comes before the method's name."""
+
+    host: str
+    path: str
+    verb: str
+    version: str
+
+
+_PLAIN: Mapping[Kind, _PlainApi] = MappingProxyType(
+    {
+        Kind.SECRET: _PlainApi(SECRETS, "v1", ":", "options.requestedPolicyVersion"),
+        Kind.KEY: _PlainApi(KEYS, "v1", ":", "options.requestedPolicyVersion"),
+        Kind.SUBNET: _PlainApi(NETWORKS, "compute/v1", "/", "optionsRequestedPolicyVersion"),
+    }
+)
+
+
+def _place(resource: Resource, method: str) -> tuple[str, str]:
+    """(host, path) of a method on a resource."""
+    api = _PLAIN[resource.kind]
+    return api.host, f"{api.path}/{resource.name}{api.verb}{method}"
 
 
 class IamCalls(Clients):
@@ -21,9 +48,9 @@ class IamCalls(Clients):
         """Those of the permissions that the caller holds on the resource."""
         if resource.kind is Kind.BUCKET:
             return frozenset(self._bucket(resource.name).test_iam_permissions(list(permissions), **ONCE))
-        if resource.kind is Kind.SECRET:
+        if resource.kind in _PLAIN:
             body = {"permissions": list(permissions)}
-            answer = self._json("POST", SECRETS, f"v1/{resource.name}:testIamPermissions", body)
+            answer = self._json("POST", *_place(resource, "testIamPermissions"), body)
             return frozenset(answer.get("permissions", []))
         request = {"resource": self._iam_name(resource), "permissions": list(permissions)}
         return frozenset(self._iam_client(resource).test_iam_permissions(request, **ONCE).permissions)
@@ -35,8 +62,8 @@ class IamCalls(Clients):
             policy = self._bucket(resource.name).get_iam_policy(requested_policy_version=3, **ONCE)
             bindings = [{**item, "members": sorted(item["members"])} for item in policy.bindings]
             return {"bindings": bindings, "etag": policy.etag}
-        if resource.kind is Kind.SECRET:
-            answer = self._json("GET", SECRETS, f"v1/{resource.name}:getIamPolicy?options.requestedPolicyVersion=3")
+        if resource.kind in _PLAIN:
+            answer = self._json("GET", *_place(resource, f"getIamPolicy?{_PLAIN[resource.kind].version}=3"))
             return {"bindings": answer.get("bindings", []), "etag": answer.get("etag", "")}
         request = {"resource": self._iam_name(resource), "options": {"requested_policy_version": 3}}
         return _plain_policy(self._iam_client(resource).get_iam_policy(request, **ONCE))
@@ -56,8 +83,8 @@ class IamCalls(Clients):
             wanted.bindings = [{**item, "members": set(item["members"])} for item in policy["bindings"]]
             bucket.set_iam_policy(wanted, **ONCE)
             return
-        if resource.kind is Kind.SECRET:
-            self._json("POST", SECRETS, f"v1/{resource.name}:setIamPolicy", {"policy": _versioned(policy)})
+        if resource.kind in _PLAIN:
+            self._json("POST", *_place(resource, "setIamPolicy"), {"policy": _versioned(policy)})
             return
         request = {"resource": self._iam_name(resource), "policy": _proto_policy(policy)}
         self._iam_client(resource).set_iam_policy(request, **ONCE)

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from coldstream.deploy.google.clients import ONCE, SECRETS, TIMEOUT, Clients
+from coldstream.deploy.google.clients import KEYS, NETWORKS, ONCE, SECRETS, TIMEOUT, Clients
 from coldstream.deploy.google.mapping import asked, called, module
 from coldstream.deploy.google.operations import Pending, pending, plain
 from coldstream.errors import PermissionRefused
@@ -71,7 +71,7 @@ class ProjectCalls(Clients):
                     found[str(region)] = int(info.details.value)
         return found
 
-    # Secret Manager and Compute have no client among the dependencies.
+    # Secret Manager, Cloud KMS and Compute have no client among the dependencies.
 
     @asked
     def secret(self, name: str) -> Mapping[str, Any]:
@@ -97,7 +97,11 @@ class ProjectCalls(Clients):
         self._json("POST", SECRETS, f"v1/{name}:addVersion", {"payload": {"data": base64.b64encode(value).decode()}})
 
     @asked
-    def subnet(self, project: str, region: str, name: str) -> Mapping[str, Any]:
-        """A subnet of the project, as Compute Engine has it."""
-        path = f"compute/v1/projects/{project}/regions/{region}/subnetworks/{name}"
-        return dict(self._json("GET", "compute.googleapis.com", path))
+    def subnet(self, name: str) -> Mapping[str, Any]:
+        """A subnet, as Compute Engine has it."""
+        return dict(self._json("GET", NETWORKS, f"compute/v1/{name}"))
+
+    @asked
+    def key(self, name: str) -> Mapping[str, Any]:
+        """A key, without what is in it."""
+        return dict(self._json("GET", KEYS, f"v1/{name}"))

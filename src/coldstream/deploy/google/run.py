@@ -99,10 +99,22 @@ class RunCalls(Clients):
         return pending("the job", self._jobs().create_job(run_v2.CreateJobRequest(request), **ONCE))
 
     @called
-    def run_job(self, name: str) -> Pending:
-        """Run a job once; it has ended when its execution has."""
+    def run_job(self, name: str) -> tuple[str, Pending]:
+        """Run a job once; the execution's name, and the operation, which has ended when the execution has."""
         run_v2 = module("google.cloud.run_v2")
-        return pending("the job's execution", self._jobs().run_job(run_v2.RunJobRequest({"name": name}), **ONCE))
+        operation = self._jobs().run_job(run_v2.RunJobRequest({"name": name}), **ONCE)
+        return str(operation.metadata.name), pending("the job's execution", operation)
+
+    def job(self, name: str) -> Mapping[str, Any] | None:
+        """A job; None when there is none."""
+        try:
+            return self._job(name)
+        except ResourceNotFound:
+            return None
+
+    @asked
+    def _job(self, name: str) -> Mapping[str, Any]:
+        return plain(self._jobs().get_job(name=name, **ONCE))
 
     @called
     def delete_job(self, name: str) -> Pending:

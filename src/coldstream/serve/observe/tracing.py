@@ -6,6 +6,7 @@ tokens are on their way: the request, and within it queue, prefill and decode of
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -20,6 +21,19 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 """The variables that switch tracing on; the exporter reads them, and its other settings, itself."""
 
 
+# TRACE/SPAN;o=OPTIONS, the span in decimal (https://cloud.google.com/trace/docs/trace-context).
+_CLOUD_PARENT = re.compile(r"([0-9a-f]{32})/([0-9]{1,20})(?:;o=([0-9]+))?", re.IGNORECASE)
+
+
+def carrier(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers with a `traceparent`, made from Google's own header where that is all that a caller sent."""
+    found = _CLOUD_PARENT.fullmatch(headers.get("x-cloud-trace-context", ""))
+    if found is None or "traceparent" in headers:
+        return dict(headers)
+    trace, span, options = found.groups(default="1")
+    return {**headers, "traceparent": f"00-{trace.lower()}-{int(span):016x}-{int(options) % 2:02x}"}
+
+
 class Tracing:
     """Writes the spans of finished requests."""
 
@@ -27,14 +41,14 @@ class Tracing:
         self._tracer: Tracer = provider.get_tracer("coldstream")
 
     def write(self, headers: Mapping[str, str], method: str, route: str, status: int, record: RequestRecord) -> None:
-        """One request that ended now and took `record.seconds`; the caller's `traceparent` is its parent."""
+        """One request that ended now and took `record.seconds`; the caller's span is its parent."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         end = time.time_ns()
         span = self._tracer.start_span(
             f"{method} {route}",
-            context=TraceContextTextMapPropagator().extract(dict(headers)),
+            context=TraceContextTextMapPropagator().extract(carrier(headers)),
             kind=SpanKind.SERVER,
             start_time=end - _ns(record.seconds),
             attributes=_attributes(method, route, status, record),
