@@ -48,6 +48,11 @@ class Seen:
     ended: dict[str, int] = field(default_factory=dict)
 
 
+def connected(port: int, seconds: float) -> contextlib.closing[http.client.HTTPConnection]:
+    """A connection for a block, whose waits give up after so many seconds."""
+    return contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=seconds))
+
+
 def honest(port: int, line: Connection) -> None:
     """Ask /ready every 20 ms and read one stream after the other, until told to end; every message is answered by what
     was seen since the last one.
@@ -181,8 +186,7 @@ def serving(model: str, megabytes: int, *options: str) -> Iterator[tuple[subproc
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     until = time.monotonic() + _START
     while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            client = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        with contextlib.suppress(OSError, http.client.HTTPException), connected(port, 5) as client:
             client.request("GET", "/ready")
             if client.getresponse().status == 200:
                 return
@@ -211,9 +215,9 @@ def _descendants(pid: int) -> list[int]:
 
 def deaths(port: int) -> str:
     """Of workers, from the metrics."""
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    client.request("GET", "/metrics", headers={"authorization": f"Bearer {_KEYS[1]}"})
-    text = client.getresponse().read().decode()
+    with connected(port, 60) as client:
+        client.request("GET", "/metrics", headers={"authorization": f"Bearer {_KEYS[1]}"})
+        text = client.getresponse().read().decode()
     found = re.findall(r'^coldstream_worker_deaths_total\{work="(\w+)"\} (\d+)', text, re.MULTILINE)
     return ", ".join(f"{name} {count}" for name, count in found) or "none"
 

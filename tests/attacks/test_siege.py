@@ -5,7 +5,6 @@ A token's logits are as wide as the vocabulary, which is where that model's memo
 
 from __future__ import annotations
 
-import http.client
 import json
 import shutil
 import signal
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import coldstream.demo
-from tools.siege import memory, serving
+from tools.siege import connected, memory, serving
 from tools.siege_attacks import ATTACKS, Target
 
 MODEL = Path(coldstream.demo.__file__).parent / "sql_model"
@@ -54,13 +53,12 @@ def besieged(wide) -> Iterator[tuple[int, int]]:
 
 
 def ask(port: int, method: str, path: str, body: str | None = None) -> int:
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     headers = {"content-type": "application/json", "authorization": "Bearer honest-key"}
-    client.request(method, path, body, headers)
-    answer = client.getresponse()
-    answer.read()
-    client.close()
-    return answer.status
+    with connected(port, 120) as client:
+        client.request(method, path, body, headers)
+        answer = client.getresponse()
+        answer.read()
+        return answer.status
 
 
 @pytest.mark.parametrize("name", ATTACKS)
