@@ -23,12 +23,13 @@ def return_large_buffers() -> None:
 
 
 def allocate(nbytes: int) -> memoryview:
-    """`nbytes` of writable memory, large ones in huge pages where the system has them; freed with its last view."""
-    if nbytes < _LARGE:
-        return memoryview(bytearray(nbytes))
-    mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """`nbytes` of zeroed memory from the start of a page, in huge ones where the system has them; freed with its last view.
+
+    None of it is there before it is written.
+    """
+    mapping = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(mapping)
+    return memoryview(mapping)[:nbytes]
 
 
 def prefer_huge_pages(address: int, nbytes: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import mmap
 from collections.abc import Mapping
 from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -17,6 +16,7 @@ from coldstream.backends.cpu.address import Floats, address
 from coldstream.backends.cpu.compile import ANY, AVX2, AVX_VNNI, SOURCE, VNNI
 from coldstream.errors import UnsupportedConfig
 from coldstream.host.cpu import CpuFeatures
+from coldstream.host.memory import allocate
 
 DTYPE_CODES: Mapping[str, int] = MappingProxyType({"F32": 0, "BF16": 1, "F16": 2})
 """What the kernels read, by safetensors' names."""
@@ -40,13 +40,12 @@ class PackedMatrix:
     """int8 weights `[n, k]` in the kernels' order, a float32 scale a row, and a float32 bias `[n]` if there is one.
 
     Rows are rotated by Hadamard blocks (see `rotation_order`), activations alike while they are rounded. The memory is
-    taken from the system as it is filled: in huge pages, or in small ones, which are there sooner where the host of a
-    virtual machine has to find them.
+    taken from the system as it is filled.
 
     Raises UnsupportedConfig for more inputs than LARGEST_INPUTS.
     """
 
-    def __init__(self, k: int, n: int, *, bias: Floats | None = None, small_pages: bool = False) -> None:
+    def __init__(self, k: int, n: int, *, bias: Floats | None = None) -> None:
         if k > LARGEST_INPUTS:
             raise UnsupportedConfig(
                 f"int8 multiplies matrices of up to {LARGEST_INPUTS:,} inputs exactly, here is one of {k:,}; "
@@ -54,9 +53,7 @@ class PackedMatrix:
             )
         self.k, self.n = k, n
         rows = -(-n // _OUTPUTS) * _OUTPUTS
-        self._packed = mmap.mmap(-1, rows * -(-k // _QUAD) * _QUAD, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if not small_pages:
-            self._packed.madvise(mmap.MADV_HUGEPAGE)
+        self._packed = allocate(rows * -(-k // _QUAD) * _QUAD)
         self._scales = (c_float * rows)()
         self._sums = (c_int32 * rows)()
         packed = ctypes.addressof(ctypes.c_char.from_buffer(self._packed))

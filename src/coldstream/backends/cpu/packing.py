@@ -130,7 +130,7 @@ class Packing:
                 info = keys.get(f"{part}.weight")
                 if info is not None and info.shape == (size, joint.in_features) and info.dtype in DTYPE_CODES:
                     if joint.name not in self.matrices:
-                        self.matrices[joint.name] = PackedMatrix(joint.in_features, sum(joint.sizes), small_pages=True)
+                        self.matrices[joint.name] = PackedMatrix(joint.in_features, sum(joint.sizes))
                     places[info.name] = _Place(f"{part}.weight", self.matrices[joint.name], first, info)
                 first += size
         return places
