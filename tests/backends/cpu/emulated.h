@@ -5,11 +5,11 @@
 #include <stdint.h>
 
 #define KEEP(low, high) (void)0
-#define EMULATED_INLINE static inline __attribute__((always_inline, unused))
+#define EMULATED_INLINE static inline __attribute__((unused))
 
 /* vpdpbusd: four unsigned bytes times four signed ones, added to 32 bits, which wrap. */
 #define EMULATED_DPBUSD(name, type, lanes)                                                                             \
-    EMULATED_INLINE type name(type sums, type units, type weights) {                                                   \
+    static __attribute__((noinline, unused)) type name(type sums, type units, type weights) {                         \
         union {                                                                                                        \
             type all;                                                                                                  \
             uint32_t sum[lanes];                                                                                       \

@@ -28,6 +28,7 @@ from coldstream.model.config import Activation
 ATTENTION_MULTIPLE = 16
 """Of what the kernels' attention needs a head's size to be."""
 _BLOCK = 48
+_GROUP = 64
 _DTYPES = {np.dtype(np.float32): "F32", np.dtype(bfloat16): "BF16", np.dtype(np.float16): "F16"}
 
 
@@ -53,7 +54,7 @@ class _TowerLayer(Structure):
 
 
 class _Workspace(Structure):
-    _fields_ = tuple((name, c_void_p) for name in ("units", "wide", "steps", "products"))
+    _fields_ = tuple((name, c_void_p) for name in ("units", "wide", "groups", "products"))
 
 
 class _Step(Structure):
@@ -286,7 +287,7 @@ class _Local(threading.local):
             self._buffers = (
                 np.empty((_BLOCK, wide), np.int16),
                 np.empty((_BLOCK, wide), np.float32),
-                np.empty(_BLOCK, np.float32),
+                np.empty((_BLOCK, -(-wide // _GROUP), 2), np.float32),
                 np.empty((_BLOCK, self._n), np.float32),
             )
             self._struct = _Workspace(*map(address, self._buffers))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from collections.abc import Mapping
-from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+from ctypes import Structure, byref, c_float, c_int64, c_void_p
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,8 +23,6 @@ DTYPE_CODES: Mapping[str, int] = MappingProxyType({"F32": 0, "BF16": 1, "F16": 2
 _OUTPUTS = 16
 _QUAD = 4
 _LARGEST_BLOCK = 64
-LARGEST_INPUTS = (2**31 - 1) // 127**2
-"""Of a matrix: a sum of more products of two integers of up to 127 might not fit in 32 bits."""
 
 
 class Matrix(Structure):
@@ -32,7 +30,7 @@ class Matrix(Structure):
 
     _fields_ = (
         *((name, c_int64) for name in ("k", "n", "order")),
-        *((name, c_void_p) for name in ("packed", "scales", "sums", "bias")),
+        *((name, c_void_p) for name in ("packed", "scales", "bias")),
     )
 
 
@@ -41,24 +39,15 @@ class PackedMatrix:
 
     Rows are rotated by Hadamard blocks (see `rotation_order`), activations alike while they are rounded. The memory is
     taken from the system as it is filled.
-
-    Raises UnsupportedConfig for more inputs than LARGEST_INPUTS.
     """
 
     def __init__(self, k: int, n: int, *, bias: Floats | None = None) -> None:
-        if k > LARGEST_INPUTS:
-            raise UnsupportedConfig(
-                f"int8 multiplies matrices of up to {LARGEST_INPUTS:,} inputs exactly, here is one of {k:,}; "
-                "use --precision bfloat16 or float32"
-            )
         self.k, self.n = k, n
         rows = -(-n // _OUTPUTS) * _OUTPUTS
         self._packed = allocate(rows * -(-k // _QUAD) * _QUAD)
         self._scales = (c_float * rows)()
-        self._sums = (c_int32 * rows)()
         packed = ctypes.addressof(ctypes.c_char.from_buffer(self._packed))
-        addresses = (packed, ctypes.addressof(self._scales), ctypes.addressof(self._sums))
-        self.struct = Matrix(k, n, rotation_order(k), *addresses, None)
+        self.struct = Matrix(k, n, rotation_order(k), packed, ctypes.addressof(self._scales), None)
         self.add(bias)
 
     def add(self, bias: Floats | None) -> None:

@@ -1,7 +1,8 @@
 """int8 weights, packed by the kernels as tensors land; a row's result never depends on its batch.
 
-Weights: 8 bits, one scale an output row. Activations: 8 bits, one scale a token, found on the token alone. Integers are
-summed exactly, so what a token gives is the same alone and in any batch, on any CPU.
+Weights: 8 bits, one scale an output row. Activations: 8 bits, one scale for every 64 columns of a token, found on the
+token alone. Integers are summed exactly and floats in the order of the columns, so what a token gives is the same alone
+and in any batch, on any CPU.
 
 Both sides are multiplied by the same orthogonal matrix, Hadamard matrices along the diagonal (QuaRot, Ashkboos et al.
 2024), which changes nothing, `x @ W.T == (x @ H) @ (W @ H).T`, and spreads a row's outliers, which would else decide

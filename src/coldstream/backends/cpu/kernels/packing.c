@@ -34,7 +34,7 @@ static void to_float(const void *from, int64_t dtype, int64_t first, int64_t n, 
 /* Rows `first ...` of a matrix from [rows][k] of a float dtype. One thread; rows of different calls must not overlap. */
 EXPORT void coldstream_pack(const Matrix *m, const void *weight, int64_t dtype, int64_t first, int64_t rows, float *row) {
     const int64_t k = m->k, quads = quads_of(k);
-    int8_t block[OUTPUTS][(k + 7) / 8 * 8];
+    uint8_t block[OUTPUTS][(k + 7) / 8 * 8];
     for (int64_t r = 0; r < rows;) {
         int64_t out = first + r, together = OUTPUTS - out % OUTPUTS;
         together = together < rows - r ? together : rows - r;
@@ -42,19 +42,14 @@ EXPORT void coldstream_pack(const Matrix *m, const void *weight, int64_t dtype, 
             to_float(weight, dtype, (r + o) * k, k, row);
             rotate(row, k, m->order);
             const float top = largest(row, k), by = LARGEST / top;
-            v8i sums = {0};
             for (int64_t i = 0; i < k; i += 8) {
-                const v8i whole = integers_at(row, i, k, by);
-                const v8b some = __builtin_convertvector(whole, v8b);
+                const v8u some = __builtin_convertvector(integers_at(row, i, k, by) + ZERO, v8u);
                 memcpy(&block[o][i], &some, sizeof some);
-                sums += whole;
             }
-            m->sums[out + o] = 0;
-            for (int i = 0; i < 8; i++) m->sums[out + o] += sums[i];
             /* `order`: neither side's rotation is normalised */
             m->scales[out + o] = top / LARGEST / (float)m->order;
         }
-        int8_t *to = packed_at(m, out);
+        uint8_t *to = packed_at(m, out);
         for (int64_t q = 0; q < quads; q++)
             for (int64_t o = 0; o < together; o++)
                 memcpy(to + (q * OUTPUTS + o) * QUAD, &block[o][q * QUAD], QUAD);
@@ -66,9 +61,9 @@ EXPORT void coldstream_pack(const Matrix *m, const void *weight, int64_t dtype, 
 EXPORT void coldstream_rows(const Matrix *m, const int64_t *rows, int64_t count, float *out) {
 #pragma omp parallel for schedule(static) if (count * m->k > SMALL / 16)
     for (int64_t r = 0; r < count; r++) {
-        const int8_t *from = packed_at(m, rows[r]);
+        const uint8_t *from = packed_at(m, rows[r]);
         float *to = out + r * m->k, by = m->scales[rows[r]];
-        for (int64_t i = 0; i < m->k; i++) to[i] = (float)from[i / QUAD * OUTPUTS * QUAD + i % QUAD] * by;
+        for (int64_t i = 0; i < m->k; i++) to[i] = (float)(from[i / QUAD * OUTPUTS * QUAD + i % QUAD] - ZERO) * by;
         rotate(to, m->k, m->order);
     }
 }

@@ -1,8 +1,8 @@
 /* Products of rows of activations with a packed matrix.
  *
- * A row of weights is int8 times a scale; a row of activations, rotated, is rounded to as many levels and has a step of its
- * own. Their products are summed exactly over the whole row, in int32, so the result of a row is the same alone, in any
- * batch and on any processor (units.h).
+ * A row of weights is integers times a scale. So is a row of activations, once it is rotated, but every GROUP of columns
+ * has a scale of its own, its step. What the row's result is made of is computed alike whatever else is in the batch, and
+ * on any processor (units.h).
  */
 #ifndef COLDSTREAM_PRODUCTS_H
 #define COLDSTREAM_PRODUCTS_H
@@ -10,12 +10,20 @@
 
 #define BLOCK 48   /* tokens that go through a layer together; their activations stay in the second-level cache */
 
-/* Room for BLOCK tokens: units of up to 2 bytes and float [BLOCK][widest input], float [BLOCK], float [BLOCK][widest
- * output]. */
+#define GROUP 64   /* columns whose activations share a step */
+
+/* A group's step, and what its sums of products begin with, for weights that are ZERO too large. */
+typedef struct {
+    float step;
+    int32_t start;
+} Group;
+
+/* Room for BLOCK tokens: units of up to 2 bytes and float [BLOCK][widest input], groups [BLOCK][those of the widest
+ * input], float [BLOCK][widest output]. */
 typedef struct {
     void *units;
     float *wide;
-    float *steps;
+    Group *groups;
     float *products;
 } Workspace;
 
