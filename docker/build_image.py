@@ -77,7 +77,7 @@ def make_base(buildah: Buildah, work: Path, mirror: str, suite: str) -> None:
     buildah("commit", "--rm", container, BASE)
 
 
-def build(buildah: Buildah, work: Path, *, volumes: list[str], index: str | None, edited: bool = False) -> float:
+def build(buildah: Buildah, work: Path, *, volumes: list[str], edited: bool = False) -> float:
     """The image from docker/cpu.Dockerfile and the installed package; the seconds it took.
 
     `edited` stands for another version of the project: a line is added to one of its files.
@@ -94,8 +94,6 @@ def build(buildah: Buildah, work: Path, *, volumes: list[str], index: str | None
             file.write(f"\n# edited at {time.time_ns()}\n")
     options = ["--build-arg", f"BASE={BASE}"]
     options += [word for volume in volumes for word in ("--volume", volume)]
-    if index is not None:
-        options += ["--build-arg", f"TORCH_INDEX={index}"]
     begun = time.monotonic()
     buildah.loudly(
         "bud", "--layers", "--format", "docker", "-t", IMAGE, *options, "-f", str(folder / "Dockerfile"), str(folder)
@@ -160,7 +158,7 @@ def _running(buildah: Buildah, variables: dict[str, str]) -> Iterator[tuple[int,
 def _kernels(buildah: Buildah) -> str:
     """The compiled kernels that the image loads on this processor; it ends with an error where there are none."""
     container = buildah("from", IMAGE)
-    code = "import torch; from coldstream.backends.cpu import library; print(library.load().path)"
+    code = "from coldstream.backends.cpu import library; print(library.load().path)"
     try:
         return buildah("run", "--isolation", "chroot", container, "--", ENTRY[0], "-c", code)
     finally:
@@ -228,7 +226,6 @@ def main() -> None:
     parser.add_argument("--suite", default="bookworm")
     volume = "a folder or file for the build alone, HOST:IMAGE:ro; a pip.conf, certificates, wheels"
     parser.add_argument("--volume", action="append", default=[], help=volume)
-    parser.add_argument("--torch-index", help="another index for torch than PyTorch's own")
     driver = "overlay where it can be mounted; vfs works anywhere, and copies the whole image for every layer"
     parser.add_argument("--driver", choices=("overlay", "vfs"), default="overlay", help=driver)
     parser.add_argument("--check", action="store_true", help="start it, and judge its answers")
@@ -241,11 +238,11 @@ def main() -> None:
     chosen.work.mkdir(parents=True, exist_ok=True)
     buildah = Buildah(chosen.work, chosen.driver)
     make_base(buildah, chosen.work, chosen.mirror, chosen.suite)
-    seconds = build(buildah, chosen.work, volumes=chosen.volume, index=chosen.torch_index)
+    seconds = build(buildah, chosen.work, volumes=chosen.volume)
     size = buildah("images", "--format", "{{.Size}}", IMAGE)
     print(f"{IMAGE}: built in {seconds:.1f} s, {size}")
     if chosen.rebuild:
-        again = build(buildah, chosen.work, volumes=chosen.volume, index=chosen.torch_index, edited=True)
+        again = build(buildah, chosen.work, volumes=chosen.volume, edited=True)
         print(f"{IMAGE}: built in {again:.1f} s after a line of the project was changed")
     if chosen.check:
         check(buildah)

@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
-# The server without a GPU. Layers from slow and rare to fast and frequent: base, torch, dependencies, kernels, the
-# project; all of them in the one image, so that an image is the next one's cache (inline cache).
-# The context is what coldstream.deploy.image puts together: torch.txt, requirements.txt, entry.py, site/ (the package
-# with its metadata). There are no weights in it: models come from the bucket.
+# The server without a GPU. Layers from slow and rare to fast and frequent: base, dependencies, kernels, the project; all
+# of them in the one image, so that an image is the next one's cache (inline cache).
+# The context is what coldstream.deploy.image puts together: requirements.txt, entry.py, site/ (the package with its
+# metadata). There are no weights in it: models come from the bucket.
 ARG BASE=python:3.12-slim-bookworm
 
 # The kernels for this image's own processor; compiled again only when these files change.
@@ -20,19 +20,14 @@ ENV PATH=/opt/coldstream/bin:$PATH PYTHONPATH=/opt/coldstream/site PYTHONUNBUFFE
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/opt/coldstream/bin/python", "/opt/coldstream/site/entry.py"]
-# torch by itself: it is most of the image, and changes least. What only building on it and testing it needs goes, 0.2
-# GB. pip byte-compiles what it installs, from an environment of its own that leaves with the layer.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-COPY torch.txt /build/
+# What the kernels' threads need of GCC: its OpenMP.
+RUN apt-get update -q \
+ && apt-get install -yq --no-install-recommends libgomp1 \
+ && rm -rf /var/lib/apt/lists/*
+# pip byte-compiles what it installs, from an environment of its own that leaves with the layer.
+COPY requirements.txt /build/
 RUN python3 -m venv --without-pip /opt/coldstream \
  && python3 -m venv /tmp/pip \
- && /tmp/pip/bin/pip --no-cache-dir --python /opt/coldstream/bin/python install --compile \
-    --index-url "${TORCH_INDEX}" -r /build/torch.txt \
- && cd /opt/coldstream/lib/python3*/site-packages \
- && rm -rf /tmp/pip torch/include torch/test \
- && find torch/bin -type f ! -name torch_shm_manager -delete
-COPY requirements.txt /build/
-RUN python3 -m venv /tmp/pip \
  && /tmp/pip/bin/pip --no-cache-dir --python /opt/coldstream/bin/python install --compile -r /build/requirements.txt \
  && rm -rf /tmp/pip
 COPY --from=kernels /build/made /opt/coldstream/site/coldstream/backends/cpu/

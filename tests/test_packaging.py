@@ -26,8 +26,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: Mapping[str, str] = {
     "bench": "bench",
     "demo": "demo",
+    "engines": "vllm",
     "deploy": "deploy",
     "backends/torch/fallback.py": "transformers",
+    "backends/torch": "torch",
+    "backends/device.py": "torch",
+    "backends/cpu/packed.py": "torch",
+    "loading/torch_import.py": "torch",
+    "loading/torch_need.py": "torch",
+    "weights/device.py": "torch",
+    "weights/load.py": "torch",
+    "weights/tensors.py": "torch",
     "weights/pretrained.py": "transformers",
     "serve/observe/tracing.py": "otel",
     "weights/stores/open_store.py": "aws",
@@ -138,7 +147,7 @@ def test_extras_are_tested_with_versions_that_are_pinned() -> None:
 
 @pytest.mark.parametrize("name", compiling.variants(platform.machine()))
 def test_the_kernels_need_glibc_and_no_other_library(name: str) -> None:
-    """OpenMP is torch's, so that a slim image needs no libgomp; and a wheel's tag promises as much."""
+    """OpenMP is this process's own, which packed.py looks for; and a wheel's tag promises as much."""
     text = readelf("--dynamic", compiling.SOURCE.with_name(name))
     assert set(re.findall(r"\(NEEDED\).*\[(.*)\]", text)) <= {"libc.so.6", "libm.so.6"}
 

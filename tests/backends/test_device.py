@@ -43,6 +43,8 @@ def test_a_driver_is_held_against_the_wheels_cuda(driver: str, cuda: str, runs: 
         (Machine(L4_ON_CLOUD_RUN, "2.13.0", "13.0"), (L4_ON_CLOUD_RUN, "2.13.0", "CUDA 13.0", "580.65.6")),
         (Machine(L4_ON_CLOUD_RUN, "2.13.0+cpu", None), (L4_ON_CLOUD_RUN, "2.13.0+cpu", "without CUDA")),
         (Machine("580.65.06", "2.13.0", "13.0", is_hidden=True), ("CUDA_VISIBLE_DEVICES", "580.65.06", "13.0")),
+        (Machine("580.65.06", None, None), ("580.65.06", "torch is not installed", "pip install 'coldstream[torch]'")),
+        (Machine(None, None, None), ("no NVIDIA driver", "pip install 'coldstream[torch]'")),
     ],
 )
 def test_a_gpu_that_was_asked_for_and_cannot_be_had_is_an_error_with_both_versions(

@@ -53,7 +53,6 @@ MAKERS: Mapping[str, Callable[[], Backend]] = {
     "cpu, sliding windows": lambda: on_the_cpu(GEMMA),
     "cpu, int8": lambda: on_the_cpu(INT8, "int8"),
     "cpu, int8, odd heads": lambda: on_the_cpu({**INT8, "head_dim": 20}, "int8"),
-    "torch, int8": lambda: through_torch(INT8, "int8"),
 }
 
 
@@ -67,7 +66,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 @pytest.fixture
 def rounds(request: pytest.FixtureRequest) -> bool:
     """Whether sums depend on how many rows are computed together; those of whole numbers do not."""
-    return request.node.callspec.id not in ("late", "torch, int8", "cpu, int8", "cpu, int8, odd heads")
+    return request.node.callspec.id not in ("late", "cpu, int8", "cpu, int8, odd heads")
 
 
 def tables(backend: Backend, *blocks: int) -> list[Table]:

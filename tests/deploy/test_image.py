@@ -60,8 +60,16 @@ def test_the_kernels_are_compiled_from_files_of_the_context_before_the_project_i
 def test_dependencies_are_pinned_to_what_is_installed_without_extras(context: Context) -> None:
     lines = context.files["requirements.txt"].decode().splitlines()
     assert all("==" in line and "+" not in line for line in lines)
-    assert [context.files["torch.txt"].decode().strip()] == [line for line in lines if line.startswith("torch==")]
+    assert not [line for line in lines if line.startswith("torch==")]
+    assert "torch.txt" not in context.files
     assert not [line for line in lines if line.startswith("google-cloud-run")]
+
+
+def test_torch_is_in_a_gpus_image_alone_and_in_a_layer_of_its_own() -> None:
+    files = image.context("gpu").files
+    (torch,) = (line for line in files["requirements.txt"].decode().splitlines() if line.startswith("torch=="))
+    assert files["torch.txt"].decode() == f"{torch}\n"
+    assert "torch" not in (DOCKER / "cpu.Dockerfile").read_text().lower()
 
 
 def test_the_archive_depends_on_nothing_but_its_files() -> None:
@@ -108,7 +116,8 @@ def test_a_dockerfile_ends_as_an_unprivileged_user_with_compiled_code(variant: s
     text = (DOCKER / f"{variant}.Dockerfile").read_text()
     assert text.index("USER 10001") > text.rindex("COPY ")
     assert "compileall" in text
-    order = ("COPY torch.txt", "COPY requirements.txt", "COPY --from=kernels", "COPY entry.py site", "USER 10001")
+    order = ("COPY requirements.txt", "COPY --from=kernels", "COPY entry.py site", "USER 10001")
+    order = ("COPY torch.txt", *order) if variant == "gpu" else order
     assert sorted(order, key=text.index) == list(order)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from coldstream.errors import ModelError
 from coldstream.loading.assign import Assigner
 from coldstream.loading.tensor_queue import FileVerified, TensorQueue
+from coldstream.weights.arrays import as_array
 from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.transfer.stream import Landed
 
@@ -64,7 +65,11 @@ class Reader:
             else:
                 self.tensors.tell(event)
         self.assigner = Assigner(
-            self.tensors, packing, text, reached=lambda milestone: self.assembly.said.append(milestone.name)
+            self.tensors,
+            packing,
+            text,
+            as_stored=as_array,
+            reached=lambda milestone: self.assembly.said.append(milestone.name),
         )
 
     def run(self) -> list[str]:

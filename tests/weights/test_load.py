@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import coldstream
-from coldstream.errors import HeaderError, ParameterMismatch
+from coldstream.errors import HeaderError, ParameterMismatch, SettingsError
 from coldstream.weights.checkpoint.plan import Read
 from coldstream.weights.device import DeviceCopier
 from coldstream.weights.transfer.stream import LandedRange, StreamOptions
@@ -36,6 +37,33 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
         and a.shape == b.shape
         and bytes(a.view(-1).view(torch.uint8)) == bytes(b.view(-1).view(torch.uint8))
     )
+
+
+@pytest.mark.parametrize("part", [None, 16])
+def test_numpys_arrays_have_the_same_bytes_and_the_dtypes_names(
+    state: dict[str, torch.Tensor], tmp_path: Path, part: int | None
+) -> None:
+    options = StreamOptions(part_size=part)
+    loaded = dict(coldstream.iter_tensors(str(tmp_path), framework="numpy", options=options))
+    assert loaded.keys() == state.keys()
+    for name, tensor in state.items():
+        assert str(loaded[name].dtype) == str(tensor.dtype).removeprefix("torch.")
+        assert loaded[name].shape == tuple(tensor.shape)
+        assert loaded[name].tobytes() == bytes(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def test_numpys_floats_are_converted_and_nothing_else(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    loaded = dict(coldstream.iter_tensors(str(tmp_path), framework="numpy", dtype=np.float64))
+    kinds = {str(array.dtype) for array in loaded.values()}
+    assert kinds == {"float64", "int64", "uint8", "bool"}
+    assert np.array_equal(loaded["layers.0.w"], state["layers.0.w"].double().numpy())
+
+
+def test_numpy_has_the_cpu_alone_and_another_framework_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="device cuda needs framework torch"):
+        next(coldstream.iter_tensors(str(tmp_path), framework="numpy", device="cuda"))  # type: ignore[call-overload]
+    with pytest.raises(SettingsError, match="not 'jax'"):
+        next(coldstream.iter_tensors(str(tmp_path), framework="jax"))  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("part", [None, 16])

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Protocol
 
 from coldstream.backends.cpu.crew import Crew
-from coldstream.backends.cpu.packed import PackedMatrix
 from coldstream.backends.cpu.packing import Packing
 from coldstream.backends.gate import Gate
 from coldstream.backends.parameter import Parameter, Unit
@@ -58,10 +57,6 @@ class Fillable(Protocol):
 
     def tie(self, tied: bool) -> None:
         """Use the embedding's matrix as the head, or the head's own. The file decides, before the gate opens."""
-        ...
-
-    def adopt(self, packed: Mapping[str, PackedMatrix]) -> None:
-        """Run on int8 matrices that are packed elsewhere, by the names of joints; before any gate is open."""
         ...
 
 
@@ -135,10 +130,12 @@ class Assembly:
             failed=self.fail,
         )
 
-    def adopt(self, packing: Packing) -> None:
-        """Run on the matrices that `packing` fills; their gates open as it does. Its tensors are not assigned here."""
+    def follow(self, packing: Packing) -> None:
+        """Open the gates of what `packing` fills as it does, for a decoder that runs on its matrices.
+
+        Its tensors are not assigned here.
+        """
         self._packing = packing
-        self._decoder.adopt(packing.matrices)
         packing.when_filled(lambda parameter, name: self._note(self._parameters[parameter], name))
 
     def settle(self) -> None:

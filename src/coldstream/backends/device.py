@@ -33,13 +33,14 @@ _UNTOLD = "of unknown version"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What decides. `driver` is NVIDIA's, None where there is none; `wheel_cuda` what torch's wheel was built for.
+    """What decides. `driver` is NVIDIA's and `torch` its version, None where there is none;
+    `wheel_cuda` what its wheel was built for.
 
     `is_hidden`: CUDA_VISIBLE_DEVICES names no GPU.
     """
 
     driver: str | None
-    torch: str
+    torch: str | None
     wheel_cuda: str | None
     is_hidden: bool = False
 
@@ -52,11 +53,14 @@ class Machine:
     def versions(self) -> str:
         """Driver and wheel, for messages."""
         driver = f"NVIDIA driver {self.driver}" if self.driver else "no NVIDIA driver"
-        return f"{driver}, torch {self.torch} {self._built}"
+        return f"{driver}, torch {self.torch} {self._built}" if self.torch else f"{driver}, no torch"
 
     @property
     def trouble(self) -> str | None:
         """Why nothing can run on a GPU here; None where nothing is known to be in the way."""
+        if self.torch is None:
+            told = "there is no NVIDIA driver here" if self.driver is None else f"NVIDIA driver {self.driver} is here"
+            return f"{told}, and torch is not installed, which a GPU needs: pip install 'coldstream[torch]'"
         if self.driver is None:
             return f"there is no NVIDIA driver here (torch {self.torch} is {self._built})"
         if self.wheel_cuda is None:
@@ -156,11 +160,11 @@ def _driver_by_nvml() -> str | None:
     return None if failed else version.value.decode("ascii", "replace")
 
 
-def _wheel() -> tuple[str, str | None]:
-    """torch's version and its CUDA, from the file that says so."""
+def _wheel() -> tuple[str | None, str | None]:
+    """torch's version and its CUDA, from the file that says so; None where there is no torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        return "(not installed)", None
+        return None, None
     text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
     version = re.search(r"""^__version__ = ['"]([^'"]+)""", text, re.MULTILINE)
     cuda = re.search(r"""^cuda\b[^=]*= ['"]([^'"]+)""", text, re.MULTILINE)

@@ -12,21 +12,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import cast
 
-import torch
+import numpy as np
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from coldstream.backends.assembly import Assembly
-from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
-from coldstream.backends.torch.layers import DenseAttention, DenseSequence
+from coldstream.backends.cpu.address import Floats
+from coldstream.backends.cpu.alone import LoneSequences
+from coldstream.backends.cpu.choice import stand_up
+from coldstream.backends.cpu.decoder import CpuDecoder, CpuPrecision
 from coldstream.errors import ObjectNotFound, TokenizerError
-from coldstream.model.config import ModelConfig
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from coldstream.weights.load import iter_tensors
 
@@ -72,10 +72,8 @@ class Quality:
     @property
     def perplexity_rise(self) -> float:
         """Relative change of perplexity over all tokens: 0.01 is 1% worse than float32."""
-        logs = [
-            (item.tokens, torch.tensor(item.perplexity / item.reference_perplexity).log().item()) for item in self.texts
-        ]
-        return float(torch.tensor(sum(n * value for n, value in logs) / sum(n for n, _ in logs)).exp()) - 1
+        logs = [(item.tokens, math.log(item.perplexity / item.reference_perplexity)) for item in self.texts]
+        return math.exp(sum(n * value for n, value in logs) / sum(n for n, _ in logs)) - 1
 
     @property
     def is_good(self) -> bool:
@@ -90,7 +88,7 @@ class Quality:
 def run_quality(
     uri: str,
     *,
-    precision: DecoderPrecision = "int8",
+    precision: CpuPrecision = "int8",
     tokens: int = 256,
     texts: Mapping[str, str] | None = None,
     on_text: Callable[[str], None] | None = None,
@@ -117,47 +115,44 @@ def read_texts() -> dict[str, str]:
     return {name: (folder / f"{name}.txt").read_text(encoding="utf-8") for name in TEXTS}
 
 
-def compare(name: str, ids: Sequence[int], *, reference: Decoder, tested: Decoder) -> TextQuality:
+def compare(name: str, ids: Sequence[int], *, reference: CpuDecoder, tested: CpuDecoder) -> TextQuality:
     """Run one text through both decoders in one pass each, and compare every next-token distribution."""
     kl, same, losses, reference_losses = [], [], [], []
-    pairs = zip(_distributions(reference, ids), _distributions(tested, ids), strict=True)
-    targets = torch.tensor(ids[1:]).split_with_sizes(_sizes(len(ids) - 1))
-    for (expected, got), target in zip(pairs, targets, strict=True):
-        kl.append((expected.exp() * (expected - got)).sum(-1))
-        same.append((expected.argmax(-1) == got.argmax(-1)).float())
-        losses.append(-got.gather(1, target[:, None])[:, 0])
-        reference_losses.append(-expected.gather(1, target[:, None])[:, 0])
-    divergence = torch.cat(kl)
+    begin = 0
+    for expected, got in zip(_distributions(reference, ids), _distributions(tested, ids), strict=True):
+        target = np.array(ids[begin + 1 : begin + 1 + len(got)])[:, None]
+        begin += len(got)
+        kl.append((np.exp(expected) * (expected - got)).sum(-1))
+        same.append(expected.argmax(-1) == got.argmax(-1))
+        losses.append(-np.take_along_axis(got, target, 1)[:, 0])
+        reference_losses.append(-np.take_along_axis(expected, target, 1)[:, 0])
+    divergence = np.concatenate(kl)
     return TextQuality(
         text=name,
         tokens=len(divergence),
         mean_kl=float(divergence.mean()),
         largest_kl=float(divergence.max()),
-        top1_agreement=float(torch.cat(same).mean()),
-        perplexity=float(torch.cat(losses).mean().exp()),
-        reference_perplexity=float(torch.cat(reference_losses).mean().exp()),
+        top1_agreement=float(np.concatenate(same).mean()),
+        perplexity=math.exp(np.concatenate(losses).mean()),
+        reference_perplexity=math.exp(np.concatenate(reference_losses).mean()),
     )
 
 
-def _distributions(decoder: Decoder, ids: Sequence[int]) -> Iterator[Tensor]:
+def _distributions(decoder: CpuDecoder, ids: Sequence[int]) -> Iterator[Floats]:
     """Log probabilities, float32 `[<= 64, vocab]` at a time, of every token's successor."""
-    attend = DenseAttention(decoder.config)
-    positions = attend.begin([(DenseSequence(), len(ids))])
-    rows = torch.arange(len(ids) - 1)
-    hidden = decoder.hidden_states(torch.tensor(ids), positions, attend, rows)
-    for part in hidden.split_with_sizes(_sizes(len(rows))):
-        yield decoder.logits(part).log_softmax(-1)
+    attend = LoneSequences(decoder, capacity=len(ids))
+    positions = attend.begin(len(ids))
+    hidden = decoder.hidden_states(np.array(ids), positions, attend, np.arange(len(ids) - 1))
+    for first in range(0, len(hidden), _ROWS):
+        logits = decoder.logits(hidden[first : first + _ROWS])
+        top = logits.max(-1, keepdims=True)
+        yield logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
 
 
-def _sizes(count: int) -> list[int]:
-    whole, rest = divmod(count, _ROWS)
-    return [_ROWS] * whole + [rest] * (rest > 0)
-
-
-def _filled(checkpoint: Checkpoint, uri: str, precision: DecoderPrecision) -> Decoder:
-    decoder = Decoder(ModelConfig.from_json(checkpoint.config), precision=precision)
-    assembly = Assembly(decoder, {name: info.shape for name, info in checkpoint.tensors.items()})
-    for name, tensor in iter_tensors(uri):
+def _filled(checkpoint: Checkpoint, uri: str, precision: CpuPrecision) -> CpuDecoder:
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    decoder, assembly = stand_up(checkpoint.config, shapes, precision=precision)
+    for name, tensor in iter_tensors(uri, framework="numpy"):
         assembly.assign(name, tensor)
     assembly.finish()
     return decoder
@@ -174,7 +169,7 @@ def main() -> int:
     """The command line: one JSON line, exit code 1 when a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m coldstream.bench.quality", description=__doc__)
     parser.add_argument("uri")
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "int8"), default="int8")
+    parser.add_argument("--precision", choices=("float32", "int8"), default="int8")
     parser.add_argument("--tokens", type=int, default=256)
     args = parser.parse_args()
     result = run_quality(args.uri, precision=args.precision, tokens=args.tokens)

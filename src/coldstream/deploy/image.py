@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from coldstream.settings import DeploySettings
 Variant = Literal["gpu", "cpu", "vllm"]
 VARIANTS: tuple[Variant, ...] = ("gpu", "cpu", "vllm")
 
+_EXTRA = re.compile(r"""extra == ['"]([^'"]+)""")
 BUILDER = "gcr.io/cloud-builders/docker"
 BUILD_TIMEOUT = 3600
 PLUGIN = "[vllm.general_plugins]\ncoldstream = coldstream.engines.vllm.plugin:register\n"
@@ -94,10 +96,11 @@ def context(variant: Variant) -> Context:
     if variant == "vllm":
         files["ranges.txt"] = ranges().encode()
         return Context(variant, files)
-    pinned = requirements()
+    pinned = requirements("torch") if variant == "gpu" else requirements()
     files["requirements.txt"] = pinned.encode()
-    # By itself, so that another version of anything else leaves torch's layer as it is.
-    files["torch.txt"] = "".join(line for line in pinned.splitlines(True) if line.startswith("torch==")).encode()
+    if variant == "gpu":
+        # By itself, so that another version of anything else leaves torch's layer as it is.
+        files["torch.txt"] = "".join(line for line in pinned.splitlines(True) if line.startswith("torch==")).encode()
     return Context(variant, files)
 
 
@@ -139,25 +142,37 @@ def docker_folder(package: Path) -> Path:
     )
 
 
-def requirements() -> str:
-    """The project's own dependencies, pinned to what is installed here: what was tried is what is deployed."""
-    lines = []
-    for name in _own_requirements():
+def requirements(*extras: str) -> str:
+    """The project's own dependencies and extras', pinned to what is installed here: what was tried is what is deployed.
+
+    Raises:
+        DeployError: one is not installed here; with the line that installs it.
+    """
+    lines = set()
+    for name in _own_requirements(*extras):
         project = _project_name(name)
-        # "+cpu" names the index a wheel came from; the Dockerfile chooses the index.
-        version = metadata.version(project).partition("+")[0]
-        lines.append(f"{project}=={version}")
+        try:
+            # "+cpu" names the index a wheel came from; the Dockerfile chooses the index.
+            version = metadata.version(project).partition("+")[0]
+        except metadata.PackageNotFoundError as exc:
+            wanted = f"coldstream[{','.join(extras)}]" if extras else "coldstream"
+            raise DeployError(
+                f"the image takes the version of {project} that is installed here, and there is none; "
+                f"run: pip install '{wanted}'"
+            ) from exc
+        lines.add(f"{project}=={version}")
     return "\n".join(sorted(lines)) + "\n"
 
 
 def ranges() -> str:
-    """The project's own dependencies as it declares them, but torch: for an image that has most of them already."""
-    return "\n".join(sorted(name for name in _own_requirements() if _project_name(name) != "torch")) + "\n"
+    """The project's own dependencies as it declares them: for an image that has most of them already."""
+    return "\n".join(sorted(_own_requirements())) + "\n"
 
 
-def _own_requirements() -> list[str]:
+def _own_requirements(*extras: str) -> list[str]:
     lines = (line.partition(";") for line in metadata.requires("coldstream") or [])
-    return [name.strip() for name, _, marker in lines if "extra ==" not in marker]
+    of = [(name.strip(), _EXTRA.search(marker)) for name, _, marker in lines]
+    return [name for name, extra in of if extra is None or extra[1] in extras]
 
 
 def _project_name(requirement: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coldstream.loading.tensor_queue import FileVerified, ModelBuilt, TensorQueue
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from coldstream.weights.transfer.stream import Landed
 
 _SMALL = 64 * 1024
-"""Bytes of a tensor that is copied, to wait for torch without the memory of its whole read."""
+"""Bytes of a tensor that is copied, to wait for the decoder without the memory of its whole read."""
 
 
 class Milestone(Enum):
@@ -31,7 +31,7 @@ class Milestone(Enum):
 class Assigner:
     """The reader of the tensor queue; `run` is its thread. `text_files`: what text rests on, where that is not all.
 
-    `reached` is called on that thread.
+    `as_stored` makes of landed bytes what the model takes. `reached` is called on that thread.
     """
 
     def __init__(
@@ -40,9 +40,11 @@ class Assigner:
         packing: Packing | None,
         text_files: frozenset[str],
         *,
+        as_stored: Callable[[Landed], Any],
         reached: Callable[[Milestone], object],
     ) -> None:
         self._tensors, self._packing, self._reached = tensors, packing, reached
+        self._as_stored = as_stored
         self._unverified_text = set(text_files)
         self._model: Future[TakesTensors] = Future()
         self._early: list[Landed] = []
@@ -110,6 +112,4 @@ class Assigner:
             self._assign(landed)
 
     def _assign(self, landed: Landed) -> None:
-        from coldstream.weights.tensors import as_tensor
-
-        self._model.result().assign(landed.info.name, as_tensor(landed))
+        self._model.result().assign(landed.info.name, self._as_stored(landed))

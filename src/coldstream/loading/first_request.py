@@ -7,41 +7,45 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from coldstream.timeline import Span, Timeline
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from coldstream.backends.torch.runner import DecoderProtocol
     from coldstream.engine.request import Deliver, Request, TokenEvent
     from coldstream.engines.protocol import Answers
 
-Attend = Callable[[int, "Tensor", "Tensor", "Tensor"], "Tensor"]
+Attend = Callable[[int, Any, Any, Any], Any]
+
+
+class Forwarding(Protocol):
+    """A decoder, of whatever arrays."""
+
+    def forward(self, ids: Any, positions: Any, attend: Any, rows: Any, **more: Any) -> Any:
+        """Token ids to logits; see `CpuDecoder.forward` and `Decoder.forward`."""
+        ...
 
 
 class FirstForward:
     """A decoder whose first `forward` is recorded: a layer lasts from its attention to the next layer's."""
 
-    def __init__(self, decoder: DecoderProtocol, timeline: Timeline) -> None:
+    def __init__(self, decoder: Forwarding, timeline: Timeline) -> None:
         self._decoder, self._timeline = decoder, timeline
         self._is_first = True
 
     @property
-    def attention_dtype(self) -> torch.dtype:
-        """See `Decoder.attention_dtype`."""
-        return self._decoder.attention_dtype
+    def attention_dtype(self) -> Any:
+        """Of a decoder of torch's; see `Decoder.attention_dtype`."""
+        return getattr(self._decoder, "attention_dtype")  # noqa: B009  the protocol has none
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor, **more: Any) -> Tensor:
+    def forward(self, ids: Any, positions: Any, attend: Attend, rows: Any, **more: Any) -> Any:
         """See `Decoder.forward`."""
         if not self._is_first:
             return self._decoder.forward(ids, positions, attend, rows, **more)
         self._is_first = False
         starts: list[float] = []
 
-        def timed(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def timed(layer: int, q: Any, k: Any, v: Any) -> Any:
             starts.append(self._timeline.now())
             return attend(layer, q, k, v)
 

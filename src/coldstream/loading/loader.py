@@ -4,7 +4,8 @@
     on engine vllm its processes do the rest (loading/vllm_steps.py); on the native one:
     fetch       tensors into the queue, as they land and are verified    event loop
     tokenizer   in a process, which is begun before its file is there    thread
-    torch       mapped and imported; then the decoder without bytes      thread
+    torch       mapped and imported, where the model needs it            thread
+    decoder     without its bytes                                        thread
     assign      from the queue into packed matrices and the decoder      thread
     engine      of tokenizer and decoder; then it takes requests         thread
 

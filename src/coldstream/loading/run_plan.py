@@ -34,7 +34,8 @@ _CACHED = 16_000_000
 class RunPlan:
     """How a checkpoint will run here, and why. `weights`: bytes; `converts`: landed bytes are let go once converted.
 
-    `dtype` is what engine vllm computes in, "auto" until it has said so; None on the native one.
+    `dtype` is what engine vllm computes in, "auto" until it has said so; None on the native one. That `needs_torch`, or
+    numpy and our kernels compute it.
     """
 
     engine: RunEngine
@@ -46,6 +47,7 @@ class RunPlan:
     weights: int
     converts: bool
     dtype: str | None = None
+    needs_torch: bool = False
 
 
 def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
@@ -70,7 +72,8 @@ def plan_run(checkpoint: Checkpoint, model: ModelSettings) -> RunPlan:
     )
     weights = round(checkpoint.total_parameters * _BYTES[precision])
     converts = device != "cpu" or precision != stored
-    plan = RunPlan(*engine, device, device_reason, precision, reason, weights, converts)
+    needs_torch = device != "cpu" or precision == "bfloat16" or not native
+    plan = RunPlan(*engine, device, device_reason, precision, reason, weights, converts, needs_torch=needs_torch)
     available = memory_available()
     if device == "cpu" and available is not None and weights > available:
         advice = "" if precision == "int8" else ", or --precision int8"

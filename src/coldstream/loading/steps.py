@@ -12,26 +12,23 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from coldstream.errors import ColdstreamError
 from coldstream.loading.assign import Assigner, Milestone
-from coldstream.loading.build import begin_packing, build_decoder
+from coldstream.loading.build import begin_packing, build_backend, build_decoder, build_vision, stored_as
 from coldstream.loading.closing import Closing
 from coldstream.loading.context import LoadContext
 from coldstream.loading.fetch import fetch_tensors
-from coldstream.loading.first_request import FirstForward
 from coldstream.loading.loaded_model import LoadedModel
 from coldstream.loading.run_plan import RunPlan, plan_run, text_files, threads_for
 from coldstream.loading.tensor_queue import TensorQueue
+from coldstream.loading.torch_need import expects_torch, require_torch
 from coldstream.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
     from coldstream.backends.cpu.packing import Packing
-    from coldstream.backends.torch.decoder import Decoder
-    from coldstream.backends.torch.fallback import FallbackDecoder
-    from coldstream.backends.torch.vision import Sight
     from coldstream.engine.engine import Engine
     from coldstream.engine.tokenizer.process import TokenizerProcess
     from coldstream.engine.tokenizer.tokenizer import Tokenizer
     from coldstream.engine.vision.prompt import ImagePrompt
-    from coldstream.loading.build import Built
+    from coldstream.loading.build import AnyDecoder, Built
     from coldstream.weights.checkpoint.checkpoint import Checkpoint
     from coldstream.weights.transfer.progress import Progress
     from coldstream.weights.transfer.stream import StreamOptions
@@ -73,8 +70,9 @@ class LoadSteps:
         self._turns.enter(self._state)
 
     async def import_torch(self) -> None:
-        """torch is there, for this model and all others."""
-        await self._threads.run("torch", self._torch.finish)
+        """torch is there, for this model and all others, if the settings and the machine say that it is needed."""
+        if expects_torch(self._model):
+            await self._threads.run("torch", self._torch.finish)
 
     async def begin_tokenizer_process(self) -> TokenizerProcess:
         """The tokenizer's process, which imports what it needs beside the listing."""
@@ -159,10 +157,13 @@ class LoadSteps:
         await torch
 
         def build() -> Built:
+            require_torch(opened.plan, opened.checkpoint.config)
+            if opened.plan.needs_torch:
+                self._torch.finish()
             with self._timeline.span("model without its bytes", model=self._model.name):
                 return build_decoder(opened.checkpoint, opened.plan, opened.packing)
 
-        built = await self._threads.run("torch", build)
+        built = await self._threads.run("model", build)
         opened.assigner.model_built(built[1])
         return built
 
@@ -270,27 +271,20 @@ class LoadSteps:
             loop.call_soon_threadsafe(milestones.put_nowait, milestone)
 
         packing = begin_packing(checkpoint, plan, threads=self._settings.engine.threads, failed=tensors.fail)
-        assigner = Assigner(tensors, packing, text_files(checkpoint), reached=reached)
+        files = text_files(checkpoint)
+        assigner = Assigner(tensors, packing, files, as_stored=stored_as(plan), reached=reached)
         self._when_failed.append(assigner.fail)
         return Opened(checkpoint, plan, options, progress, tensors, packing, assigner, milestones)
 
     def _new_engine(self, opened: Opened, tokenizer: Tokenizer, built: Built, files: Files) -> LoadedModel:
-        from coldstream.backends.torch.backend import TorchBackend
         from coldstream.engine.engine import Engine
         from coldstream.engine.outbox import Verified
 
         decoder, _ = built
-        vision, images = _vision(decoder, tokenizer, files)
+        vision, images = build_vision(decoder, files), _image_prompt(decoder, tokenizer, files)
+        threads = threads_for(opened.plan, self._settings.engine.threads)
         with self._timeline.span("engine", model=self._model.name):
-            backend = TorchBackend(
-                FirstForward(decoder, self._timeline),
-                decoder.config,
-                device=decoder.device,
-                vision=vision,
-                threads=threads_for(opened.plan, self._settings.engine.threads),
-                unallocated=decoder.unallocated,
-                name=self._model.name,
-            )
+            backend = build_backend(decoder, self._timeline, vision=vision, threads=threads, name=self._model.name)
             engine = Engine(
                 backend,
                 tokenizer,
@@ -309,16 +303,12 @@ class LoadSteps:
         return LoadedModel(name, uri, revision, opened.plan, tokenizer, engine, images, self.closing)
 
 
-def _vision(
-    decoder: Decoder | FallbackDecoder, tokenizer: Tokenizer, files: Files
-) -> tuple[Sight, ImagePrompt] | tuple[None, None]:
-    """What the backend looks at images with, and how they stand in prompts; None for a model that takes none."""
+def _image_prompt(decoder: AnyDecoder, tokenizer: Tokenizer, files: Files) -> ImagePrompt | None:
+    """How images stand in prompts; None for a model that takes none."""
     if decoder.vision is None:
-        return None, None
-    from coldstream.backends.torch.vision import Sight
+        return None
     from coldstream.engine.vision.prompt import ImagePrompt
     from coldstream.model.image_processor import ImageProcessor
 
     config = decoder.vision.config
-    processor = ImageProcessor.from_files(files, image_size=config.image_size)
-    return Sight(decoder.vision, processor), ImagePrompt(config, tokenizer, processor)
+    return ImagePrompt(config, tokenizer, ImageProcessor.from_files(files, image_size=config.image_size))

@@ -1,1 +1,1 @@
-"""From tensors to logits: the native decoder, in plain torch."""
+"""What a model is: its config, the names and shapes of its parameters. No arrays."""

@@ -1,6 +1,6 @@
 """Which matrices a decoder has, and which parameters lie in each: parts that share their input, one below the other.
 
-Pure, no torch: int8 packing needs it before torch is there.
+Pure: int8 packing needs it before the decoder stands.
 """
 
 from __future__ import annotations

@@ -53,9 +53,11 @@ def serve(settings: Settings, timeline: Timeline, *, watch: Callable[[Startup, i
         early.listen()
         timeline.mark("port open")
         from coldstream.host.memory import return_large_buffers
+        from coldstream.loading.torch_need import expects_torch
 
         return_large_buffers()
-        _map_libtorch()
+        if any(map(expects_torch, settings.models.values())):
+            _map_libtorch()
         server = ServerProcess(settings, timeline, keys, early, interpreter)
         try:
             server.run(listener, watch)

@@ -14,6 +14,11 @@ from coldstream.weights.transfer.stream import LandedRange
 STAGING = 16 * MIB
 
 
+def empty(info: TensorInfo, device: torch.device) -> torch.Tensor:
+    """The tensor's place on the device."""
+    return torch.empty(info.shape, dtype=torch_dtype(info), device=device)
+
+
 class DeviceCopier:
     """Copies ranges as they land. The staging buffer is page-locked for CUDA, which other memory would be copied to."""
 
@@ -36,7 +41,7 @@ class DeviceCopier:
 
     def _copy(self, info: TensorInfo, offset: int, source: torch.Tensor) -> None:
         if info.name not in self._targets:
-            self._targets[info.name] = torch.empty(info.shape, dtype=torch_dtype(info), device=self._device)
+            self._targets[info.name] = empty(info, self._device)
             self._missing[info.name] = info.nbytes
         target = self._targets[info.name].view(-1).view(torch.uint8)[offset : offset + source.numel()]
         size = self._staging.numel()

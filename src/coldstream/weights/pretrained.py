@@ -1,12 +1,10 @@
-"""A transformers model whose parameters are the streamed buffers. Needs the `transformers` extra; imports torch."""
+"""A transformers model whose parameters are the streamed buffers. Needs the `transformers` extra."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from coldstream.errors import MissingExtra, ParameterMismatch, UnknownArchitecture
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -15,6 +13,7 @@ from coldstream.weights.transfer.progress import Progress
 from coldstream.weights.transfer.stream import StreamOptions
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})

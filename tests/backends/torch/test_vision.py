@@ -55,7 +55,7 @@ def test_features_agree_from_the_image_file_on_every_key_layout(tiny: Tiny, vers
     torch.testing.assert_close(ours, theirs.detach(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "likeness"), [("bfloat16", 0.999), ("int8", 0.99)])
+@pytest.mark.parametrize(("precision", "likeness"), [("bfloat16", 0.999)])
 def test_coarser_precisions_stay_close_to_float32(tiny: Tiny, precision: DecoderPrecision, likeness: float) -> None:
     pixels = torch.from_numpy(ImageProcessor(SIZE, SIZE).normalise(ImageProcessor(SIZE, SIZE).resize(photo(2))))
     exact, rough = filled(tiny, tiny.tensors).vision, filled(tiny, tiny.tensors, precision).vision

@@ -32,5 +32,6 @@ def stand_up(
     decoder = CpuDecoder(ModelConfig.from_json(config), precision=precision, vision=vision)
     assembly = Assembly(decoder, shapes, workers=cpu_limit() if precision == "int8" else 0)
     if packing is not None:
-        assembly.adopt(packing)
+        decoder.adopt(packing.matrices)
+        assembly.follow(packing)
     return decoder, assembly

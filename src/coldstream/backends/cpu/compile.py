@@ -31,8 +31,8 @@ _FLAGS = (
     "-fvisibility=hidden",
     "-Wno-psabi",
 )
-# Without -fopenmp, so that no libgomp is named: packed.py gives the kernels the one that torch brings, whose threads
-# they share. Two in a process would each keep a team that spins while the other computes.
+# Without -fopenmp, so that no libgomp is named: packed.py gives the kernels the one of this process, which is torch's
+# where that is installed. Two in a process would each keep a team that spins while the other computes.
 _LINKED = ("-shared", "-lm")
 
 

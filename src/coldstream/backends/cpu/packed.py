@@ -1,6 +1,6 @@
-"""int8 matrices in the kernels' order, and the one kernel that makes them; without torch, which may be on its way.
+"""int8 matrices in the kernels' order, and the one kernel that makes them.
 
-A checkpoint's bytes are here long before `import torch` is over, so they are packed meanwhile (packing.py).
+A checkpoint's bytes are packed as they land, also before the decoder stands (packing.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""int8 matrices from a checkpoint's bytes as they land, while torch is still being imported.
+"""int8 matrices from a checkpoint's bytes as they land, also before the decoder stands.
 
 packing = Packing(config, tensors, workers=2, failed=...)
 stream(..., pieces=packing.pieces)      # large matrices come in pieces, so that none lies there whole

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from coldstream.backends.assembly import Assembly
-from coldstream.backends.cpu.packing import Packing
 from coldstream.backends.torch.decoder import Decoder
 from coldstream.errors import MissingExtra, UnknownArchitecture, UnsupportedConfig
 from coldstream.model.config import ModelConfig
@@ -26,12 +25,10 @@ def stand_up(
     *,
     precision: RunPrecision,
     device: torch.device | str = "cpu",
-    packing: Packing | None = None,
 ) -> tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]:
     """A decoder that stands before its bytes, and what fills it; native, with its vision tower, where that is possible.
 
-    Without tensors of the tower an image-text config makes a text model. What `packing` has begun to fill it goes on
-    filling.
+    Without tensors of the tower an image-text config makes a text model.
     Raises what ModelConfig, Assembly and FallbackDecoder raise. Without the `[transformers]` extra the error is the
     native decoder's, which says what it does not know.
     """
@@ -39,13 +36,12 @@ def stand_up(
         native = ModelConfig.from_json(config)
     except (UnknownArchitecture, UnsupportedConfig) as refusal:
         return _fallback(config, shapes, precision, device, refusal)
+    if precision == "int8":
+        raise UnsupportedConfig("precision int8 runs on the CPU, without torch; with it take bfloat16 or float32")
     # without the tower's tensors it is a text model, as a trainer saves one that never saw an image
     vision = VisionConfig.from_json(config) if holds_vision(shapes) else None
     decoder = Decoder(native, precision=precision, device=device, vision=vision)
-    assembly = Assembly(decoder, shapes)
-    if packing is not None:
-        assembly.adopt(packing)
-    return decoder, assembly
+    return decoder, Assembly(decoder, shapes)
 
 
 def _fallback(

@@ -15,21 +15,17 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from coldstream.backends.cpu.library import Kernels, LayerWeights, load
-from coldstream.backends.cpu.packed import PackedMatrix
 from coldstream.backends.gate import Gate
 from coldstream.backends.parameter import Parameter, Unit
-from coldstream.backends.torch.int8 import Int8Layer, Int8Linear, Int8Table
 from coldstream.backends.torch.layers import Attention, Norm, Rope, activation, rotate
 from coldstream.backends.torch.linear import DenseLinear, DenseTable, Linear, LinearFactory, VocabularyTable
 from coldstream.backends.torch.staging import Staging
 from coldstream.backends.torch.vision import VisionTower
-from coldstream.errors import UnsupportedConfig
 from coldstream.model.config import ModelConfig
 from coldstream.model.matrices import EMBEDDING, HEAD, joints_of_layer
 from coldstream.model.vision_config import VisionConfig
 
-DecoderPrecision = Literal["float32", "bfloat16", "int8"]
+DecoderPrecision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +47,18 @@ class TableFactory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Making:
-    """What a precision makes matrices with; `kernels` where layers are run by them."""
+    """What a precision makes matrices with."""
 
     linear: LinearFactory
     table: TableFactory
-    kernels: Kernels | None = None
 
 
-def _making(precision: DecoderPrecision, dtype: torch.dtype, device: torch.device) -> _Making:
-    if precision != "int8":
-        staging = Staging() if device.type == "cuda" else None
-        return _Making(
-            partial(DenseLinear, dtype=dtype, device=device, staging=staging),
-            partial(DenseTable, dtype=dtype, device=device, staging=staging),
-        )
-    if device.type != "cpu":
-        raise UnsupportedConfig(f"precision int8 runs on the CPU; on {device} use --precision bfloat16")
-    kernels = load()
-    return _Making(partial(Int8Linear, kernels=kernels), partial(Int8Table, kernels=kernels), kernels)
+def _making(dtype: torch.dtype, device: torch.device) -> _Making:
+    staging = Staging() if device.type == "cuda" else None
+    return _Making(
+        partial(DenseLinear, dtype=dtype, device=device, staging=staging),
+        partial(DenseTable, dtype=dtype, device=device, staging=staging),
+    )
 
 
 class Layer:
@@ -90,15 +80,11 @@ class Layer:
         self.k_norm = norm(config.head_dim) if config.qk_norm else None
         self._heads, self._kv_heads, self._head_dim = config.heads, config.kv_heads, config.head_dim
         self._activation = activation(config.activation)
-        self._config = config
-        self._int8 = Int8Layer(index, making.kernels, self._weights) if making.kernels is not None else None
 
     def __call__(
         self, x: Tensor, attend: Attention, turn: tuple[Tensor, Tensor], dtype: torch.dtype, keep: Tensor | None
     ) -> Tensor:
         """float32 `[tokens, hidden]` -> the same, or `[len(keep), hidden]`: rows outside `keep` end here."""
-        if self._int8 is not None:
-            return self._int8(x, attend, turn, keep)
         attended = self._attend(self.before_attention(x).to(dtype), attend, turn)
         if keep is not None:
             x, attended = x[keep], attended[keep]
@@ -116,19 +102,6 @@ class Layer:
             q, k = self.q_norm(q), self.k_norm(k)
         return attend(self.index, rotate(q, *turn).to(y.dtype), rotate(k, *turn).to(y.dtype), v)
 
-    def _weights(self) -> LayerWeights:
-        """The layer as the kernels take it."""
-        norms = (self.before_attention, self.q_norm, self.k_norm, self.after_attention, self.before_mlp, self.after_mlp)
-        return LayerWeights(
-            self._heads,
-            self._kv_heads,
-            self._head_dim,
-            self._config.activation,
-            self._config.norm_eps,
-            tuple(norm.weight.numpy() if norm is not None else None for norm in norms),
-            *(linear.matrix for linear in self._linears() if isinstance(linear, Int8Linear)),
-        )
-
     def parameters(self) -> Iterator[Parameter]:
         """In order of execution."""
         prefix = f"layers.{self.index}."
@@ -140,12 +113,6 @@ class Layer:
                 yield Parameter(f"{name}.weight", shape, self.index, partial(linear.fill, part))
                 if joint.bias:
                     yield Parameter(f"{name}.bias", shape[:1], self.index, partial(linear.fill_bias, part))
-
-    def adopt(self, packed: Mapping[str, PackedMatrix]) -> None:
-        """Run on these matrices, by the names of joints, where they are of this layer."""
-        for linear, joint in zip(self._linears(), self._joints, strict=True):
-            if joint.name in packed and isinstance(linear, Int8Linear):
-                linear.adopt(packed[joint.name])
 
     def _norms(self) -> Mapping[str, Norm]:
         # Gemma calls "post attention" what it is; the Llama family means the norm before the MLP by it
@@ -182,7 +149,7 @@ class Decoder:
         self.device = torch.device(device)
         self.precision = precision
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        making = _making(precision, self.dtype, self.device)
+        making = _making(self.dtype, self.device)
         self.embedding_gate, self.norm_gate, self.head_gate = Gate("embedding"), Gate("norm"), Gate("head")
         self.layers = tuple(Layer(config, index, making, self.device) for index in range(len(config.layers)))
         self.norm = Norm(config.hidden_size, eps=config.norm_eps, offset=config.norm_offset, device=self.device)
@@ -191,7 +158,7 @@ class Decoder:
         self._head = self._untied
         self._ropes = {rope: Rope(rope, config.head_dim, self.device) for rope in config.ropes}
         self._scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
-        tower = partial(VisionTower, linear=making.linear, dtype=self.dtype, device=self.device, kernels=making.kernels)
+        tower = partial(VisionTower, linear=making.linear, dtype=self.dtype, device=self.device)
         self.vision = tower(vision) if vision is not None else None
 
     @property
@@ -234,15 +201,6 @@ class Decoder:
         self._head = self._table if tied else self._untied
         self._table.use(looked_up=True, multiplied=tied)
         self._untied.use(looked_up=False, multiplied=not tied)
-
-    def adopt(self, packed: Mapping[str, PackedMatrix]) -> None:
-        """Run on int8 matrices that are packed elsewhere, by the names of joints; before any gate is open."""
-        for layer in self.layers:
-            layer.adopt(packed)
-        for name, table in ((EMBEDDING, self._table), (HEAD, self._untied)):
-            matrix = packed.get(name.removesuffix(".weight"))
-            if matrix is not None and isinstance(table, Int8Table):
-                table.adopt(matrix)
 
     @torch.inference_mode()
     def forward(

@@ -15,11 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coldstream.backends.cpu.library import Kernels, TowerWeights
 from coldstream.backends.device import naming_out_of_memory
 from coldstream.backends.gate import Gate
 from coldstream.backends.parameter import Parameter
-from coldstream.backends.torch.int8 import Int8Linear
 from coldstream.backends.torch.layers import Norm, activation
 from coldstream.backends.torch.linear import Linear, LinearFactory
 from coldstream.errors import EngineError
@@ -53,13 +51,10 @@ class _LayerNorm:
 class _TowerLayer:
     """Norm, attention of all patches to all, norm, MLP, with residuals."""
 
-    def __init__(
-        self, config: VisionConfig, linear: LinearFactory, device: torch.device, kernels: Kernels | None
-    ) -> None:
+    def __init__(self, config: VisionConfig, linear: LinearFactory, device: torch.device) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         norm = partial(_LayerNorm, eps=config.norm_eps, device=device)
-        self._config, self._kernels = config, kernels
-        self._packed: TowerWeights | None = None
+        self._config = config
         self._activation = activation(config.activation)
         self.before_attention, self.before_mlp = norm(hidden), norm(hidden)
         self.qkv = linear(hidden, (hidden, hidden, hidden), bias=True)
@@ -69,28 +64,11 @@ class _TowerLayer:
 
     def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """float32 `[patches, hidden]`, which it may write to -> the same."""
-        if self._kernels is not None:
-            return self._by_kernels(self._kernels, x)
         qkv = self.qkv.joined(self.before_attention(x).to(dtype)).view(len(x), 3, self._config.heads, -1)
         attended = _attended(qkv.permute(1, 2, 0, 3).contiguous())
         x = x + self.output.joined(attended).float()
         inner = self._activation(self.up.joined(self.before_mlp(x).to(dtype)))
         return x + self.down.joined(inner).float()
-
-    def _by_kernels(self, kernels: Kernels, x: Tensor) -> Tensor:
-        if self._packed is None:
-            self._packed = self._weights()
-        attended = _attended(torch.from_numpy(kernels.tower_before(self._packed, x.numpy())))
-        kernels.tower_after(self._packed, attended.numpy(), x.numpy())
-        return x
-
-    def _weights(self) -> TowerWeights:
-        """The layer as the kernels take it."""
-        config, first, second = self._config, self.before_attention, self.before_mlp
-        norms = (first.weight.numpy(), first.bias.numpy(), second.weight.numpy(), second.bias.numpy())
-        linears = (self.qkv, self.output, self.up, self.down)
-        matrices = (linear.matrix for linear in linears if isinstance(linear, Int8Linear))
-        return TowerWeights(config.heads, config.activation, config.norm_eps, norms, *matrices)
 
     def parameters(self, prefix: str) -> Iterator[Parameter]:
         yield from self.before_attention.parameters(f"{prefix}layer_norm1")
@@ -102,10 +80,7 @@ class _TowerLayer:
 
 
 class VisionTower:
-    """Pixels to vectors. Filled through `parameters()` (see build.Assembly), as the decoder is.
-
-    `kernels` run the layers where matrices are int8.
-    """
+    """Pixels to vectors. Filled through `parameters()` (see build.Assembly), as the decoder is."""
 
     def __init__(
         self,
@@ -114,7 +89,6 @@ class VisionTower:
         linear: LinearFactory,
         dtype: torch.dtype,
         device: torch.device,
-        kernels: Kernels | None = None,
     ) -> None:
         self.config = config
         self.gate = Gate("vision tower")
@@ -122,7 +96,7 @@ class VisionTower:
         hidden, patch = config.hidden_size, config.channels * config.patch_size**2
         self._patches = linear(patch, (hidden,), bias=True)
         self._positions = torch.zeros(config.patches_per_side**2, hidden, dtype=torch.float32, device=device)
-        self._layers = [_TowerLayer(config, linear, device, kernels) for _ in range(config.layers)]
+        self._layers = [_TowerLayer(config, linear, device) for _ in range(config.layers)]
         self._after = _LayerNorm(hidden, eps=config.norm_eps, device=device)
         self._norm = Norm(hidden, eps=config.norm_eps, offset=1.0, device=device)
         self._projection = linear(hidden, (config.text_hidden_size,), bias=False)

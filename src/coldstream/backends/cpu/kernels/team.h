@@ -1,4 +1,4 @@
-/* The threads that compute together: OpenMP's, the same libgomp and the same team as torch's own. */
+/* The threads that compute together: OpenMP's, of the one libgomp of this process. */
 #ifndef COLDSTREAM_TEAM_H
 #define COLDSTREAM_TEAM_H
 #ifdef _OPENMP

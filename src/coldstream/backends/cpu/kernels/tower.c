@@ -1,4 +1,4 @@
-/* The two halves of a vision tower's layer, before and after attention, which is torch's. */
+/* The two halves of a vision tower's layer, before and after attention, which is vision.py's. */
 #include "activation.h"
 #include "norms.h"
 #include "products.h"

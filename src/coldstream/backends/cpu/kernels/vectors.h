@@ -6,7 +6,7 @@
 #ifndef COLDSTREAM_VECTORS_H
 #define COLDSTREAM_VECTORS_H
 #ifdef __clang__
-#error "coldstream's kernels share the OpenMP of torch, libgomp, for which only GCC compiles: CC=gcc"
+#error "coldstream's kernels share this process's OpenMP, libgomp, for which only GCC compiles: CC=gcc"
 #endif
 #include <math.h>
 #include <stdint.h>
