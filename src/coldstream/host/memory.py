@@ -23,9 +23,9 @@ def return_large_buffers() -> None:
 
 
 def allocate(nbytes: int) -> memoryview:
-    """`nbytes` of zeroed memory from the start of a page, in huge ones where the system has them; freed with its last view.
+    """`nbytes` of zeroed memory from the start of a page on, in huge ones where the system has them.
 
-    None of it is there before it is written.
+    None of it is there before it is written; it is freed with its last view.
     """
     mapping = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.madvise(mmap.MADV_HUGEPAGE)
