@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,13 @@ def test_a_request_sent_at_once_is_answered_exactly_and_the_start_can_be_seen(
 def test_the_load_is_seen_to_move_and_the_first_answer_does_not_wait_for_the_last_byte_to_be_asked_for(
     bucket: LocalBucket, tmp_path: Path
 ) -> None:
-    with ShapedProxy("127.0.0.1", bucket.port, BucketShape(rate=1e6)) as slow:
+    asked = threading.Event()
+
+    def pause(seconds: float) -> None:
+        asked.wait()  # not a byte before the server was seen loading, however late it answers
+        time.sleep(seconds)
+
+    with ShapedProxy("127.0.0.1", bucket.port, BucketShape(rate=1e6), sleep=pause) as slow:
         environment = {"STORAGE_EMULATOR_HOST": slow.url}
         with serving("--config", str(config(tmp_path)), environment=environment) as server:
             server.get("/healthz")
@@ -98,6 +105,7 @@ def test_the_load_is_seen_to_move_and_the_first_answer_does_not_wait_for_the_las
             early = server.get("/readyz")
             assert (early.status_code, early.json()["status"]) == (503, "loading")
             assert int(early.headers["retry-after"]) >= 1
+            asked.set()
             seen = states(server)
             asker.join()
     landed = [state["bytes"] for state in seen]
