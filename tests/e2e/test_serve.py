@@ -56,7 +56,7 @@ def test_a_request_sent_at_once_is_answered_exactly_and_the_start_can_be_seen(
 ) -> None:
     trace = tmp_path / "trace.json"
     arguments = ("--config", str(config(tmp_path)), "--timeline", str(trace))
-    with serving(*arguments, environment=bucket.environment) as server:
+    with serving(*arguments, ready=False, environment=bucket.environment) as server:
         assert server.get("/healthz").json() == {"status": "ok"}
         answer = httpx2.post(f"{server.url}/generate", json=ASK, timeout=60)
         assert answer.json() == PAIR.answer
@@ -95,7 +95,7 @@ def test_the_load_is_seen_to_move_and_the_first_answer_does_not_wait_for_the_las
 
     with ShapedProxy("127.0.0.1", bucket.port, BucketShape(rate=1e6), sleep=pause) as slow:
         environment = {"STORAGE_EMULATOR_HOST": slow.url}
-        with serving("--config", str(config(tmp_path)), environment=environment) as server:
+        with serving("--config", str(config(tmp_path)), ready=False, environment=environment) as server:
             server.get("/healthz")
             answers: list[Any] = []
             asker = threading.Thread(
@@ -117,7 +117,7 @@ def test_the_load_is_seen_to_move_and_the_first_answer_does_not_wait_for_the_las
 
 def test_a_model_that_fails_is_named_and_the_healthy_one_serves(bucket: LocalBucket, tmp_path: Path) -> None:
     extra = '[models.gone]\nuri = "gs://models/gone"\n[tasks.other]\nmodel = "gone"\n'
-    with serving("--config", str(config(tmp_path, extra=extra)), environment=bucket.environment) as server:
+    with serving("--config", str(config(tmp_path, extra=extra)), ready=False, environment=bucket.environment) as server:
         assert states(server)[-1]["status"] == "degraded"
         ready = server.get("/readyz")
         assert ready.status_code == 200
@@ -143,7 +143,7 @@ def test_a_corrupt_layer_is_never_answered_from(bucket: LocalBucket, tmp_path: P
         opened.write(data)
     file = config(tmp_path)
     file.write_text(file.read_text().replace("gs://models/sql", "gs://models/broken"))
-    with serving("--config", str(file), environment=bucket.environment) as server:
+    with serving("--config", str(file), ready=False, environment=bucket.environment) as server:
         replies = []
         try:
             server.get("/healthz")
@@ -158,14 +158,14 @@ def test_a_corrupt_layer_is_never_answered_from(bucket: LocalBucket, tmp_path: P
 def test_where_verification_is_required_a_store_without_checksums_is_refused(tmp_path: Path) -> None:
     file = config(tmp_path, extra='[load]\nverify = "required"')
     file.write_text(file.read_text().replace("gs://models/sql", str(DEMO / "sql_model")))
-    with serving("--config", str(file), environment={}) as server:
+    with serving("--config", str(file), ready=False, environment={}) as server:
         assert server.process.wait(60) == errors.BadResponse.exit_code
         assert "cannot be verified" in server.said()
 
 
 def test_the_key_is_asked_for_everywhere_but_by_the_probes(bucket: LocalBucket, tmp_path: Path) -> None:
     file = config(tmp_path, server='api_keys_env = "KEYS"')
-    with serving("--config", str(file), environment=bucket.environment | {"KEYS": "one,two"}) as server:
+    with serving("--config", str(file), ready=False, environment=bucket.environment | {"KEYS": "one,two"}) as server:
         assert server.get("/healthz").status_code == 200
         for path in ("/startup", "/startup.svg", "/v1/models", "/v1/tasks", "/metrics"):
             assert httpx2.get(f"{server.url}{path}", timeout=60).status_code == 401, path
@@ -180,7 +180,7 @@ def test_the_key_is_asked_for_everywhere_but_by_the_probes(bucket: LocalBucket, 
 def test_ending_while_it_loads_leaves_no_process_behind(bucket: LocalBucket, tmp_path: Path) -> None:
     with ShapedProxy("127.0.0.1", bucket.port, BucketShape(rate=2e5)) as slow:
         environment = {"STORAGE_EMULATOR_HOST": slow.url}
-        with serving("--config", str(config(tmp_path)), environment=environment) as server:
+        with serving("--config", str(config(tmp_path)), ready=False, environment=environment) as server:
             server.get("/healthz")
             server.wait_until(lambda: bool(server.children()))
             children = server.children()
