@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from coldstream.timeline import Span, Timeline
 
@@ -18,25 +18,17 @@ if TYPE_CHECKING:
 Attend = Callable[[int, Any, Any, Any], Any]
 
 
-class Forwarding(Protocol):
-    """A decoder, of whatever arrays."""
-
-    def forward(self, ids: Any, positions: Any, attend: Any, rows: Any, **more: Any) -> Any:
-        """Token ids to logits; see `CpuDecoder.forward` and `Decoder.forward`."""
-        ...
-
-
 class FirstForward:
     """A decoder whose first `forward` is recorded: a layer lasts from its attention to the next layer's."""
 
-    def __init__(self, decoder: Forwarding, timeline: Timeline) -> None:
+    def __init__(self, decoder: Any, timeline: Timeline) -> None:
         self._decoder, self._timeline = decoder, timeline
         self._is_first = True
 
     @property
     def attention_dtype(self) -> Any:
         """Of a decoder of torch's; see `Decoder.attention_dtype`."""
-        return getattr(self._decoder, "attention_dtype")  # noqa: B009  the protocol has none
+        return self._decoder.attention_dtype
 
     def forward(self, ids: Any, positions: Any, attend: Attend, rows: Any, **more: Any) -> Any:
         """See `Decoder.forward`."""

@@ -50,7 +50,8 @@ def numpy_dtype(info: TensorInfo) -> np.dtype[Any]:
         )
     import ml_dtypes  # only where it is needed: it is on the way to the first token
 
-    return np.dtype(getattr(ml_dtypes, _OF_ML_DTYPES[info.dtype]))
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _OF_ML_DTYPES[info.dtype]))
+    return found
 
 
 def as_array(landed: Landed) -> NDArray[Any]:
