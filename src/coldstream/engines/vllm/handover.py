@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from coldstream import errors
-from coldstream.errors import ColdstreamError, ModelError
+from coldstream.errors import ColdstreamError, ModelError, SettingsError
 from coldstream.settings import LoadSettings, Verify, WeightsFrom
 from coldstream.weights.transfer.progress import Counters, Phase, Progress
 from coldstream.weights.transfer.retry import RetryPolicy
@@ -67,6 +68,33 @@ class ModelSource:
         """What was left there; None where nothing was."""
         data = _read(folder / _SOURCE)
         return None if data is None else cls(**data)
+
+
+_EXTRA = {"concurrency": int, "memory_limit": int, "verify": str, "distributed": bool}
+
+
+def checked_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """`--model-loader-extra-config` as fields of a `ModelSource`.
+
+    Raises:
+        SettingsError: it names the key.
+    """
+    for name, value in extra.items():
+        kind = _EXTRA.get(name)
+        if kind is None or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            known = ", ".join(f"{key} ({of.__name__})" for key, of in _EXTRA.items())
+            raise SettingsError(f"model_loader_extra_config.{name} = {value!r}; known here: {known}")
+    found: dict[str, Any] = {}
+    if "concurrency" in extra:
+        found["concurrency"] = extra["concurrency"]
+    if "memory_limit" in extra:
+        found["max_bytes_in_flight"] = extra["memory_limit"] if extra["memory_limit"] > 0 else 1 << 62
+    if "verify" in extra:
+        if extra["verify"] not in ("published", "required"):
+            message = f"model_loader_extra_config.verify = {extra['verify']!r}; allowed: published, required"
+            raise SettingsError(message)
+        found["verify"] = extra["verify"]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

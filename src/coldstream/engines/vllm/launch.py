@@ -109,7 +109,7 @@ async def _launched(wanted: Launch, loop: asyncio.AbstractEventLoop, thread: thr
         llm,
         loop,
         thread,
-        _parameters,
+        sampling_parameters,
         view,
         vocab_size=int(config.get_vocab_size()),
         max_context=int(config.max_model_len),
@@ -190,7 +190,8 @@ def _cache_bytes(wanted: Launch) -> int | None:
     return _MOST_CPU_CACHE if free is None else min(_MOST_CPU_CACHE, free // 3)
 
 
-def _parameters(keywords: Mapping[str, Any]) -> Any:
+def sampling_parameters(keywords: Mapping[str, Any]) -> Any:
+    """vLLM's SamplingParams of the keywords that `sampling.arguments` makes."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     more = dict(keywords)

@@ -8,8 +8,9 @@ Several processes of one host load one copy: the first one fetches, the others t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,15 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from coldstream.engines.vllm.handover import FORMAT, LoadReport, ModelSource
+from coldstream.engines.vllm.handover import FORMAT, LoadReport, ModelSource, checked_extra
 from coldstream.engines.vllm.ranks import HostRanks
 from coldstream.engines.vllm.weights import WeightSource
-from coldstream.errors import SettingsError
+from coldstream.errors import ColdstreamError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _log = init_logger(__name__)
-_EXTRA = {"concurrency": int, "memory_limit": int, "verify": str, "distributed": bool}
 
 
 @register_model_loader(FORMAT)  # type: ignore[untyped-decorator, unused-ignore]
@@ -60,13 +60,22 @@ class ColdstreamModelLoader(BaseModelLoader):  # type: ignore[misc, unused-ignor
         began = time.perf_counter()
         folder = Path(model_config.model)
         source = self._source(folder, model_config)
+        is_plain = model_config.quantization is None
         self._loads += 1
-        loaded = model.load_weights(self._tensors(folder, source, replaceable=model_config.quantization is None))
-        _log.info("Loading weights took %.2f seconds", time.perf_counter() - began)
-        if loaded is not None:
-            quantized = model_config.quantization is not None
-            if not quantized:
+        try:
+            loaded = model.load_weights(self._tensors(folder, source, replaceable=is_plain))
+            if is_plain and loaded is not None:  # as vLLM's own loader does
                 DefaultModelLoader.track_weights_loading(self, model, loaded, quantized=False)
+        except ColdstreamError:
+            raise
+        except Exception as exc:  # of any kind: the server must hear of it
+            self._report(folder, LoadReport("failed", error=("ParameterMismatch", f"{source.uri}: vLLM: {exc}")))
+            raise
+        _log.info("Loading weights took %.2f seconds", time.perf_counter() - began)
+
+    def _report(self, folder: Path, said: LoadReport) -> None:
+        if ModelSource.read(folder) is not None:
+            said.write(folder)
 
     def _source(self, folder: Path, model_config: Any) -> ModelSource:
         found = ModelSource.read(folder) if folder.is_dir() else None
@@ -76,11 +85,7 @@ class ColdstreamModelLoader(BaseModelLoader):  # type: ignore[misc, unused-ignor
 
     def _tensors(self, folder: Path, source: ModelSource, *, replaceable: bool) -> Iterator[tuple[str, Tensor]]:
         has_report = ModelSource.read(folder) is not None
-
-        def report(said: LoadReport) -> None:
-            if has_report:
-                said.write(folder)
-
+        report = partial(self._report, folder)
         world = get_world_group()
         if world.world_size == 1 or not has_report:
             return WeightSource(source, report=report).tensors(replaceable=replaceable)
@@ -92,30 +97,6 @@ class ColdstreamModelLoader(BaseModelLoader):  # type: ignore[misc, unused-ignor
         if world.local_rank:
             return host.follow(world.local_rank)
         return host.lead(WeightSource(source, report=report).tensors(replaceable=replaceable))
-
-
-def checked_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`--model-loader-extra-config` as fields of a `ModelSource`.
-
-    Raises:
-        SettingsError: it names the key.
-    """
-    for name, value in extra.items():
-        kind = _EXTRA.get(name)
-        if kind is None or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            known = ", ".join(f"{key} ({of.__name__})" for key, of in _EXTRA.items())
-            raise SettingsError(f"model_loader_extra_config.{name} = {value!r}; known here: {known}")
-    found: dict[str, Any] = {}
-    if "concurrency" in extra:
-        found["concurrency"] = extra["concurrency"]
-    if "memory_limit" in extra:
-        found["max_bytes_in_flight"] = extra["memory_limit"] if extra["memory_limit"] > 0 else 1 << 62
-    if "verify" in extra:
-        if extra["verify"] not in ("published", "required"):
-            message = f"model_loader_extra_config.verify = {extra['verify']!r}; allowed: published, required"
-            raise SettingsError(message)
-        found["verify"] = extra["verify"]
-    return found
 
 
 def _on_this_host(world: Any) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from coldstream.engine.request import JSON_BLANKS, Grammar, SamplingParams
+from coldstream.engine.request import Grammar, SamplingParams
 from coldstream.errors import InvalidRequest
 
 RELEASE = "0.32.0"
@@ -121,14 +121,15 @@ def arguments(params: SamplingParams, *, stop_ids: frozenset[int], room: int) ->
 def structured(grammar: Grammar) -> dict[str, Any]:
     """Keywords for vLLM's StructuredOutputsParams, for its `guidance` backend: the library that the native engine has.
 
-    Blanks in JSON are bounded as there.
+    JSON is written without blanks between its parts: the library's releases before 1.8, which vLLM wants, do not keep
+    to a bound of them, and a small model left alone with blanks would write them for ever.
     """
     value = grammar.value
     if grammar.kind == "choice":
         return {"choice": list(value)}
     if grammar.kind == "json_schema":
         schema = json.loads(str(value))
-        return {"json": {"x-guidance": {"whitespace_pattern": JSON_BLANKS}, **schema}}
+        return {"json": {"x-guidance": {"whitespace_flexible": False}, **schema}}
     return {"grammar" if grammar.kind == "lark" else "regex": value}
 
 
