@@ -63,7 +63,9 @@ class LLM:
         return self._model.revision
 
     @overload
-    def generate(self, prompts: str, **options: Unpack[SamplingOptions]) -> Completion: ...
+    def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts as well
+        self, prompts: str, **options: Unpack[SamplingOptions]
+    ) -> Completion: ...
     @overload
     def generate(self, prompts: Sequence[str], **options: Unpack[SamplingOptions]) -> list[Completion]: ...
     def generate(
