@@ -5,6 +5,7 @@
     from_pretrained(uri)    a transformers model over the streamed buffers
     open_checkpoint(uri)    what lies in the bucket; reads headers only
     verify(uri)             streams every byte, checks CRC32C, keeps nothing
+    LLM(uri)                a model that answers in this process: generate, chat, stream
 
 Nothing is imported before it is used: `import coldstream` costs neither torch nor obstore.
 """
@@ -15,6 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coldstream.library.completion import Completion
+    from coldstream.library.llm import LLM
     from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
     from coldstream.weights.checkpoint.header import TensorInfo
     from coldstream.weights.load import iter_tensors, load_state_dict
@@ -23,8 +26,12 @@ if TYPE_CHECKING:
     from coldstream.weights.transfer.stream import StreamOptions
     from coldstream.weights.transfer.verify import VerifyReport, verify
 
+    __version__: str
+
 __all__ = [
+    "LLM",
     "Checkpoint",
+    "Completion",
     "Progress",
     "StreamOptions",
     "TensorInfo",
@@ -37,16 +44,18 @@ __all__ = [
 ]
 
 _HOME = {
-    "Checkpoint": "checkpoint.checkpoint",
-    "Progress": "transfer.progress",
-    "StreamOptions": "transfer.stream",
-    "TensorInfo": "checkpoint.header",
-    "VerifyReport": "transfer.verify",
-    "from_pretrained": "pretrained",
-    "iter_tensors": "load",
-    "load_state_dict": "load",
-    "open_checkpoint": "checkpoint.checkpoint",
-    "verify": "transfer.verify",
+    "LLM": "library.llm",
+    "Checkpoint": "weights.checkpoint.checkpoint",
+    "Completion": "library.completion",
+    "Progress": "weights.transfer.progress",
+    "StreamOptions": "weights.transfer.stream",
+    "TensorInfo": "weights.checkpoint.header",
+    "VerifyReport": "weights.transfer.verify",
+    "from_pretrained": "weights.pretrained",
+    "iter_tensors": "weights.load",
+    "load_state_dict": "weights.load",
+    "open_checkpoint": "weights.checkpoint.checkpoint",
+    "verify": "weights.transfer.verify",
 }
 
 
@@ -57,7 +66,19 @@ def __getattr__(name: str) -> Any:
         return version("coldstream")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"coldstream.weights.{_HOME[name]}"), name)
+    return getattr(_home(name), name)
+
+
+def _home(name: str) -> Any:
+    try:
+        return import_module(f"coldstream.{_HOME[name]}")
+    except ModuleNotFoundError as exc:
+        if exc.name not in ("torch", "transformers"):
+            raise
+        from coldstream.errors import MissingExtra
+
+        needed = f"coldstream.{name} needs {exc.name}"
+        raise MissingExtra(f"{needed}; run: pip install 'coldstream[{exc.name}]'") from exc
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from coldstream.model.config import ModelConfig
-from coldstream.serve.requests.sampling import from_generation_config
+from coldstream.engine.sampling import from_generation_config
 from coldstream.settings import ModelSettings, Settings, TaskSettings
 from tests.support.parts import EOS, GEMMA, VOCAB, WORDS, make_decoder, make_engine, make_tokenizer
 

@@ -117,7 +117,7 @@ class StartingModel:
     @property
     def defaults(self) -> SamplingParams:
         """What the checkpoint's generation_config asks for. Only after `ready()`."""
-        from coldstream.serve.requests.sampling import from_generation_config
+        from coldstream.engine.sampling import from_generation_config
 
         return from_generation_config(self.tokenizer.generation_defaults)
 

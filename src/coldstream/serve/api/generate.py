@@ -16,6 +16,7 @@ from typing import Any
 from starlette.responses import Response
 
 from coldstream.engine.request import Usage
+from coldstream.engine.sampling import Given
 from coldstream.errors import ColdstreamError, InvalidRequest
 from coldstream.serve.api import sse
 from coldstream.serve.api.schema import GenerateRequest, stops
@@ -24,7 +25,6 @@ from coldstream.serve.images.decode import ImageLoader, ImageSource
 from coldstream.serve.middleware import errors as failures
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.requests.inference import Inference, Job, Result, Running
-from coldstream.serve.requests.sampling import Given
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.settings import TaskSettings
 

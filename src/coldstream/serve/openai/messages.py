@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from coldstream.engine.tokenizer.fit import Turn
 from coldstream.errors import InvalidRequest
 from coldstream.serve.api.tasks import GivenImage, Rendered, render
 from coldstream.serve.openai.common import text_of
@@ -27,8 +28,6 @@ from coldstream.serve.openai.schema import (
     UserMessage,
 )
 from coldstream.settings import TaskSettings
-
-Turn = dict[str, Any]
 
 
 def turns(messages: Sequence[Message], *, knows_tools: bool) -> list[Turn]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from coldstream.engine.request import Grammar
+from coldstream.engine.tokenizer.fit import Turn, fitted
 from coldstream.errors import InvalidRequest
 from coldstream.serve.api.generate import expanded
 from coldstream.serve.openai import tool_grammar, tools
 from coldstream.serve.openai.asked import AskedChat
-from coldstream.serve.openai.fit import fitted
-from coldstream.serve.openai.messages import Turn, task_turns, turns, with_instruction
+from coldstream.serve.openai.messages import task_turns, turns, with_instruction
 from coldstream.serve.state import ServedModel, Tokenizes
 
 _AS_XML = "<function="

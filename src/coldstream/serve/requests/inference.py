@@ -23,13 +23,13 @@ from coldstream.engine.request import (
     TokenLogprob,
     Usage,
 )
+from coldstream.engine.sampling import Given, resolve
 from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, InvalidRequest, NotReady, PromptTooLong
 from coldstream.serve.images.decode import ImageLoader, ImageSource, Picture
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.observe.metrics import Metrics, ModelMetrics
 from coldstream.serve.requests.admission import AdmissionGate, Ticket
 from coldstream.serve.requests.event_bridge import Bridge, Stream
-from coldstream.serve.requests.sampling import Given, resolve
 from coldstream.serve.state import Lifecycle, ServedModel, ServerState
 from coldstream.settings import SamplingSettings
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.engine.request import SamplingParams
-from coldstream.serve.requests.sampling import from_generation_config, resolve
+from coldstream.engine.sampling import from_generation_config, resolve
 from coldstream.settings import SamplingSettings
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coldstream.engine.tokenizer.fit import fitted
 from coldstream.engine.tokenizer.template import ChatTemplate
 from coldstream.errors import InvalidRequest
-from coldstream.serve.openai.fit import fitted
 
 ANY_ORDER = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 IN_TURNS = (  # Gemma: a system turn at the beginning opens the user's, and who speaks must alternate

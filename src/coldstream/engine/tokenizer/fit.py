@@ -20,8 +20,9 @@ from typing import Any
 
 from coldstream.engine.tokenizer.control_tokens import unmarked
 from coldstream.errors import InvalidRequest
-from coldstream.serve.openai.messages import Turn
 
+Turn = dict[str, Any]
+"""A message as a chat template reads it."""
 Render = Callable[[list[Turn]], str]
 
 _GAP = "\n\n"
