@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     Built: TypeAlias = tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]
 
+_log = logging.getLogger(__name__)
+
 
 def begin_packing(
     checkpoint: Checkpoint,
@@ -33,7 +36,7 @@ def begin_packing(
     Raises:
         UnknownArchitecture, UnsupportedConfig, ParameterMismatch: see `build_decoder`.
     """
-    if plan.precision != "int8" or not is_native(checkpoint.config):
+    if plan.precision != "int8" or plan.device != "cpu" or not is_native(checkpoint.config):
         return None
     from coldstream.backends.cpu.packing import Packing
     from coldstream.model.config import ModelConfig
@@ -50,10 +53,18 @@ def build_decoder(checkpoint: Checkpoint, plan: RunPlan, packing: Packing | None
         UnknownArchitecture, UnsupportedConfig, ParameterMismatch: it cannot be made, or not from these tensors.
         DeviceUnavailable: torch cannot use the device that was chosen.
     """
+    from coldstream.backends.cuda.find import find_launcher
     from coldstream.backends.torch import choice
+    from coldstream.backends.torch.device_kernels import DeviceKernels
 
     device = open_device(plan.device, Machine.of_this_machine())
+    launcher, which = find_launcher(device)
+    if plan.device == "cuda":
+        _log.info("%s: %s", checkpoint.location, which)
+    kernels = DeviceKernels(launcher) if launcher is not None else None
     if not is_native(checkpoint.config):
         complete()  # transformers makes its models on the meta device
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=device, packing=packing)
+    return choice.stand_up(
+        checkpoint.config, shapes, precision=plan.precision, device=device, packing=packing, kernels=kernels
+    )

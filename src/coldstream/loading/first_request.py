@@ -6,7 +6,6 @@ Both wrap a seam and step aside after the first time: the decoder's `forward`, a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from coldstream.timeline import Span, Timeline
@@ -15,11 +14,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from coldstream.backends.torch.kv_cache import Attending
+    from coldstream.backends.torch.layers import Pending
     from coldstream.backends.torch.runner import DecoderProtocol
     from coldstream.engine.request import Deliver, Request, TokenEvent
     from coldstream.engines.protocol import Answers
-
-Attend = Callable[[int, "Tensor", "Tensor", "Tensor"], "Tensor"]
 
 
 class FirstForward:
@@ -34,16 +33,16 @@ class FirstForward:
         """See `Decoder.attention_dtype`."""
         return self._decoder.attention_dtype
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor, **more: Any) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attending, rows: Tensor, **more: Any) -> Tensor:
         """See `Decoder.forward`."""
         if not self._is_first:
             return self._decoder.forward(ids, positions, attend, rows, **more)
         self._is_first = False
         starts: list[float] = []
 
-        def timed(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def timed(layer: int, q: Tensor, k: Tensor, v: Tensor, pending: Pending | None = None) -> Tensor:
             starts.append(self._timeline.now())
-            return attend(layer, q, k, v)
+            return attend(layer, q, k, v, pending)
 
         with self._timeline.span("first prefill", tokens=len(ids)):
             logits = self._decoder.forward(ids, positions, timed, rows, **more)

@@ -289,6 +289,7 @@ class LoadSteps:
                 vision=vision,
                 threads=threads_for(opened.plan, self._settings.engine.threads),
                 unallocated=decoder.unallocated,
+                kernels=decoder.kernels,
                 name=self._model.name,
             )
             engine = Engine(

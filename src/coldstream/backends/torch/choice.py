@@ -10,6 +10,7 @@ import torch
 from coldstream.backends.assembly import Assembly
 from coldstream.backends.cpu.packing import Packing
 from coldstream.backends.torch.decoder import Decoder
+from coldstream.backends.torch.device_kernels import DeviceKernels
 from coldstream.errors import MissingExtra, UnknownArchitecture, UnsupportedConfig
 from coldstream.model.config import ModelConfig
 from coldstream.model.findings import holds_vision
@@ -27,11 +28,12 @@ def stand_up(
     precision: RunPrecision,
     device: torch.device | str = "cpu",
     packing: Packing | None = None,
+    kernels: DeviceKernels | None = None,
 ) -> tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]:
     """A decoder that stands before its bytes, and what fills it; native, with its vision tower, where that is possible.
 
     Without tensors of the tower an image-text config makes a text model. What `packing` has begun to fill it goes on
-    filling.
+    filling. `kernels` are those for a GPU, where there are any.
     Raises what ModelConfig, Assembly and FallbackDecoder raise. Without the `[transformers]` extra the error is the
     native decoder's, which says what it does not know.
     """
@@ -41,7 +43,7 @@ def stand_up(
         return _fallback(config, shapes, precision, device, refusal)
     # without the tower's tensors it is a text model, as a trainer saves one that never saw an image
     vision = VisionConfig.from_json(config) if holds_vision(shapes) else None
-    decoder = Decoder(native, precision=precision, device=device, vision=vision)
+    decoder = Decoder(native, precision=precision, device=device, vision=vision, kernels=kernels)
     assembly = Assembly(decoder, shapes)
     if packing is not None:
         assembly.adopt(packing)

@@ -127,7 +127,8 @@ class Int8Layer:
         cos, sin = (part.numpy() for part in turn)
         qkv = torch.from_numpy(self._kernels.before_attention(layer, x.numpy(), cos, sin))
         qkv = qkv.view(len(x), -1, layer.head_dim)
-        attended = attend(self._index, *qkv.split_with_sizes((layer.heads, layer.kv_heads, layer.kv_heads), 1))
+        q, k, v = qkv.split_with_sizes((layer.heads, layer.kv_heads, layer.kv_heads), 1)
+        attended = attend(self._index, q, k, v)
         if keep is not None:
             x, attended = x[keep], attended[keep]
         self._kernels.after_attention(layer, attended.numpy(), x.numpy())
