@@ -47,7 +47,9 @@ class WeightOnlyMatrix:
         for first in range(0, len(source), step):
             piece = source[first : first + step]
             rows = slice(start + first, start + first + len(piece))
-            self.weight[rows], self.scales[rows] = rounded(self._placed(piece))
+            levels, scales = rounded(self._placed(piece))
+            self.weight[rows].copy_(levels)
+            self.scales[rows].copy_(scales)
 
     def _placed(self, piece: Tensor) -> Tensor:
         if self._staging is None or piece.device.type != "cpu":

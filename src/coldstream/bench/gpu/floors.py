@@ -94,7 +94,7 @@ class Floor:
 def plan(shapes: Mapping[str, GemmaShape], *, context: int = 1024) -> Iterator[str]:
     """The lines of `--plan`."""
     yield f"computed from shapes and NVIDIA's figures, nothing of it was measured; {context} tokens a sequence"
-    yield "launches are those of the layers; embedding, angles, head and drawing come on top, and there is no CUDA graph yet"
+    yield "launches are those of the layers; embedding, angles, head and drawing are more; there is no CUDA graph yet"
     for name, shape in shapes.items():
         for item, precision in ((2, "bfloat16"), (1, "int8")):
             work = Work(shape, item)
