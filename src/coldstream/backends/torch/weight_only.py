@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coldstream.backends.torch.device_kernels import DeviceKernels
 from coldstream.backends.torch.linear import DenseLinear, Linear
-from coldstream.backends.torch.parameter import Parameter, Unit
+from coldstream.backends.parameter import Parameter, Unit
 from coldstream.backends.torch.staging import Staging
 
 _LEVELS = 127
