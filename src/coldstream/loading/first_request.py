@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coldstream.backends.torch.kv_cache import Attending
-    from coldstream.backends.torch.layers import Pending
+    from coldstream.backends.torch.layers import PendingTurn
     from coldstream.backends.torch.runner import DecoderProtocol
     from coldstream.engine.request import Deliver, Request, TokenEvent
     from coldstream.engines.protocol import Answers
@@ -40,7 +40,7 @@ class FirstForward:
         self._is_first = False
         starts: list[float] = []
 
-        def timed(layer: int, q: Tensor, k: Tensor, v: Tensor, pending: Pending | None = None) -> Tensor:
+        def timed(layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
             starts.append(self._timeline.now())
             return attend(layer, q, k, v, pending)
 

@@ -2,7 +2,7 @@
 
 Keys and values of a layer are `[kv_heads, slots, head_dim]`; block b is the slots `b * BLOCK ... (b + 1) * BLOCK - 1`.
 Every sum is in float32. What a token gets depends on its own keys alone: parts of a long sequence begin at multiples of
-`part` positions, whoever else is in the step.
+`part` positions in every step.
 """
 
 import triton

@@ -8,7 +8,7 @@ from torch import Tensor
 from coldstream.backends.cuda import variants
 from coldstream.backends.cuda.launchers import KernelLauncher
 from coldstream.backends.cuda.variants import BLOCK, KernelDtype
-from coldstream.backends.torch.layers import Pending
+from coldstream.backends.torch.layers import PendingTurn
 from coldstream.model.config import ModelConfig
 
 _DTYPES: dict[torch.dtype, KernelDtype] = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -50,7 +50,7 @@ class DeviceKernels:
         """The most tokens of one sequence in a tile of `attend`."""
         return self._rows(dtype, group, decodes=decodes) // group
 
-    def place(self, pending: Pending, q_out: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+    def place(self, pending: PendingTurn, q_out: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """Norm and turn q and k of `pending`, write q out, and keys and values to int32 `slots`; -1 stores nothing.
 
         `q_out [tokens, heads, head_dim]`; keys and values `[kv_heads, capacity, head_dim]`.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from coldstream.backends.torch.device_kernels import DeviceKernels
-from coldstream.backends.torch.layers import Attention, Norm, Pending
+from coldstream.backends.torch.layers import Attention, Norm, PendingTurn
 from coldstream.backends.torch.linear import Linear
 from coldstream.model.config import ModelConfig
 
@@ -87,6 +87,6 @@ class FusedLayer:
         config, norms = self._config, self._norms
         qkv = joined.view(len(joined), -1, config.head_dim)
         weights = (None if norms.q is None else norms.q.weight, None if norms.k is None else norms.k.weight)
-        pending = Pending(qkv, *weights, config.norm_eps, *turn)
+        pending = PendingTurn(qkv, *weights, config.norm_eps, *turn)
         q, k, v = qkv.split_with_sizes((config.heads, config.kv_heads, config.kv_heads), 1)
         return attend(self._index, q, k, v, pending)

@@ -22,7 +22,7 @@ from coldstream.backends.cpu.kv_cache import visible
 from coldstream.backends.cpu.library import ATTENTION_MULTIPLE, Kernels
 from coldstream.backends.protocol import BlockTable, Copy, Group
 from coldstream.backends.spans import SequenceSpan
-from coldstream.backends.torch.layers import Pending
+from coldstream.backends.torch.layers import PendingTurn
 from coldstream.backends.torch.paged import PagedAttend, PagedKernels
 from coldstream.backends.torch.transfer import to_device
 
@@ -48,7 +48,7 @@ class _View:
 class Attending(Protocol):
     """The attention of one step: stores k and v, then attends."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: Pending | None = None) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
         """See `layers.Attention`."""
         ...
 
@@ -123,7 +123,7 @@ class KernelAttend:
         self._kernels = kernels
         self._visible = visible(spans, cache.groups, cache.size)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: Pending | None = None) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
         """See `layers.Attention`."""
         if pending is not None:
             q, k = pending.applied(q, k)
@@ -153,7 +153,7 @@ class TorchAttend:
             for index, group in enumerate(cache.groups)
         ]
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: Pending | None = None) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
         """See `layers.Attention`."""
         if pending is not None:
             q, k = pending.applied(q, k)

@@ -23,11 +23,11 @@ class Attention(Protocol):
     `[tokens, heads * head_dim]` of the same dtype. Window and scale of layer `layer` are in the ModelConfig.
     """
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: Pending | None = None) -> Tensor: ...
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pending:
+class PendingTurn:
     """Norms of q and k (None: there are none) and the rotary embedding, which are still to be applied to them.
 
     `qkv [tokens, heads + 2 * kv_heads, head_dim]` is what q, k and v are views of, so that a kernel may do it all while
@@ -127,7 +127,7 @@ class DenseAttention:
         self._spans = spans
         return torch.cat([torch.arange(item.length, item.length + n, device=self._device) for item, n in spans])
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: Pending | None = None) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
         if pending is not None:
             q, k = pending.applied(q, k)
         outs, start = [], 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from coldstream.backends.cuda.variants import width
 from coldstream.backends.spans import SequenceSpan
 from coldstream.backends.torch.device_kernels import DeviceKernels
-from coldstream.backends.torch.layers import Pending
+from coldstream.backends.torch.layers import PendingTurn
 from coldstream.backends.torch.step_tables import StepTables, layout_of, most_parts, pack
 from coldstream.backends.torch.transfer import to_device
 
@@ -62,7 +62,7 @@ class PagedAttend:
         parts = [most_parts(spans, item.window, part=PART) for item in cache.groups]
         return cls(cache, paged, layout.view(packed), parts, decodes=decodes)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: Pending | None = None) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
         """See `layers.Attention`."""
         cache, index = self._cache, self._cache.group_of[layer]
         keys, values, own = cache.keys[layer], cache.values[layer], self._tables.groups[index]

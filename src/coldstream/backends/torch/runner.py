@@ -14,7 +14,7 @@ from coldstream.backends.protocol import Abandoned, StepBatch, TokenRun
 from coldstream.backends.spans import SeenImage, lay_out
 from coldstream.backends.torch.decoder import Embeds
 from coldstream.backends.torch.kv_cache import Attending, KvCache
-from coldstream.backends.torch.layers import Pending
+from coldstream.backends.torch.layers import PendingTurn
 from coldstream.backends.torch.transfer import int64
 
 
@@ -70,7 +70,7 @@ def run(decoder: DecoderProtocol, cache: KvCache, batch: StepBatch, is_wanted: C
 
 
 def _while_wanted(attend: Attending, is_wanted: Callable[[], bool]) -> Attending:
-    def attending(layer: int, q: Tensor, k: Tensor, v: Tensor, pending: Pending | None = None) -> Tensor:
+    def attending(layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
         if not is_wanted():
             raise Abandoned
         return attend(layer, q, k, v, pending)

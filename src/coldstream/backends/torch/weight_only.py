@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from coldstream.backends.parameter import Parameter, Unit
 from coldstream.backends.torch.device_kernels import DeviceKernels
 from coldstream.backends.torch.linear import DenseLinear, Linear
-from coldstream.backends.parameter import Parameter, Unit
 from coldstream.backends.torch.staging import Staging
 
 _LEVELS = 127
