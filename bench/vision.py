@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from coldstream.backends.torch.int8 import Int8Linear
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from coldstream.backends.cpu.library import Kernels, load
-from coldstream.backends.torch.int8 import Int8Linear
 from coldstream.backends.torch.linear import DenseLinear, Linear
 from coldstream.backends.torch.vision import VisionTower, canonical
 from coldstream.host.limits import cpu_limit

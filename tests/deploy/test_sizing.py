@@ -214,10 +214,17 @@ def test_a_driver_runs_its_own_major_version_and_older_ones_that_know_the_card(
 
 
 def test_torch_comes_from_the_index_that_the_driver_runs() -> None:
-    assert cards.wheels(cards.L4, "2.13.0").endswith("/cu126")
-    assert cards.wheels(cards.RTX_PRO_6000, "2.13.0").endswith("/cu130")
-    with pytest.raises(DeployError, match=r"no CUDA build of torch 9\.1\.0 for NVIDIA L4"):
-        cards.wheels(cards.L4, "9.1.0")
+    assert cards.torch_for(cards.L4, "2.10.1") == ("2.10.1", "https://download.pytorch.org/whl/cu126")
+    assert cards.torch_for(cards.RTX_PRO_6000, "2.13.0") == ("2.13.0", "https://download.pytorch.org/whl/cu130")
+
+
+@pytest.mark.parametrize("installed", ["9.1.0", "2.12.1", "2.14.0"])
+def test_an_installed_torch_without_a_build_for_the_card_bars_none(installed: str) -> None:
+    version, index = cards.torch_for(cards.L4, installed)
+    assert (version, index.rpartition("/")[2]) == ("2.13.0", "cu126")
+    none = replace(cards.L4, cuda=(11, 0))
+    with pytest.raises(DeployError, match="no CUDA build of torch for NVIDIA L4"):
+        cards.torch_for(none, installed)
 
 
 @given(

@@ -14,6 +14,7 @@ from torch import Tensor
 from coldstream.backends.blocks import bytes_per_block
 from coldstream.backends.gate import Gate
 from coldstream.backends.torch.decoder import Decoder
+from coldstream.backends.torch.layers import PendingTurn
 from coldstream.engine.engine import Engine
 from coldstream.engine.outbox import Verified
 from coldstream.engine.request import Grammar
@@ -240,8 +241,8 @@ class Landing:
         done: list[int] = []
         self.steps.append(done)
 
-        def attending(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out: Tensor = attend(layer, q, k, v)
+        def attending(layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
+            out: Tensor = attend(layer, q, k, v, pending)
             done.append(layer)
             if layer == len(self.full.layers) - 2:
                 self.waits.set()

@@ -41,6 +41,7 @@ def test_auto_gives_the_fallback_no_int8() -> None:
     assert choose_precision("auto", device="cpu", cpu=ZEN3, stored=None, native=False)[0] == "float32"
 
 
-def test_int8_on_a_gpu_is_refused_before_a_byte_is_fetched() -> None:
-    with pytest.raises(UnsupportedConfig, match="int8 runs on the CPU; on cuda"):
-        choose_precision("int8", device="cuda", cpu=ZEN3, stored="bfloat16")
+def test_int8_on_a_gpu_is_for_native_models_and_refused_to_others_before_a_byte_is_fetched() -> None:
+    assert choose_precision("int8", device="cuda", cpu=ZEN3, stored="bfloat16") == ("int8", "asked for")
+    with pytest.raises(UnsupportedConfig, match="int8 is for our own decoders; on cuda"):
+        choose_precision("int8", device="cuda", cpu=ZEN3, stored="bfloat16", native=False)

@@ -7,7 +7,8 @@ there, and a copy to there that is not merely queued. One copy is let through, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from coldstream.backends.cuda.launchers import Argument
+from coldstream.backends.cuda.variants import KernelVariant
+
 CUDA = torch.device("cuda:0")
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "i32": torch.int32, "i8": torch.int8}
 _aten = torch.ops.aten
 _BY_VALUE = {
     "_local_scalar_dense",
@@ -32,6 +37,29 @@ _BY_VALUE = {
     "repeat_interleave",
 }
 _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
+
+
+class SilentLauncher:
+    """Starts no kernel, and fails where one's arguments are not what its code takes. Counts launches by kernel."""
+
+    def __init__(self) -> None:
+        self.launches: Counter[str] = Counter()
+
+    def has(self, variant: KernelVariant) -> bool:
+        return True
+
+    def launch(self, variant: KernelVariant, grid: tuple[int, int, int], arguments: Sequence[Argument]) -> None:
+        assert min(grid) > 0
+        for kind, argument in zip(variant.types, arguments, strict=True):
+            if kind.startswith("*"):
+                assert isinstance(argument, Tensor)
+                assert (argument.device, argument.dtype) == (CUDA, _DTYPES[kind[1:]])
+                assert argument.is_contiguous()
+                assert argument.storage_offset() * argument.itemsize % 16 == 0
+            else:
+                assert isinstance(argument, float if kind == "fp32" else int)
+                assert kind != "i32:16" or argument % 16 == 0
+        self.launches[variant.kernel] += 1
 
 
 class Waited(AssertionError):

@@ -17,6 +17,7 @@ from coldstream.backends.cpu.backend import CpuBackend
 from coldstream.backends.cpu.decoder import CpuDecoder, CpuPrecision
 from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
+from coldstream.backends.torch.device_kernels import DeviceKernels
 from coldstream.engine.engine import Engine
 from coldstream.engine.request import Request, SamplingParams, TokenEvent
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
@@ -95,10 +96,17 @@ GEMMA: Mapping[str, Any] = {
 }
 
 
-def make_decoder(config: Mapping[str, Any], *, seed: int = 0, precision: DecoderPrecision = "float32") -> Decoder:
+def make_decoder(
+    config: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    precision: DecoderPrecision = "float32",
+    kernels: DeviceKernels | None = None,
+    change: Callable[[Tensor], Tensor] = lambda weight: weight,
+) -> Decoder:
     """torch's decoder, filled."""
-    decoder = Decoder(ModelConfig.from_json(config), precision=precision)
-    fill(decoder, random_tensors(decoder, config, seed))
+    decoder = Decoder(ModelConfig.from_json(config), precision=precision, kernels=kernels)
+    fill(decoder, {name: change(tensor) for name, tensor in random_tensors(decoder, config, seed).items()})
     return decoder
 
 

@@ -135,22 +135,31 @@ def check_image(chosen: Card, cuda: Cuda) -> None:
         )
 
 
-def wheels(chosen: Card, torch: str) -> str:
-    """The index that has torch of a version in a build which the card's driver runs.
+def torch_for(chosen: Card, installed: str) -> tuple[str, str]:
+    """A version of torch and the index that has it in a build which the card's driver runs.
+
+    The installed one, where such a build is known here; else the newest that is, so that what is installed on the
+    machine that deploys never bars a card.
 
     Raises:
-        DeployError: none is known.
+        DeployError: no build is known for the card at all.
     """
-    major, minor = (int(part) for part in torch.split(".")[:2])
-    builds = [build for build in _WHEELS.get((major, minor), ()) if runs(chosen, _cuda_of(build))]
-    # The nearest to the driver's own version leaves least to compatibility between minor versions.
-    best = min(builds, key=lambda build: abs(_cuda_of(build)[1] - chosen.cuda[1]), default=None)
-    if best is None:
+    major, minor = (int(part) for part in installed.split(".")[:2])
+    known = sorted((release for release in _WHEELS if _builds(chosen, release)), reverse=True)
+    if not known:
         raise DeployError(
-            f"no CUDA build of torch {torch} for {chosen.title} (driver {chosen.driver}, CUDA {_told(chosen.cuda)}) is "
-            f"known here (as of {READ_ON}); install another torch, or name an image of your own with deploy.image"
+            f"no CUDA build of torch for {chosen.title} (driver {chosen.driver}, CUDA {_told(chosen.cuda)}) is known "
+            f"here (as of {READ_ON}); name an image of your own with deploy.image"
         )
-    return f"https://download.pytorch.org/whl/{best}"
+    release = (major, minor) if (major, minor) in known else known[0]
+    # The nearest to the driver's own version leaves least to compatibility between minor versions.
+    best = min(_builds(chosen, release), key=lambda build: abs(_cuda_of(build)[1] - chosen.cuda[1]))
+    version = installed if release == (major, minor) else f"{release[0]}.{release[1]}.0"
+    return version, f"https://download.pytorch.org/whl/{best}"
+
+
+def _builds(chosen: Card, release: tuple[int, int]) -> list[str]:
+    return [build for build in _WHEELS.get(release, ()) if runs(chosen, _cuda_of(build))]
 
 
 VLLM_RELEASE = "0.32.0"

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from coldstream.deploy.access import NEEDS, Grant, Need, Principal, principal_member, resources
-from coldstream.deploy.cards import Card, vllm_base, wheels
+from coldstream.deploy.cards import Card, torch_for, vllm_base
 from coldstream.deploy.target import Target
 from coldstream.errors import DeployError
 from coldstream.settings import DeploySettings
@@ -110,7 +110,11 @@ def for_card(built: Context, card: Card) -> Context:
         return replace(built, arguments={**built.arguments, "BASE": vllm_base(card)})
     if built.torch is None:
         return built
-    return replace(built, arguments={**built.arguments, "TORCH_INDEX": wheels(card, built.torch)})
+    version, index = torch_for(card, built.torch)
+    ours, theirs = f"torch=={built.torch}\n".encode(), f"torch=={version}\n".encode()
+    pinned = ("torch.txt", "requirements.txt")
+    files = {name: data.replace(ours, theirs) if name in pinned else data for name, data in built.files.items()}
+    return replace(built, files=files, arguments={**built.arguments, "TORCH_INDEX": index})
 
 
 def package_files(package: Path) -> dict[str, bytes]:
@@ -128,7 +132,7 @@ def package_files(package: Path) -> dict[str, bytes]:
 
 def _belongs(path: Path) -> bool:
     weights = path.suffix == ".safetensors" or path.name == "tokenizer.json"
-    compiled = path.suffix in {".pyc", ".so"} or "__pycache__" in path.parts
+    compiled = path.suffix in {".pyc", ".so", ".cubin"} or "__pycache__" in path.parts
     return not weights and not compiled
 
 

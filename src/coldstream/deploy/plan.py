@@ -243,8 +243,6 @@ def _on_device(settings: Settings, size: Size) -> Settings:
         if model.device not in ("auto", device):
             advice = "leave it out, or deploy with --cpu" if size.gpu else "leave it out, or deploy without --cpu"
             raise SettingsError(f'models.{name}.device = "{model.device}", but the service has a {device}; {advice}')
-        if size.gpu and model.precision == "int8":
-            raise SettingsError(f'models.{name}.precision = "int8" runs on a CPU; leave it out, or deploy with --cpu')
     if not size.gpu:
         return settings
     return replace(settings, models={name: replace(model, device=device) for name, model in settings.models.items()})

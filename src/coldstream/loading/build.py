@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     Built: TypeAlias = tuple[CpuDecoder | Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]
     AnyDecoder: TypeAlias = CpuDecoder | Decoder | FallbackDecoder
 
+_log = logging.getLogger(__name__)
+
 
 def begin_packing(
     checkpoint: Checkpoint,
@@ -39,7 +42,7 @@ def begin_packing(
     Raises:
         UnknownArchitecture, UnsupportedConfig, ParameterMismatch: see `build_decoder`.
     """
-    if plan.precision != "int8" or not is_native(checkpoint.config):
+    if plan.precision != "int8" or plan.device != "cpu" or not is_native(checkpoint.config):
         return None
     from coldstream.backends.cpu.packing import Packing
     from coldstream.model.config import ModelConfig
@@ -77,12 +80,18 @@ def build_decoder(checkpoint: Checkpoint, plan: RunPlan, packing: Packing | None
 
         precision = cast("CpuPrecision", plan.precision)
         return on_cpu.stand_up(checkpoint.config, shapes, precision=precision, packing=packing)
+    from coldstream.backends.cuda.find import find_launcher
     from coldstream.backends.torch import choice
+    from coldstream.backends.torch.device_kernels import DeviceKernels
 
     device = open_device(plan.device, Machine.of_this_machine())
+    launcher, which = find_launcher(device)
+    if plan.device == "cuda":
+        _log.info("%s: %s", checkpoint.location, which)
+    kernels = DeviceKernels(launcher) if launcher is not None else None
     if not is_native(checkpoint.config):
         complete()  # transformers makes its models on the meta device
-    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=device)
+    return choice.stand_up(checkpoint.config, shapes, precision=plan.precision, device=device, kernels=kernels)
 
 
 def build_vision(decoder: AnyDecoder, files: dict[str, bytes]) -> VisionEncoder | None:
@@ -128,4 +137,5 @@ def build_backend(
         threads=threads,
         unallocated=decoder.unallocated,
         name=name,
+        kernels=decoder.kernels,
     )

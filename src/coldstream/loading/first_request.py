@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from coldstream.engine.request import Deliver, Request, TokenEvent
     from coldstream.engines.protocol import Answers
 
-Attend = Callable[[int, Any, Any, Any], Any]
+Attend = Callable[..., Any]
+"""(layer, q, k, v) -> what was attended to; a decoder on a GPU adds what is still to be done to q and k."""
 
 
 class FirstForward:
@@ -37,9 +38,9 @@ class FirstForward:
         self._is_first = False
         starts: list[float] = []
 
-        def timed(layer: int, q: Any, k: Any, v: Any) -> Any:
+        def timed(layer: int, q: Any, k: Any, v: Any, *pending: Any) -> Any:
             starts.append(self._timeline.now())
-            return attend(layer, q, k, v)
+            return attend(layer, q, k, v, *pending)
 
         with self._timeline.span("first prefill", tokens=len(ids)):
             logits = self._decoder.forward(ids, positions, timed, rows, **more)

@@ -20,10 +20,10 @@ def choose_precision(
     int8 is held to a mean KL of 0.02 nats to float32, so auto takes it wherever it is fastest.
 
     Raises:
-        UnsupportedConfig: int8 was asked for on another device than the CPU.
+        UnsupportedConfig: int8 was asked for on a GPU, for a model that transformers' layers compute.
     """
-    if wanted == "int8" and device != "cpu":
-        raise UnsupportedConfig(f"precision int8 runs on the CPU; on {device} use bfloat16")
+    if wanted == "int8" and device != "cpu" and not native:
+        raise UnsupportedConfig(f"precision int8 is for our own decoders; on {device} use bfloat16")
     if wanted != "auto":
         return wanted, "asked for"
     if device == "cpu" and not native:

@@ -15,9 +15,11 @@ from coldstream.backends.blocks import windows
 from coldstream.backends.protocol import Copy, Group
 from coldstream.backends.spans import SequenceSpan
 from coldstream.backends.torch.backend import TorchBackend
-from coldstream.backends.torch.decoder import Decoder
+from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
+from coldstream.backends.torch.device_kernels import DeviceKernels
 from coldstream.backends.torch.fallback import FallbackAssembly, FallbackDecoder
 from coldstream.backends.torch.kv_cache import KvCache
+from coldstream.bench.gpu.floors import LAUNCHES_A_LAYER
 from coldstream.engine.generation import Generation
 from coldstream.engine.grammar import Grammars
 from coldstream.engine.kvcache.blocks import Blocks
@@ -32,7 +34,7 @@ from coldstream.model.config import ModelConfig
 from coldstream.model.vision_config import VisionConfig
 from coldstream.settings import EngineSettings
 from tests.backends.torch.test_fallback import make as make_reference
-from tests.support.cuda_device import CUDA, Waited, Waits, cuda
+from tests.support.cuda_device import CUDA, SilentLauncher, Waited, Waits, cuda
 from tests.support.parts import GEMMA, LLAMA, make_tokenizer
 from tests.support.tiny import Tiny
 from tests.support.tiny_vision import IMAGE, SIZE, TOKENS, gemma3_vision
@@ -83,7 +85,7 @@ class Stepping:
     def __init__(self, decoder: Any, *, step_tokens: int = 32, kv_bytes: int = 1 << 20) -> None:
         settings = EngineSettings(max_sequences=16, step_tokens=step_tokens, kv_bytes=kv_bytes)
         config = decoder.config
-        self.backend = TorchBackend(decoder, config, device=CUDA)
+        self.backend = TorchBackend(decoder, config, device=CUDA, kernels=decoder.kernels)
         groups = affordable(
             kv_bytes,
             windows=self.backend.windows,
@@ -151,8 +153,10 @@ class Stepping:
         raise exc
 
 
-def made(config: Mapping[str, Any], precision: Literal["float32", "bfloat16"] = "float32") -> Decoder:
-    decoder = Decoder(ModelConfig.from_json(config), precision=precision, device=CUDA)
+def made(
+    config: Mapping[str, Any], precision: DecoderPrecision = "float32", kernels: DeviceKernels | None = None
+) -> Decoder:
+    decoder = Decoder(ModelConfig.from_json(config), precision=precision, device=CUDA, kernels=kernels)
     shapes = {
         "lm_head.weight" if item.name == "lm_head.weight" else f"model.{item.name}": item.shape
         for item in decoder.parameters()
@@ -173,6 +177,29 @@ def test_prompts_in_chunks_beside_sequences_that_decode(
     stepping = Stepping(made(config, precision))
     stepping.add("short", range(4, 9), max_tokens=4)
     stepping.step()
+    stepping.add("long", range(4, 104), max_tokens=2)
+    stepping.run()
+    assert {event.finish_reason for event in stepping.finished.values()} == {"length"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("config", [LLAMA, GEMMA], ids=["llama", "gemma"])
+def test_steps_of_our_own_kernels(config: Mapping[str, Any], precision: DecoderPrecision) -> None:
+    """Prompts in chunks beside decodes; five launches between a layer's four products, and four of those in 8 bits."""
+    launcher = SilentLauncher()
+    stepping = Stepping(made(config, precision, DeviceKernels(launcher)))
+    stepping.add("short", range(4, 9), max_tokens=4)
+    stepping.step()
+    layers = config["num_hidden_layers"]
+    products = {"multiply8": 4 * layers + 1} if precision == "int8" else {}
+    assert launcher.launches == {
+        "place": layers,
+        "attend": layers,
+        "gated": layers,
+        "add_norm": 2 * layers + 1,
+        **products,
+    }
+    assert LAUNCHES_A_LAYER == 9
     stepping.add("long", range(4, 104), max_tokens=2)
     stepping.run()
     assert {event.finish_reason for event in stepping.finished.values()} == {"length"}

@@ -15,6 +15,7 @@ from torch import Tensor
 from coldstream.backends.blocks import AttentionConfig, bytes_per_block, windows
 from coldstream.backends.cpu.library import load
 from coldstream.backends.cpu.packed import is_built
+from coldstream.backends.cuda.variants import BLOCK
 from coldstream.backends.device import naming_out_of_memory
 from coldstream.backends.protocol import (
     Group,
@@ -27,7 +28,9 @@ from coldstream.backends.protocol import (
     VisionEncoder,
 )
 from coldstream.backends.torch import kv_cache, memory
+from coldstream.backends.torch.device_kernels import DeviceKernels
 from coldstream.backends.torch.kv_cache import KvCache
+from coldstream.backends.torch.paged import PagedKernels
 from coldstream.backends.torch.runner import Computed, DecoderProtocol, run
 from coldstream.backends.torch.sampler import sample, token_logprobs
 from coldstream.backends.torch.transfer import Readback, int64
@@ -42,7 +45,8 @@ class TorchConfig(AttentionConfig, memory.WorkspaceShape, Protocol):
 class TorchBackend:
     """A decoder with its cache. `vision` is the tower of a model that takes images; `threads` None: the container's.
 
-    `unallocated` are the bytes that the weights will yet take on a GPU; `name` is the model's, for messages.
+    `unallocated` are the bytes that the weights will yet take on a GPU; `kernels` attend there, where they can.
+    `name` is the model's, for messages.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class TorchBackend:
         vision: VisionEncoder | None = None,
         threads: int | None = None,
         unallocated: int = 0,
+        kernels: DeviceKernels | None = None,
         name: str = "the model",
     ) -> None:
         self.vision = vision
@@ -64,13 +69,14 @@ class TorchBackend:
         self._unallocated = unallocated
         is_ours = is_built() and kv_cache.can_attend(config, self._dtype, self._device)
         self._kernels = load() if is_ours else None
+        self._paged = self._made_paged(kernels)
         self._cache: KvCache | None = None
         self._computed: Computed | None = None
 
     @property
     def reads_anywhere(self) -> bool:
-        """See `Backend.reads_anywhere`: our own kernels do."""
-        return self._kernels is not None
+        """See `Backend.reads_anywhere`: our own kernels do, on a CPU or a GPU."""
+        return self._kernels is not None or self._paged is not None
 
     def block_bytes(self, block_size: int) -> tuple[int, ...]:
         """See `Backend.block_bytes`."""
@@ -93,7 +99,13 @@ class TorchBackend:
         size = sum(group.count * each for group, each in zip(groups, self.block_bytes(block_size), strict=True))
         with naming_out_of_memory(f"{self._name}: keys and values of {size / 1e9:.2f} GB"):
             self._cache = KvCache(
-                self._config, groups, size=block_size, dtype=self._dtype, device=self._device, kernels=self._kernels
+                self._config,
+                groups,
+                size=block_size,
+                dtype=self._dtype,
+                device=self._device,
+                kernels=self._kernels,
+                paged=self._paged,
             )
 
     @contextmanager
@@ -123,6 +135,13 @@ class TorchBackend:
             readback.wait()
         drawn = sampled()
         return [Outcome(drawn.get(place), scores()) for place, scores in enumerate(scored)]
+
+    def _made_paged(self, kernels: DeviceKernels | None) -> PagedKernels | None:
+        config = self._config
+        group = config.heads // config.kv_heads
+        if kernels is None or not kernels.can_attend(self._dtype, config.head_dim, group, BLOCK):
+            return None
+        return PagedKernels(kernels, self._device)
 
     @contextmanager
     def _naming(self) -> Iterator[None]:

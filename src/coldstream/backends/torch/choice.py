@@ -9,6 +9,7 @@ import torch
 
 from coldstream.backends.assembly import Assembly
 from coldstream.backends.torch.decoder import Decoder
+from coldstream.backends.torch.device_kernels import DeviceKernels
 from coldstream.errors import MissingExtra, UnknownArchitecture, UnsupportedConfig
 from coldstream.model.config import ModelConfig
 from coldstream.model.findings import holds_vision
@@ -25,10 +26,12 @@ def stand_up(
     *,
     precision: RunPrecision,
     device: torch.device | str = "cpu",
+    kernels: DeviceKernels | None = None,
 ) -> tuple[Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]:
     """A decoder that stands before its bytes, and what fills it; native, with its vision tower, where that is possible.
 
-    Without tensors of the tower an image-text config makes a text model.
+    Without tensors of the tower an image-text config makes a text model. `kernels` are a GPU's, where there are
+    any; int8 needs them.
     Raises what ModelConfig, Assembly and FallbackDecoder raise. Without the `[transformers]` extra the error is the
     native decoder's, which says what it does not know.
     """
@@ -36,11 +39,9 @@ def stand_up(
         native = ModelConfig.from_json(config)
     except (UnknownArchitecture, UnsupportedConfig) as refusal:
         return _fallback(config, shapes, precision, device, refusal)
-    if precision == "int8":
-        raise UnsupportedConfig("precision int8 runs on the CPU, without torch; with it take bfloat16 or float32")
     # without the tower's tensors it is a text model, as a trainer saves one that never saw an image
     vision = VisionConfig.from_json(config) if holds_vision(shapes) else None
-    decoder = Decoder(native, precision=precision, device=device, vision=vision)
+    decoder = Decoder(native, precision=precision, device=device, vision=vision, kernels=kernels)
     return decoder, Assembly(decoder, shapes)
 
 

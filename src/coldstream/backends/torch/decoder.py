@@ -17,15 +17,20 @@ from torch import Tensor
 
 from coldstream.backends.gate import Gate
 from coldstream.backends.parameter import Parameter, Unit
+from coldstream.backends.torch.device_kernels import DeviceKernels
+from coldstream.backends.torch.fused import Carried, FusedLayer, LayerNorms
 from coldstream.backends.torch.layers import Attention, Norm, Rope, activation, rotate
 from coldstream.backends.torch.linear import DenseLinear, DenseTable, Linear, LinearFactory, VocabularyTable
 from coldstream.backends.torch.staging import Staging
 from coldstream.backends.torch.vision import VisionTower
+from coldstream.backends.torch.weight_only import WeightOnlyTable, weight_only
+from coldstream.errors import UnsupportedConfig
 from coldstream.model.config import ModelConfig
 from coldstream.model.matrices import EMBEDDING, HEAD, joints_of_layer
+from coldstream.model.rope_config import RopeConfig
 from coldstream.model.vision_config import VisionConfig
 
-DecoderPrecision = Literal["float32", "bfloat16"]
+DecoderPrecision = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +58,29 @@ class _Making:
     table: TableFactory
 
 
-def _making(dtype: torch.dtype, device: torch.device) -> _Making:
+def _making(
+    precision: DecoderPrecision, dtype: torch.dtype, device: torch.device, gpu: DeviceKernels | None
+) -> _Making:
     staging = Staging() if device.type == "cuda" else None
+    if precision != "int8":
+        return _Making(
+            partial(DenseLinear, dtype=dtype, device=device, staging=staging),
+            partial(DenseTable, dtype=dtype, device=device, staging=staging),
+        )
+    if gpu is None:
+        raise UnsupportedConfig(f"precision int8 on {device} needs kernels that are not here; use --precision bfloat16")
     return _Making(
-        partial(DenseLinear, dtype=dtype, device=device, staging=staging),
-        partial(DenseTable, dtype=dtype, device=device, staging=staging),
+        partial(weight_only, kernels=gpu, dtype=dtype, device=device, staging=staging),
+        partial(WeightOnlyTable, kernels=gpu, dtype=dtype, device=device, staging=staging),
     )
 
 
 class Layer:
     """Norm, attention, norm, MLP, with residuals; and Gemma's norms behind attention and MLP where there are any."""
 
-    def __init__(self, config: ModelConfig, index: int, making: _Making, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, index: int, making: _Making, device: torch.device, gpu: DeviceKernels | None
+    ) -> None:
         hidden = config.hidden_size
         norm = partial(Norm, eps=config.norm_eps, offset=config.norm_offset, device=device)
         self.index = index
@@ -80,6 +96,8 @@ class Layer:
         self.k_norm = norm(config.head_dim) if config.qk_norm else None
         self._heads, self._kv_heads, self._head_dim = config.heads, config.kv_heads, config.head_dim
         self._activation = activation(config.activation)
+        self._config = config
+        self.fused = self._fused(gpu) if gpu is not None else None
 
     def __call__(
         self, x: Tensor, attend: Attention, turn: tuple[Tensor, Tensor], dtype: torch.dtype, keep: Tensor | None
@@ -93,6 +111,13 @@ class Layer:
         gate, up = self.gate_up.split(self.before_mlp(x).to(dtype))
         out = self.down.joined(self._activation(gate) * up).float()
         return x + (out if self.after_mlp is None else self.after_mlp(out))
+
+    def _fused(self, kernels: DeviceKernels) -> FusedLayer:
+        norms = LayerNorms(
+            self.before_attention, self.before_mlp, self.after_attention, self.after_mlp, self.q_norm, self.k_norm
+        )
+        matrices = (self.qkv, self.output, self.gate_up, self.down)
+        return FusedLayer(self._config, self.index, kernels, norms, matrices)
 
     def _attend(self, y: Tensor, attend: Attention, turn: tuple[Tensor, Tensor]) -> Tensor:
         qkv = self.qkv.joined(y).view(len(y), -1, self._head_dim)
@@ -135,6 +160,10 @@ class Decoder:
     """Token ids to logits. Filled through `parameters()` (see build.Assembly); holds no keys, values or sequences.
 
     With a VisionConfig there is a tower beside it (`vision`), filled with it, whose vectors come in as `embeds`.
+    `kernels` for a GPU do what lies between its matrices, and multiply with those of 8 bits, which take bfloat16.
+
+    Raises:
+        UnsupportedConfig: int8 on a GPU without kernels for it, or for this shape.
     """
 
     def __init__(
@@ -144,14 +173,19 @@ class Decoder:
         device: torch.device | str = "cpu",
         precision: DecoderPrecision = "float32",
         vision: VisionConfig | None = None,
+        kernels: DeviceKernels | None = None,
     ) -> None:
         self.config = config
         self.device = torch.device(device)
         self.precision = precision
-        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        making = _making(self.dtype, self.device)
+        halves = precision == "bfloat16" or (precision == "int8" and kernels is not None)
+        self.dtype = torch.bfloat16 if halves else torch.float32
+        self.kernels = kernels if kernels is not None and kernels.can_run(config, self.dtype) else None
+        making = _making(precision, self.dtype, self.device, self.kernels)
         self.embedding_gate, self.norm_gate, self.head_gate = Gate("embedding"), Gate("norm"), Gate("head")
-        self.layers = tuple(Layer(config, index, making, self.device) for index in range(len(config.layers)))
+        self.layers = tuple(
+            Layer(config, index, making, self.device, self.kernels) for index in range(len(config.layers))
+        )
         self.norm = Norm(config.hidden_size, eps=config.norm_eps, offset=config.norm_offset, device=self.device)
         self._table = making.table(config.hidden_size, config.vocab_size)
         self._untied = making.table(config.hidden_size, config.vocab_size)
@@ -219,10 +253,15 @@ class Decoder:
     def hidden_states(
         self, ids: Tensor, positions: Tensor, attend: Attention, rows: Tensor, *, embeds: Embeds | None = None
     ) -> Tensor:
-        """The last layer's output after the final norm, float32 `[len(rows), hidden]`; arguments as for `forward`."""
+        """The last layer's output after the final norm, `[len(rows), hidden]`; arguments as for `forward`.
+
+        float32, or of `dtype` where kernels for a GPU made it.
+        """
         self.embedding_gate.wait()
         x = self._embed(ids, embeds)
         turns = {rope: table(positions) for rope, table in self._ropes.items()}
+        if self.kernels is not None:
+            return self._fused(self.kernels, x, turns, attend, rows)
         last = len(self.layers) - 1
         for layer, layer_config in zip(self.layers, self.config.layers, strict=True):
             layer.gate.wait()
@@ -230,9 +269,27 @@ class Decoder:
         self.norm_gate.wait()
         return self.norm(x)
 
+    def _fused(
+        self,
+        kernels: DeviceKernels,
+        x: Tensor,
+        turns: Mapping[RopeConfig, tuple[Tensor, Tensor]],
+        attend: Attention,
+        rows: Tensor,
+    ) -> Tensor:
+        carried, last = Carried(x), len(self.layers) - 1
+        keep = rows if len(rows) < len(x) else None
+        for layer, layer_config in zip(self.layers, self.config.layers, strict=True):
+            assert layer.fused is not None
+            layer.gate.wait()
+            kept = keep if layer.index == last else None
+            carried = layer.fused(carried, attend, turns[layer_config.rope], self.dtype, kept)
+        self.norm_gate.wait()
+        return carried.normed(self.norm, kernels, self.dtype)
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 `[rows, hidden]` from `hidden_states` -> float32 `[rows, vocab]`, until the next call."""
+        """`[rows, hidden]` from `hidden_states` -> float32 `[rows, vocab]`, until the next call."""
         self.head_gate.wait()
         logits = self._head.logits(hidden.to(self.dtype))
         cap = self.config.logit_softcap

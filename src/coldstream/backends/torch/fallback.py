@@ -106,6 +106,10 @@ class FallbackDecoder:
         return self.dtype
 
     @property
+    def kernels(self) -> None:
+        """Its layers are transformers' own; see `Decoder.kernels`."""
+
+    @property
     def unallocated(self) -> int:
         """Bytes that the weights will yet take on the device, once they are all there."""
         return 0 if self._model is not None else self._bytes
@@ -134,7 +138,7 @@ class FallbackDecoder:
     def _try_one_token(self) -> None:
         """What a layer asks of attention is seen only when it runs; what is refused is refused before a request."""
         assert self._model is not None
-        self._attend = lambda layer, q, k, v: q.reshape(len(q), -1)
+        self._attend = lambda layer, q, k, v, pending=None: q.reshape(len(q), -1)
         first = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         self._model(input_ids=first, position_ids=first, use_cache=False)
 
@@ -157,7 +161,8 @@ class FallbackDecoder:
         """One layer's attention: `[1, heads, tokens, head_dim]` of transformers to `[1, tokens, heads, head_dim]`."""
         _check_options(module, options, self.config)
         assert self._attend is not None
-        out = self._attend(module.layer_idx, *(item[0].transpose(0, 1) for item in (q, k, v)))
+        query, key, value = (item[0].transpose(0, 1) for item in (q, k, v))
+        out = self._attend(module.layer_idx, query, key, value)
         return out.view(1, q.shape[2], q.shape[1], -1)
 
 

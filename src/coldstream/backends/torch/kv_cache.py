@@ -22,6 +22,8 @@ from coldstream.backends.cpu.kv_cache import visible
 from coldstream.backends.cpu.library import ATTENTION_MULTIPLE, Kernels
 from coldstream.backends.protocol import BlockTable, Copy, Group
 from coldstream.backends.spans import SequenceSpan
+from coldstream.backends.torch.layers import PendingTurn
+from coldstream.backends.torch.paged import PagedAttend, PagedKernels
 from coldstream.backends.torch.transfer import to_device
 
 
@@ -46,15 +48,15 @@ class _View:
 class Attending(Protocol):
     """The attention of one step: stores k and v, then attends."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]` -> `[tokens, heads * head_dim]`."""
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
+        """See `layers.Attention`."""
         ...
 
 
 class KvCache:
     """The tensors. Memory is taken from the system page by page, as blocks are first written.
 
-    `kernels` attend where they `can_attend`; without them torch does.
+    `kernels` attend where they `can_attend`, on a GPU `paged` ones; without any torch does.
     """
 
     def __init__(
@@ -66,13 +68,14 @@ class KvCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         kernels: Kernels | None = None,
+        paged: PagedKernels | None = None,
     ) -> None:
         self.size = size
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.scale = config.attention_scale
         self.device = torch.device(device)
         self.groups = tuple(groups)
-        self._kernels = kernels
+        self._kernels, self._paged = kernels, paged
         by_window = {group.window: index for index, group in enumerate(groups)}
         self.group_of = tuple(by_window[layer.window] for layer in config.layers)
         shapes = [(config.kv_heads, groups[index].count * size, config.head_dim) for index in self.group_of]
@@ -107,6 +110,8 @@ class KvCache:
 
     def attend(self, spans: Sequence[SequenceSpan]) -> Attending:
         """The attention of one step over these spans, which fill its flat tensor in order."""
+        if self._paged is not None:
+            return PagedAttend.of(self, self._paged, spans)
         return TorchAttend(self, spans) if self._kernels is None else KernelAttend(self, self._kernels, spans)
 
 
@@ -118,7 +123,10 @@ class KernelAttend:
         self._kernels = kernels
         self._visible = visible(spans, cache.groups, cache.size)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
+        """See `layers.Attention`."""
+        if pending is not None:
+            q, k = pending.applied(q, k)
         cache = self._cache
         seen, arrays = self._visible[cache.group_of[layer]], (q, k, v, cache.keys[layer], cache.values[layer])
         return torch.from_numpy(self._kernels.attention(seen, *(part.numpy() for part in arrays), scale=cache.scale))
@@ -145,8 +153,10 @@ class TorchAttend:
             for index, group in enumerate(cache.groups)
         ]
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]` -> `[tokens, heads * head_dim]`."""
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
+        """See `layers.Attention`."""
+        if pending is not None:
+            q, k = pending.applied(q, k)
         cache = self._cache
         keys, values, group = cache.keys[layer], cache.values[layer], cache.group_of[layer]
         keys.index_copy_(1, self._slots[group], k.transpose(0, 1))

@@ -18,12 +18,36 @@ from coldstream.model.rope_config import RopeConfig
 class Attention(Protocol):
     """The seam to keys and values: stores them and attends. The caller of `forward` supplies it.
 
-    `q [tokens, heads, head_dim]`, `k`, `v [tokens, kv_heads, head_dim]`, after rope, in the decoder's
-    `attention_dtype`; all sequences of the step one behind the other. The result is `[tokens, heads * head_dim]` of
-    the same dtype. Window and scale of layer `layer` are in the ModelConfig.
+    `q [tokens, heads, head_dim]`, `k`, `v [tokens, kv_heads, head_dim]`, after rope unless that is `pending`, in the
+    decoder's `attention_dtype`; all sequences of the step one behind the other. The result is
+    `[tokens, heads * head_dim]` of the same dtype. Window and scale of layer `layer` are in the ModelConfig.
     """
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingTurn:
+    """Norms of q and k (None: there are none) and the rotary embedding, which are still to be applied to them.
+
+    `qkv [tokens, heads + 2 * kv_heads, head_dim]` is what q, k and v are views of, so that a kernel may do it all while
+    it stores keys and values; `cos` and `sin` are `Rope`'s.
+    """
+
+    qkv: Tensor
+    q_weight: Tensor | None
+    k_weight: Tensor | None
+    eps: float
+    cos: Tensor
+    sin: Tensor
+
+    def applied(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k as attention without such a kernel takes them."""
+        turned = []
+        for x, weight in ((q, self.q_weight), (k, self.k_weight)):
+            y = x.float() if weight is None else F.rms_norm(x.float(), x.shape[-1:], weight, self.eps)
+            turned.append(rotate(y, self.cos, self.sin).to(x.dtype))
+        return turned[0], turned[1]
 
 
 class Norm:
@@ -31,7 +55,7 @@ class Norm:
 
     def __init__(self, size: int, *, eps: float, offset: float, device: torch.device) -> None:
         self._size = (size,)
-        self._eps = eps
+        self.eps = eps
         self._offset = offset
         self.weight = torch.ones(size, dtype=torch.float32, device=device)
 
@@ -40,7 +64,7 @@ class Norm:
         self.weight.copy_(weight).add_(self._offset)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self._size, self.weight, self._eps)
+        return F.rms_norm(x, self._size, self.weight, self.eps)
 
 
 class Rope:
@@ -103,7 +127,9 @@ class DenseAttention:
         self._spans = spans
         return torch.cat([torch.arange(item.length, item.length + n, device=self._device) for item, n in spans])
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
+        if pending is not None:
+            q, k = pending.applied(q, k)
         outs, start = [], 0
         for sequence, count in self._spans:
             span = slice(start, start + count)

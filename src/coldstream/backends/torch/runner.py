@@ -14,6 +14,7 @@ from coldstream.backends.protocol import Abandoned, StepBatch, TokenRun
 from coldstream.backends.spans import SeenImage, lay_out
 from coldstream.backends.torch.decoder import Embeds
 from coldstream.backends.torch.kv_cache import Attending, KvCache
+from coldstream.backends.torch.layers import PendingTurn
 from coldstream.backends.torch.transfer import int64
 
 
@@ -29,7 +30,7 @@ class DecoderProtocol(Protocol):
         self,
         ids: Tensor,
         positions: Tensor,
-        attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+        attend: Attending,
         rows: Tensor,
         *,
         embeds: Embeds | None = None,
@@ -69,10 +70,10 @@ def run(decoder: DecoderProtocol, cache: KvCache, batch: StepBatch, is_wanted: C
 
 
 def _while_wanted(attend: Attending, is_wanted: Callable[[], bool]) -> Attending:
-    def attending(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attending(layer: int, q: Tensor, k: Tensor, v: Tensor, pending: PendingTurn | None = None) -> Tensor:
         if not is_wanted():
             raise Abandoned
-        return attend(layer, q, k, v)
+        return attend(layer, q, k, v, pending)
 
     return attending
 

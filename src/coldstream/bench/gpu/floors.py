@@ -1,7 +1,7 @@
 """What a step must move and multiply, and the least time in which a card can: computed, never measured.
 
 A decode step reads every matrix once, whatever the batch, and the live keys and values of each sequence; a prefill
-multiplies every matrix with every token. Launches are those of `backends.torch.device_layer`, layer by layer.
+multiplies every matrix with every token. Launches of a layer are those of `backends.torch.fused`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from types import MappingProxyType
 from coldstream.bench.random_weights import GemmaShape
 
 LAUNCHES_A_LAYER = 9
-"""Four matrix products; keys and values into their blocks with norm and rope; attention; two of norms and residuals
-(three in a layer's own count would be the next one's first); the MLP's product of gate and up."""
-LAUNCHES_AROUND = 8
-"""Embedding and its scale, the first norm, angles, the final norm's cast, the head, and what draws."""
+"""Four matrix products, and five kernels between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +68,8 @@ class Work:
 
     @property
     def launches(self) -> int:
-        """Of a step without a graph; a captured decode step is one, and what draws."""
-        return self.shape.layers * LAUNCHES_A_LAYER + LAUNCHES_AROUND
+        """Of a step's layers."""
+        return self.shape.layers * LAUNCHES_A_LAYER
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +94,12 @@ class Floor:
 def plan(shapes: Mapping[str, GemmaShape], *, context: int = 1024) -> Iterator[str]:
     """The lines of `--plan`."""
     yield f"computed from shapes and NVIDIA's figures, nothing of it was measured; {context} tokens a sequence"
-    yield "launches are those of a step without a CUDA graph; with one, a decode step is one launch and what draws"
+    yield "launches are those of the layers; embedding, angles, head and drawing are more; there is no CUDA graph yet"
     for name, shape in shapes.items():
         for item, precision in ((2, "bfloat16"), (1, "int8")):
             work = Work(shape, item)
             moved = ", ".join(f"{work.decode_bytes(rows, context) / 1e9:.2f}" for rows in (1, 8, 32, 64))
-            yield f"{name} {precision}: {work.launches} launches a step; GB a decode step at 1, 8, 32, 64: {moved}"
+            yield f"{name} {precision}: {work.launches} launches in layers; GB a decode step at 1, 8, 32, 64: {moved}"
             for peak in PEAKS.values():
                 floor = Floor(work, peak)
                 rates = ", ".join(f"{rows / floor.decode_seconds(rows, context):.0f}" for rows in (1, 8, 32, 64))

@@ -139,7 +139,10 @@ def run(report: BenchReport, case: ParityCase, folder: Path, *, device: Device, 
         row = scores[place][0].float()
         gap = float(row[theirs[place]] - row[ours[place]]) / float(row.abs().max())
         text = f"{case.name}, {precision}: parts at token {place}, where the logits differ by {gap:.1e} of the largest"
-        report.judge(f"{text} (at most {TIE:.1e})" if precision == "bfloat16" else text, gap <= _bound(precision))
+        if precision == "bfloat16" and device == "cpu":
+            report.say(f"     {text}; not judged: the bound is a GPU's")
+        else:
+            report.judge(f"{text} (at most {TIE:.1e})" if precision == "bfloat16" else text, gap <= _bound(precision))
 
 
 def _bound(precision: str) -> float:

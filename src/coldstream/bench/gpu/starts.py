@@ -48,7 +48,7 @@ def measure(uri: str, *, device: Device, precision: Precision) -> MeasuredStart:
 
 
 async def _start(uri: str, device: Device, precision: Precision) -> MeasuredStart:
-    model = ModelSettings("start", uri, device=device, precision=precision)
+    model = ModelSettings("start", uri, engine="native", device=device, precision=precision)
     settings = Settings(models={"start": model}, engine=EngineSettings())
     context = LoadContext.of_one("start", settings)
     timeline, told, moments = context.timeline, threading.Event(), [0.0]

@@ -1,0 +1,1 @@
+"""Kernels for GPUs, run by Triton's interpreter and compiled without a GPU."""
