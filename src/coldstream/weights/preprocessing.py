@@ -73,7 +73,7 @@ def _made(factory: str, name: str, uri: str | Checkpoint, kwargs: Mapping[str, A
         checkpoint, lambda folder: read(folder, **kwargs), f"{where}: transformers makes no {name} of it"
     )
     for part in (made, getattr(made, "tokenizer", None)):
-        if hasattr(part, "name_or_path"):
+        if part is not None and hasattr(part, "name_or_path"):
             part.name_or_path = where
     return made
 
