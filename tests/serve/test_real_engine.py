@@ -8,8 +8,8 @@ import json
 import openai
 import pytest
 
-from coldstream.model.config import ModelConfig
 from coldstream.engine.sampling import from_generation_config
+from coldstream.model.config import ModelConfig
 from coldstream.settings import ModelSettings, Settings, TaskSettings
 from tests.support.parts import EOS, GEMMA, VOCAB, WORDS, make_decoder, make_engine, make_tokenizer
 
