@@ -154,7 +154,7 @@ class ServerSettings:
         example='"model-keys"',
     )
     cors_origins: tuple[str, ...] = key("pages of other origins that may call", (), example='["https://example.com"]')
-    playground: bool = key("a page at / to try it all out", True)
+    playground: bool = key("pages at / to try it all out, and at /docs for the API", True)
     log_prompts: bool = key("write prompts into the log", False)
     log_format: LogFormat = key(
         "text: lines for people; json: for Cloud Logging; auto: text on a terminal, json where there is none", "auto"
