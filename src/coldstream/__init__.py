@@ -76,19 +76,7 @@ def __getattr__(name: str) -> Any:
         return version("coldstream")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_home(name), name)
-
-
-def _home(name: str) -> Any:
-    try:
-        return import_module(f"coldstream.{_HOME[name]}")
-    except ModuleNotFoundError as exc:
-        if exc.name not in ("torch", "transformers"):
-            raise
-        from coldstream.errors import MissingExtra
-
-        needed = f"coldstream.{name} needs {exc.name}"
-        raise MissingExtra(f"{needed}; run: pip install 'coldstream[{exc.name}]'") from exc
+    return getattr(import_module(f"coldstream.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from coldstream.errors import SettingsError
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from coldstream.weights.preprocessing import processor, tokenizer, transformers_library
+from coldstream.weights.preprocessing import processor, tokenizer, transformers_with_torch
 from coldstream.weights.pretrained import from_pretrained
 from coldstream.weights.transfer.progress import Progress
 from coldstream.weights.transfer.stream import StreamOptions
@@ -42,7 +42,7 @@ def pipeline(
     """
     if task not in get_args(PipelineTask):
         raise SettingsError(f"pipeline: {task!r} is no task here; known: {', '.join(get_args(PipelineTask))}")
-    library = transformers_library("coldstream.pipeline")
+    library = transformers_with_torch("coldstream.pipeline")
     checkpoint = uri if isinstance(uri, Checkpoint) else open_checkpoint(uri)
     reads: dict[str, Any] = {"tokenizer": tokenizer(checkpoint)}
     if task == "image-text-to-text":

@@ -62,6 +62,19 @@ def transformers_library(name: str) -> Any:
     return transformers
 
 
+def transformers_with_torch(name: str) -> Any:
+    """The module, where it can make models; `name` is what needs it.
+
+    Raises:
+        MissingExtra: torch or transformers is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as exc:
+        raise MissingExtra(f"{name} needs torch; run: pip install 'coldstream[torch,transformers]'") from exc
+    return transformers_library(name)
+
+
 def _made(factory: str, name: str, uri: str | Checkpoint, kwargs: Mapping[str, Any]) -> Any:
     for option in _WITHOUT_EFFECT:
         if option in kwargs:
