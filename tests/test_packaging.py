@@ -37,6 +37,8 @@ EXTRAS: Mapping[str, str] = {
     "weights/device.py": "torch",
     "weights/load.py": "torch",
     "weights/tensors.py": "torch",
+    "weights/pipelines.py": "transformers",
+    "weights/preprocessing.py": "transformers",
     "weights/pretrained.py": "transformers",
     "serve/observe/tracing.py": "otel",
     "weights/stores/open_store.py": "aws",

@@ -3,6 +3,8 @@
     load_state_dict(uri)    verified tensors by name
     iter_tensors(uri)       names and tensors as they land, in execution order
     from_pretrained(uri)    a transformers model over the streamed buffers
+    tokenizer(uri)          its tokenizer, processor(uri) its processor: transformers' own
+    pipeline(task, uri)     a transformers pipeline around all of them
     open_checkpoint(uri)    what lies in the bucket; reads headers only
     verify(uri)             streams every byte, checks CRC32C, keeps nothing
     LLM(uri)                a model that answers in this process: generate, chat, stream
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
     from coldstream.weights.checkpoint.header import TensorInfo
     from coldstream.weights.load import iter_tensors, load_state_dict
+    from coldstream.weights.pipelines import pipeline
+    from coldstream.weights.preprocessing import processor, tokenizer
     from coldstream.weights.pretrained import from_pretrained
     from coldstream.weights.transfer.progress import Progress
     from coldstream.weights.transfer.stream import StreamOptions
@@ -40,6 +44,9 @@ __all__ = [
     "iter_tensors",
     "load_state_dict",
     "open_checkpoint",
+    "pipeline",
+    "processor",
+    "tokenizer",
     "verify",
 ]
 
@@ -55,6 +62,9 @@ _HOME = {
     "iter_tensors": "weights.load",
     "load_state_dict": "weights.load",
     "open_checkpoint": "weights.checkpoint.checkpoint",
+    "pipeline": "weights.pipelines",
+    "processor": "weights.preprocessing",
+    "tokenizer": "weights.preprocessing",
     "verify": "weights.transfer.verify",
 }
 
@@ -66,19 +76,7 @@ def __getattr__(name: str) -> Any:
         return version("coldstream")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_home(name), name)
-
-
-def _home(name: str) -> Any:
-    try:
-        return import_module(f"coldstream.{_HOME[name]}")
-    except ModuleNotFoundError as exc:
-        if exc.name not in ("torch", "transformers"):
-            raise
-        from coldstream.errors import MissingExtra
-
-        needed = f"coldstream.{name} needs {exc.name}"
-        raise MissingExtra(f"{needed}; run: pip install 'coldstream[{exc.name}]'") from exc
+    return getattr(import_module(f"coldstream.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

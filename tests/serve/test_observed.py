@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coldstream.serve.observe import logs
-from coldstream.settings import InputSettings, SamplingSettings, ServerSettings, TaskSettings, for_uri
+from coldstream.settings import InputSettings, LogFormat, SamplingSettings, ServerSettings, TaskSettings, for_uri
 from tests.serve.api.test_generate import with_tasks
 from tests.support.production import stack
 from tests.support.scripted import LetterTokenizer, ScriptedModel
@@ -187,26 +189,66 @@ async def test_tasks_describe_their_inputs_as_json_schema(serve, engine) -> None
     }
 
 
-def test_configuring_the_logs_makes_them_json_for_us_and_for_uvicorn() -> None:
-    stream = io.StringIO()
-    names = (logs.LOGGER, "uvicorn", "uvicorn.error", "uvicorn.access")
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """What `configure` changes, as it was before."""
+    names = (logs.LOGGER, logs.REQUESTS, "uvicorn", "uvicorn.error", "uvicorn.access")
     before = {
         name: (logger.handlers, logger.level, logger.propagate, logger.disabled)
         for name in names
         for logger in [logging.getLogger(name)]
     }
+    yield
+    for name, (handlers, level, propagate, disabled) in before.items():
+        logger = logging.getLogger(name)
+        logger.handlers, logger.level, logger.propagate, logger.disabled = handlers, level, propagate, disabled
+
+
+@pytest.mark.usefixtures("loggers")
+@pytest.mark.parametrize("form", ["json", "auto"])
+def test_without_a_terminal_the_logs_are_json_for_us_and_for_uvicorn(form: LogFormat) -> None:
+    stream = io.StringIO()
+    logs.configure(stream, form=form)
+    logging.getLogger("coldstream.http").warning("one %s", "two", extra={"fields": {"model": "m"}})
+    logging.getLogger("uvicorn.error").info("up")
+    logging.getLogger("uvicorn.access").info("never")
+    first, second = lines_of(stream.getvalue())
+    assert (first["severity"], first["message"], first["model"]) == ("WARNING", "one two", "m")
+    assert second["message"] == "up"
+
+
+class Terminal(io.StringIO):
+    """A person looks on."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("loggers")
+@pytest.mark.parametrize(("stream", "form"), [(Terminal(), "auto"), (io.StringIO(), "text")])
+def test_on_a_terminal_they_are_lines_for_people_that_no_terminal_obeys(stream: io.StringIO, form: LogFormat) -> None:
+    logs.configure(stream, form=form)
+    fields = {"request_id": "r", "httpRequest": {"status": 200, "latency": "0.5s"}, "model": "m"}
+    logging.getLogger("coldstream.http").info("GET /\x1b[2J\nnew line 200", extra={"fields": fields})
     try:
-        logs.configure(stream)
-        logging.getLogger("coldstream.http").warning("one %s", "two", extra={"fields": {"model": "m"}})
-        logging.getLogger("uvicorn.error").info("up")
-        logging.getLogger("uvicorn.access").info("never")
-        first, second = lines_of(stream.getvalue())
-        assert (first["severity"], first["message"], first["model"]) == ("WARNING", "one two", "m")
-        assert second["message"] == "up"
-    finally:
-        for name, (handlers, level, propagate, disabled) in before.items():
-            logger = logging.getLogger(name)
-            logger.handlers, logger.level, logger.propagate, logger.disabled = handlers, level, propagate, disabled
+        raise OSError("broken")
+    except OSError:
+        logging.getLogger("coldstream.engine").exception("a step")
+    said = stream.getvalue().splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d GET /.*new line 200  0.5s  request_id=r  model=m", said[0])
+    assert said[1].endswith(" error: a step")
+    assert said[-1] == "OSError: broken"
+    assert "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.usefixtures("loggers")
+def test_without_an_access_log_a_request_has_a_line_where_the_server_failed() -> None:
+    stream = io.StringIO()
+    logs.configure(stream, access_log=False)
+    for status in (200, 404, 500, 503):
+        logging.getLogger(logs.REQUESTS).log(logs.severity(status), "GET / %d", status)
+    logging.getLogger("coldstream.loading").info("model m: ready")
+    assert [line["message"] for line in lines_of(stream.getvalue())] == ["GET / 500", "model m: ready"]
 
 
 def test_an_application_can_be_made_without_a_loop_and_twice(engine) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 import threading
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING
 
 from coldstream import settings as configuration
 from coldstream.errors import SettingsError
+from coldstream.progress_line import is_terminal
 from coldstream.settings import Settings
 from coldstream.timeline import Span, Timeline
 
 if TYPE_CHECKING:
     from coldstream.serve.startup import Startup
 
+_logger = logging.getLogger(__name__)
 _DEFAULT_CONFIG = Path("coldstream.toml")
 _WITH_VALUE = ("--config", "--host", "--port", "--device", "--engine", "--precision", "--weights", "--timeline")
 
@@ -127,13 +130,14 @@ def _override(settings: Settings, command: Command) -> Settings:
 
 
 def _watch(start: Startup, settings: Settings, port: int, *, quiet: bool) -> None:
-    """Say where the server listens, and show the load: bars for a person, lines of JSON for a log."""
-    from coldstream.serve.observe.logs import configure
+    """Say where the server listens, and show the load: bars for a person, lines for a log."""
+    from coldstream.serve.observe.logs import configure, is_json
 
-    configure()
+    form = settings.server.log_format
+    configure(form=form, access_log=settings.server.access_log)
     if quiet:
         return
-    if not sys.stderr.isatty():
+    if is_json(form, sys.stderr) or not is_terminal(sys.stderr):
         _log("listening", port=port, host=settings.server.host, models=list(settings.models))
         threading.Thread(target=_log_until_ready, args=(start,), name="progress", daemon=True).start()
         return
@@ -147,9 +151,7 @@ def _show(start: Startup, settings: Settings, port: int) -> None:
 
 
 def _log(message: str, **details: object) -> None:
-    """One line of JSON that Cloud Logging understands."""
-    sys.stderr.write(json.dumps({"severity": "INFO", "message": message, **details}) + "\n")
-    sys.stderr.flush()
+    _logger.info(message, extra={"fields": details})
 
 
 def _log_until_ready(start: Startup) -> None:

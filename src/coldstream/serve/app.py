@@ -57,7 +57,7 @@ def create_app(state: ServerState, measured: metrics.Metrics) -> FastAPI:
     app = FastAPI(
         title="Coldstream",
         version=version("coldstream"),
-        docs_url=None,  # their pages come from a CDN
+        docs_url=None,  # their pages come from a CDN; /docs is the surface's
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # its logs would hold what users sent
     )

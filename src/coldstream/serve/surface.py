@@ -23,7 +23,7 @@ from coldstream.serve.http.asgi import ASGIApp, Receive, Scope, Send
 from coldstream.serve.middleware.auth import CheckKey
 from coldstream.serve.middleware.errors import HttpError, RenderErrors
 from coldstream.serve.middleware.record import KeepRecord
-from coldstream.serve.playground import Playground
+from coldstream.serve.playground import ApiReference, Playground
 
 if TYPE_CHECKING:
     from coldstream.serve.observe.metrics import Metrics
@@ -39,11 +39,11 @@ class Surface:
         # No request in a step can be answered after this: the deadline of each has passed.
         watchdog = Watchdog(state.models, patience=server.request_timeout)
         health = Health(start, state.lifecycle, state.keys, watchdog)
-        page = Playground() if server.playground else None
+        pages = (Playground(), ApiReference()) if server.playground else ()
         self._waiting = AwaitApplication(start, limit=server.max_queue)
         app: ASGIApp = Routes(health.views, self._waiting)
         app = CheckKey(app, state.keys)
-        app = Routes(dict(health.probes) | (dict.fromkeys(page.paths, page) if page else {}), app)
+        app = Routes(dict(health.probes) | {path: page for page in pages for path in page.paths}, app)
         app = RenderErrors(app)
         app = _with_cors(app, server.cors_origins)
         self._record = KeepRecord(

@@ -34,6 +34,7 @@ from coldstream.settings.schema import ImageSettings as ImageSettings
 from coldstream.settings.schema import InputKind as InputKind
 from coldstream.settings.schema import InputSettings as InputSettings
 from coldstream.settings.schema import LoadSettings as LoadSettings
+from coldstream.settings.schema import LogFormat as LogFormat
 from coldstream.settings.schema import ModelSettings as ModelSettings
 from coldstream.settings.schema import Precision as Precision
 from coldstream.settings.schema import RunEngine as RunEngine

@@ -12,6 +12,7 @@ from coldstream.settings.parse import changed
 from coldstream.settings.template import template_variables
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
+LogFormat = Literal["auto", "text", "json"]
 Device = Literal["auto", "cpu", "cuda"]
 RunEngine = Literal["native", "vllm"]
 EngineName = Literal["auto", RunEngine]
@@ -153,8 +154,12 @@ class ServerSettings:
         example='"model-keys"',
     )
     cors_origins: tuple[str, ...] = key("pages of other origins that may call", (), example='["https://example.com"]')
-    playground: bool = key("a page at / to try it all out", True)
+    playground: bool = key("pages at / to try it all out, and at /docs for the API", True)
     log_prompts: bool = key("write prompts into the log", False)
+    log_format: LogFormat = key(
+        "text: lines for people; json: for Cloud Logging; auto: text on a terminal, json where there is none", "auto"
+    )
+    access_log: bool = key("a line for every request; false: only for those that failed in the server", True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from coldstream.weights.arrays import as_array, numpy_dtype
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint_async
 from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.transfer.background import BackgroundIterator
+from coldstream.weights.transfer.load_line import in_notebook
 from coldstream.weights.transfer.progress import Progress
 from coldstream.weights.transfer.stream import Landed, Select, StreamOptions, chosen, stream_groups, stream_ranges
 
@@ -83,7 +84,8 @@ def iter_tensors(
         device: "cpu" copies nothing; any other device gets each range as it lands, and the host's bytes are let go.
         dtype: floating-point tensors are converted to it; the framework's own.
         select: which tensors; `lambda info: "lora" in info.name`, or rows: `lambda info: info.rows(0, 128)`.
-        progress: called with a `Progress` after each range, on the loading thread.
+        progress: called with a `Progress` after each range, on the loading thread; None: in a notebook a line is drawn
+            under the cell.
 
     Raises:
         MissingExtra: torch is not installed.
@@ -91,7 +93,7 @@ def iter_tensors(
         StoreError, CheckpointError.
     """
     makes = _made_by(framework, device)
-    report = Progress(on_change=progress)
+    report = Progress(on_change=progress or in_notebook())
     tensors = BackgroundIterator(
         _tensors(uri, makes, select, options, report, timeline or Timeline()), name="coldstream-load"
     )

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from coldstream.errors import MissingExtra, ParameterMismatch, UnknownArchitecture
+from coldstream.errors import ParameterMismatch, UnknownArchitecture
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from coldstream.weights.load import load_state_dict
+from coldstream.weights.preprocessing import transformers_library, transformers_with_torch
 from coldstream.weights.transfer.progress import Progress
 from coldstream.weights.transfer.stream import StreamOptions
 
@@ -44,11 +45,12 @@ def from_pretrained(
         kwargs: handed to the class's own `from_pretrained`.
 
     Raises:
-        MissingExtra: transformers is not installed.
+        MissingExtra: torch or transformers is not installed.
         UnknownArchitecture: transformers has no such class.
         ParameterMismatch: a parameter is missing, left over, misshapen, or still without memory.
         StoreError, CheckpointError.
     """
+    transformers_with_torch("coldstream.from_pretrained")
     checkpoint = uri if isinstance(uri, Checkpoint) else open_checkpoint(uri)
     model_class = model_class or _class_of(checkpoint)
     state = load_state_dict(checkpoint, device=device, options=options, progress=progress)
@@ -69,16 +71,8 @@ def from_pretrained(
     return model
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as exc:
-        raise MissingExtra("from_pretrained needs transformers; run: pip install 'coldstream[transformers]'") from exc
-    return transformers
-
-
 def _class_of(checkpoint: Checkpoint) -> type[PreTrainedModel]:
-    library, model_type = _transformers(), checkpoint.config.get("model_type")
+    library, model_type = transformers_library("coldstream.from_pretrained"), checkpoint.config.get("model_type")
     names = checkpoint.config.get("architectures") or []
     by_type = library.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     for name in [*(name.removeprefix("FSDP") for name in names), *([by_type] if by_type else [])]:
@@ -128,4 +122,6 @@ def _some(names: Any) -> str:
 
 def _set_generation_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
     if checkpoint.generation_config is not None and model.can_generate():
-        model.generation_config = _transformers().GenerationConfig.from_dict(dict(checkpoint.generation_config))
+        model.generation_config = transformers_library("coldstream.from_pretrained").GenerationConfig.from_dict(
+            dict(checkpoint.generation_config)
+        )

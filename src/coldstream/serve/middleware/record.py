@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SCOPE_KEY = "coldstream.record"
 
-logger = logging.getLogger(f"{logs.LOGGER}.http")
+logger = logging.getLogger(logs.REQUESTS)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
-"""Logs as Cloud Logging reads them: one JSON object a line, with severity, trace and request id.
+"""Logs: lines for people on a terminal; elsewhere as Cloud Logging reads them, one JSON object a line, with severity,
+trace and request id (https://cloud.google.com/logging/docs/structured-logging).
 
-https://cloud.google.com/logging/docs/structured-logging. Prompts and keys are never in them; the prompt is, where
+Prompts and keys are never in them; the prompt is, where
 `server.log_prompts` asks for it.
 """
 
@@ -15,7 +16,13 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from coldstream.errors import printable
+from coldstream.progress_line import is_terminal
+from coldstream.settings import LogFormat
+
 LOGGER = "coldstream"
+REQUESTS = "coldstream.http"
+"""Has a line for each request."""
 
 _SEVERITIES = {logging.DEBUG: "DEBUG", logging.INFO: "INFO", logging.WARNING: "WARNING", logging.ERROR: "ERROR"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -41,10 +48,44 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False, default=str, separators=(",", ":"))
 
 
-def configure(stream: TextIO = sys.stderr, *, level: int = logging.INFO) -> None:
-    """Send Coldstream's and uvicorn's logs to `stream` as JSON. Called by the command line only."""
+class LineFormatter(logging.Formatter):
+    """The time here, the message, and the fields that say more to a person; a traceback below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, in which nothing that a client sent is obeyed by a terminal."""
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        fields = getattr(record, "fields", {})
+        said = [f"{name}={value}" for name, value in fields.items() if name not in _FOR_MACHINES]
+        taken = fields.get("httpRequest", {}).get("latency")
+        line = "  ".join([f"{level}{record.getMessage()}", *([taken] if taken else []), *said])
+        text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {_one_line(line)}"
+        if record.exc_info and record.exc_info[1] is not None:
+            trace = "".join(traceback.format_exception(record.exc_info[1])).splitlines()
+            text = "\n".join([text, *map(printable, trace)])
+        return text
+
+
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", "\\n")
+
+
+_FOR_MACHINES = frozenset({"httpRequest", "logging.googleapis.com/trace"})
+
+
+def is_json(form: LogFormat, stream: TextIO) -> bool:
+    """Whether a log of that form is JSON there."""
+    return not is_terminal(stream) if form == "auto" else form == "json"
+
+
+def configure(
+    stream: TextIO = sys.stderr, *, level: int = logging.INFO, form: LogFormat = "json", access_log: bool = True
+) -> None:
+    """Send Coldstream's and uvicorn's logs to `stream`. Without `access_log` a request has a line only where the server
+    failed. Called by the command line only.
+    """
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter() if is_json(form, stream) else LineFormatter())
+    logging.getLogger(REQUESTS).setLevel(level if access_log else logging.ERROR)
     for name in (LOGGER, "uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name != "uvicorn.error" else []

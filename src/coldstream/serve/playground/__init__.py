@@ -1,7 +1,8 @@
-"""The page at `/`: static files, answered by the door before FastAPI, torch or a weight is there.
+"""The pages at `/` and `/docs`: static files, answered by the door before FastAPI, torch or a weight is there.
 
     GET /                    the page
     GET /playground/NAME     its style, scripts and icon
+    GET /docs                the API's description for people, of /openapi.json; GET /docs/NAME its files
 
 The files hold no secret and are answered without a key; what the page asks the API carries the key that its user typed.
 They are compressed when they are first asked for, in memory, so that nothing in the package can be out of date.
@@ -23,7 +24,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 PAGE = "index.html"
 PREFIX = "/playground/"
 
+DOCS = "/docs"
+
 _STATIC = Path(__file__).parent / "static"
+_REFERENCE = Path(__file__).parent / "reference"
 _TYPES = {
     ".html": b"text/html; charset=utf-8",
     ".css": b"text/css; charset=utf-8",
@@ -50,12 +54,13 @@ class StaticFile:
     etag: bytes
 
 
-class Playground:
-    """Finds and answers the page's files; reads each of them once."""
+class StaticPage:
+    """Finds and answers a page's files; reads each of them once. `page` is also answered at `path`."""
 
-    def __init__(self) -> None:
-        names = sorted(path.name for path in _STATIC.iterdir() if path.suffix in _TYPES)
-        self._paths = {PREFIX + name: name for name in names} | {"/": PAGE}
+    def __init__(self, folder: Path, *, page: str, path: str, prefix: str) -> None:
+        self._folder = folder
+        names = sorted(item.name for item in folder.iterdir() if item.suffix in _TYPES)
+        self._paths = {prefix + name: name for name in names} | {path: page}
         self._files: dict[str, StaticFile] = {}
 
     @property
@@ -67,7 +72,7 @@ class Playground:
         """The file at one of `paths`."""
         name = self._paths[path]
         if name not in self._files:
-            self._files[name] = _read(_STATIC / name)
+            self._files[name] = _read(self._folder / name)
         return self._files[name]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,6 +91,20 @@ class Playground:
             *([(b"content-encoding", b"gzip")] if zipped else []),
         ]
         await _send(send, 200, headers, b"" if scope["method"] == "HEAD" else body)
+
+
+class Playground(StaticPage):
+    """Where a person tries the server out."""
+
+    def __init__(self) -> None:
+        super().__init__(_STATIC, page=PAGE, path="/", prefix=PREFIX)
+
+
+class ApiReference(StaticPage):
+    """What FastAPI's own page shows, which would come from a CDN. It shares the playground's style."""
+
+    def __init__(self) -> None:
+        super().__init__(_REFERENCE, page="reference.html", path=DOCS, prefix=f"{DOCS}/")
 
 
 _ALWAYS = [

@@ -32,6 +32,7 @@ from coldstream.weights.checkpoint.uri import Location, how_to_get, hub_id
 from coldstream.weights.stores.open_store import open_store
 from coldstream.weights.stores.store import Pin, Store, read
 from coldstream.weights.transfer.checksum import crc32c
+from coldstream.weights.transfer.own_loop import run_here
 from coldstream.weights.transfer.progress import Progress
 from coldstream.weights.transfer.retry import RetryPolicy, with_retries
 
@@ -184,8 +185,8 @@ async def open_checkpoint_async(
 def open_checkpoint(
     uri: str | Location, *, weights: WeightsFrom = "index", timeline: Timeline | None = None
 ) -> Checkpoint:
-    """`open_checkpoint_async` for people; must not be called inside an event loop."""
-    return asyncio.run(_opened(uri, weights, timeline))
+    """`open_checkpoint_async` for people."""
+    return run_here(_opened(uri, weights, timeline))
 
 
 async def _opened(uri: str | Location, weights: WeightsFrom, timeline: Timeline | None) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,6 +10,8 @@ from coldstream.timeline import Timeline
 from coldstream.weights.checkpoint.checkpoint import READ_WHOLE, Checkpoint, open_checkpoint_async
 from coldstream.weights.checkpoint.plan import MIB
 from coldstream.weights.transfer.checksum import crc32c
+from coldstream.weights.transfer.load_line import in_notebook
+from coldstream.weights.transfer.own_loop import run_here
 from coldstream.weights.transfer.progress import Counters, Progress
 from coldstream.weights.transfer.stream import StreamOptions, stream_ranges
 
@@ -55,13 +56,13 @@ class VerifyReport:
 def verify(uri: str, *, progress: Callable[[Progress], None] | None = None) -> VerifyReport:
     """Stream every byte of the weights, and the small files beside them, against the store's CRC32C.
 
-    Keeps nothing: needs about 128 MiB whatever the checkpoint's size. Must not be called inside an event loop.
+    Keeps nothing: needs about 128 MiB whatever the checkpoint's size.
 
     Raises:
         ChecksumMismatch: a file is damaged, or what arrives is; it was read twice.
         StoreError, CheckpointError.
     """
-    return asyncio.run(verify_async(uri, progress=Progress(on_change=progress)))
+    return run_here(verify_async(uri, progress=Progress(on_change=progress or in_notebook())))
 
 
 async def verify_async(
