@@ -196,12 +196,27 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) ->
 
 def memory(pid: int) -> float:
     """MB of the process and its children, what they share counted once (PSS)."""
-    found = 0
-    for child in (pid, *_descendants(pid)):
-        with contextlib.suppress(OSError):
-            rollup = Path(f"/proc/{child}/smaps_rollup").read_text()
-            found += int(re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)[1])  # type: ignore[index]
-    return found / 1024
+    return sum(_pss(child) for child in (pid, *_descendants(pid)))
+
+
+def _pss(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+        return int(found[1]) / 1024 if found else 0.0
+    return 0.0
+
+
+def by_process(pid: int) -> str:
+    """The same of each: what runs in it, and MB."""
+    return ", ".join(f"{_what(child)} {_pss(child):.0f}" for child in (pid, *_descendants(pid)))
+
+
+def _what(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        command = Path(f"/proc/{pid}/cmdline").read_text()
+        names = re.findall(r"[:.](\w+)'?\)$", command.rstrip("\0"))
+        return names[0] if names else "server"
+    return "ended"
 
 
 def _descendants(pid: int) -> list[int]:
@@ -276,9 +291,9 @@ def main() -> None:
                     raise SystemExit(f"the server ended with {server.returncode}")
                 time.sleep(1)
                 seen()
-        print(f"memory before {before:.0f} MB, after {memory(server.pid):.0f} MB", end="")
+        print(f"memory before {before:.0f} MB, after {memory(server.pid):.0f} MB ({by_process(server.pid)})")
         time.sleep(_SETTLED)
-        print(f", a minute later {memory(server.pid):.0f} MB; workers' deaths: {deaths(port)}")
+        print(f"a minute later {memory(server.pid):.0f} MB ({by_process(server.pid)}); workers' deaths: {deaths(port)}")
         ours.send(False)
         client.join(30)
         began = time.monotonic()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -57,7 +59,7 @@ def test_the_property_finds_what_has_no_bound() -> None:
     assert len(list(unbounded(Open.__pydantic_core_schema__, "Open"))) == 6
 
 
-TINY = JsonLimits(values=20, names=5, escapes=8)
+TINY = JsonLimits(values=20, containers=12, texts=10, names=5, escapes=8)
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -69,29 +71,45 @@ JSON = st.recursive(
 )
 
 
-def counted(value: Any) -> tuple[int, int]:
-    """Values in lists and objects, an empty one's bracket counting as one, and names."""
-    if isinstance(value, list):
-        inner = [counted(item) for item in value]
-        return max(1, len(value)) + sum(one for one, _ in inner), sum(two for _, two in inner)
+def counted(value: Any) -> Counter[str]:
+    """Values in lists and objects, an empty one's bracket counting as one, and what they are."""
+    found: Counter[str] = Counter()
+    if isinstance(value, str):
+        found["texts"] += 1
+    if isinstance(value, list | dict):
+        found["containers"] += 1
+        found["values"] += max(1, len(value))
+        for item in value if isinstance(value, list) else value.values():
+            found += counted(item)
     if isinstance(value, dict):
-        inner = [counted(item) for item in value.values()]
-        return max(1, len(value)) + sum(one for one, _ in inner), len(value) + sum(two for _, two in inner)
-    return 0, 0
+        found["names"] += len(value)
+        found["texts"] += len(value)
+    return found
 
 
 @settings(deadline=None, max_examples=300)
 @given(JSON, st.booleans(), st.integers(1, 40))
 def test_a_body_is_read_where_and_only_where_it_is_within_the_limits(value, is_ascii, size) -> None:
     text = json.dumps(value, ensure_ascii=is_ascii)
-    values, names = counted(value)
-    fits = values <= TINY.values and names <= TINY.names and text.count("\\") <= TINY.escapes
+    found = counted(value) | Counter(escapes=text.count("\\"))
     body = text.encode("utf-8", "surrogatepass")
-    if fits:
+    if all(found[name] <= most for name, most in asdict(TINY).items()):
         assert parsed(body, TINY, large=0, chunk=size) == value
     else:
         with pytest.raises(InvalidRequest, match="more than"):
             parsed(body, TINY, large=0, chunk=size)
+
+
+NUMBERS = st.integers() | st.floats(allow_nan=False) | st.integers(-(10**400), 10**400) | st.just(1e300)
+
+
+@settings(deadline=None)
+@given(st.lists(NUMBERS | st.text(), max_size=20), st.integers(1, 9))
+def test_a_large_body_means_what_a_small_one_does(value, chunk) -> None:
+    body = json.dumps(value, ensure_ascii=False).encode()
+    read = parsed(body, large=0, chunk=chunk)
+    assert read == parsed(body) == value
+    assert list(map(type, read)) == list(map(type, value))
 
 
 @settings(deadline=None, max_examples=300)
@@ -140,7 +158,8 @@ COSTLY = {
         },
         "tools.0.function.description",
     ),
-    "empty lists": ("/generate", {"inputs": [[]] * 1_000_000}, "500,000 values"),
+    "empty lists": ("/generate", {"inputs": [[]] * 200_000}, "60,000 lists and objects"),
+    "texts": ("/generate", {"inputs": [""] * 200_000}, "100,000 texts"),
 }
 
 

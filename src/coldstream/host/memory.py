@@ -22,6 +22,13 @@ def return_large_buffers() -> None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
+def give_back() -> None:
+    """Ask malloc to return what is free to the kernel (malloc_trim(3)); does nothing where it cannot (musl)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def allocate(nbytes: int) -> memoryview:
     """`nbytes` of zeroed memory from the start of a page on, in huge ones where the system has them.
 

@@ -21,7 +21,9 @@ Work = Callable[[Any, bytes], Any]
 """Called with what JSON can hold, and with bytes; returns text, bytes, or what JSON can hold."""
 
 _KEPT = 64 * 1024 * 1024
-"""Bytes that work may leave behind; beyond, another process takes the place of this one."""
+"""Bytes that all work so far may leave behind; beyond, another process takes the place of this one."""
+_GROWN = 4 * 1024 * 1024
+"""Bytes that one piece of work leaves behind, from which on the allocator is asked to give back what is free."""
 
 
 def serve(descriptors: Sequence[int], name: str) -> None:
@@ -33,16 +35,25 @@ def serve(descriptors: Sequence[int], name: str) -> None:
     give_up_first()
     line = socket.socket(fileno=descriptors[0])
     work = _made(name)
+    began = resident()
     while (message := receive(line)) is not None:
         size = int.from_bytes(message[:4], "little")
         before = resident()
         limits, argument = json.loads(message[4 : 4 + size])
         kind, answer = _answer(work, limits, argument, message[4 + size :])
         del message, argument
-        is_last = resident() - before > _KEPT
+        if resident() - before > _GROWN:
+            _give_back()
+        is_last = resident() - began > _KEPT
         send(line, b"!" if is_last else b".", kind, answer)
         if is_last:
             return
+
+
+def _give_back() -> None:
+    from coldstream.host.memory import give_back  # ctypes, which most work does without
+
+    give_back()
 
 
 def _made(name: str) -> Work:

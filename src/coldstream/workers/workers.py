@@ -2,7 +2,8 @@
 
 Each kind of work has a process, or a few, of its own, started when the first of its kind comes, so that what one kind
 costs no other waits for. Its limits are its own to keep: the kernel ends it beyond its time, and refuses it memory. One
-that has ended, or has grown, is replaced when the next piece of work comes.
+that has ended, or has grown, is replaced when the next piece of work comes. One that has had nothing to do for a while
+ends, unless it was asked for before there was work.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import logging
 import queue
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
 from coldstream.errors import EngineError, InvalidRequest, TokenizerError, TooCostly
+from coldstream.host.memory import give_back
 from coldstream.workers import messages
 from coldstream.workers.child import Child
 from coldstream.workers.limits import Limits
@@ -24,15 +27,22 @@ from coldstream.workers.limits import Limits
 _log = logging.getLogger(__name__)
 _PATIENCE = 10
 """Seconds of waiting for one of the processor's: a machine may have much else to do. After that it hangs."""
+_REST = 20.0
+"""Seconds without work after which a process ends: starting it again costs the next request a tenth of one."""
 
 
 class Workers:
-    """Safe to use from any thread, and to be waited for: not for an event loop."""
+    """Safe to use from any thread, and to be waited for: not for an event loop.
 
-    def __init__(self) -> None:
+    A process ends that has had nothing to do for `rest` seconds, and this process gives back what answers took.
+    """
+
+    def __init__(self, *, rest: float = _REST) -> None:
         self._lock = threading.Lock()
         self._crews: dict[str, _Crew] = {}
         self._is_closed = False
+        self._rest, self._closing = rest, threading.Event()
+        self._resting: threading.Thread | None = None
 
     def call(
         self,
@@ -55,10 +65,12 @@ class Workers:
             InvalidRequest, TokenizerError: what the work raised.
             EngineError: the work is at fault, or no process can be started.
         """
-        return self._of(work, beside).call(argument, data, limits, subject, field)
+        crew = self._of(work, beside)
+        self._see_to_rest()
+        return crew.call(argument, data, limits, subject, field)
 
     def begin(self, work: str, *, beside: int = 1) -> None:
-        """Start a process for this work, which imports what it needs, and do not wait."""
+        """Start a process for this work, which imports what it needs, and do not wait; it stays when there is none."""
         self._of(work, beside).begin()
 
     def deaths(self) -> Mapping[str, int]:
@@ -71,8 +83,28 @@ class Workers:
         with self._lock:
             self._is_closed = True
             crews = list(self._crews.values())
+        self._closing.set()
         for crew in crews:
             crew.close()
+
+    def _see_to_rest(self) -> None:
+        """A thread that is there while there are processes to end."""
+        with self._lock:
+            if self._resting is None and not self._is_closed:
+                self._resting = threading.Thread(target=self._end_idle, name="coldstream-workers-rest", daemon=True)
+                self._resting.start()
+
+    def _end_idle(self) -> None:
+        while not self._closing.wait(self._rest / 2):
+            with self._lock:
+                crews = list(self._crews.values())
+            before = time.monotonic() - self._rest
+            ended = [crew.end_idle(before) for crew in crews]
+            give_back()
+            with self._lock:
+                if all(ended):
+                    self._resting = None
+                    return
 
     def _of(self, work: str, size: int) -> _Crew:
         with self._lock:
@@ -106,6 +138,10 @@ class _Crew:
         finally:
             self._free.put(worker)
 
+    def end_idle(self, before: float) -> bool:
+        """End those that have had nothing to do since this moment; whether all of them now rest."""
+        return all([worker.end_idle(before) for worker in self._workers])
+
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
@@ -119,22 +155,37 @@ class _Worker:
         self._work = work
         self._lock = threading.Lock()
         self._child: Child | None = None
-        self._is_closed = False
+        self._is_closed = self._stays = False
+        self._worked = time.monotonic()
 
     def begin(self) -> None:
         with self._lock:
+            self._stays = True
             self._started()
 
     def call(self, argument: Any, data: bytes, limits: Limits, subject: str, field: str | None) -> Any:
         head = json.dumps([astuple(limits), argument]).encode()
         with self._lock:
             answer = self._ask(head, data, limits)
+            self._worked = time.monotonic()
             if isinstance(answer, str):
                 raise TooCostly(f"{subject} {answer}", field=field)
         kind, body = answer[:1], answer[1:]
         if kind == b"m":
             raise TooCostly(f"{subject} {_too_much_memory(limits)}", field=field)
         return _read(kind, body, subject)
+
+    def end_idle(self, before: float) -> bool:
+        """End the process if it has had nothing to do since this moment and need not stay; whether it now rests."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            is_idle = self._worked <= before
+            if is_idle and not self._stays:
+                self._end()
+            return is_idle
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         self._is_closed = True

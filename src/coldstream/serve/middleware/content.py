@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import zlib
 
 from coldstream.errors import InvalidRequest
 from coldstream.serve.middleware.errors import HttpError
 
 _GZIP = zlib.MAX_WBITS | 16
+_PIECE = 256 * 1024
 
 
 def decoded(body: bytes, *, encoding: str, kind: str, limit: int) -> bytes:
@@ -49,8 +51,20 @@ def _unpacked(body: bytes, limit: int) -> bytes:
 
 
 def _check_text(body: bytes) -> None:
+    """In pieces, between which other threads run."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(body), _PIECE):
+            decoder.decode(body[start : start + _PIECE])
+        decoder.decode(b"", True)
+    except UnicodeDecodeError:
+        raise _no_text(body) from None
+
+
+def _no_text(body: bytes) -> InvalidRequest:
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as exc:
         message = f"the body is not UTF-8: byte 0x{body[exc.start]:02x} at offset {exc.start} ({exc.reason})"
-        raise InvalidRequest(message) from exc
+        return InvalidRequest(message)
+    raise AssertionError("what cannot be decoded in pieces cannot be decoded whole")

@@ -1,17 +1,18 @@
 """The JSON of a request's body, whose cost is bounded before it is read (RFC 8259).
 
 What a text of some size costs is up to its sender: "[[],[],[]]" takes twenty times its bytes of memory, and a name in
-an object fifty. So the values, names and escapes of a large body are counted first, which needs no memory, and what has
-more of them than an honest request is refused. A large body is read on a thread of its own kind, one after the other,
-in calls that are short; the event loop goes on between them.
+an object fifty. So the values, texts, names and escapes of a large body are counted first, which needs no memory, and
+what has more of them than an honest request is refused. A large body is read on a thread of its own kind, one after the
+other, in calls that are short; the event loop goes on between them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -36,9 +37,12 @@ _PAIR = 12
 
 @dataclass(frozen=True, slots=True)
 class JsonLimits:
-    """`values` in lists and objects, `names` in objects, `escapes` in texts."""
+    """`values` in lists and objects, `containers` which are these, `texts` with names, `names` in objects, `escapes`
+    in texts."""
 
     values: int = 500_000
+    containers: int = 60_000
+    texts: int = 100_000
     names: int = 30_000
     escapes: int = 2_000_000
 
@@ -83,10 +87,11 @@ def parsed(body: bytes, limits: JsonLimits = _LIMITS, *, large: int = _LARGE, ch
         InvalidRequest: this is no JSON, is nested too deeply, or holds half a surrogate pair (which JSON can spell and
             no tokenizer can read) or more than the limits.
     """
-    if len(body) >= large:
+    is_large = len(body) >= large
+    if is_large:
         _check(body, limits, chunk)
     try:
-        value = json.loads(body)
+        value = _decoded(body, chunk) if is_large else json.loads(body)
     except json.JSONDecodeError as exc:
         raise InvalidRequest(f"the body is not valid JSON: {exc.msg} at character {exc.pos}") from exc
     except RecursionError as exc:
@@ -96,6 +101,32 @@ def parsed(body: bytes, limits: JsonLimits = _LIMITS, *, large: int = _LARGE, ch
     if b"\\ud" in body or b"\\uD" in body:
         _check_pairs(body.replace(b"\\\\", b"  "), chunk)
     return value
+
+
+def _decoded(body: bytes, chunk: int) -> Any:
+    """json.loads that lets other threads run: between pieces of the text, and at each number.
+
+    A call of Python's is where the interpreter changes threads; the library's own conversion of a number is none, and
+    half a million long ones would keep every other thread waiting.
+    """
+    return json.loads(_text(body, chunk), parse_int=_whole, parse_float=_real)
+
+
+def _text(body: bytes, chunk: int) -> str:
+    decoder = codecs.getincrementaldecoder(json.detect_encoding(body))("surrogatepass")
+    return "".join([*(decoder.decode(piece) for piece in _cut(body, chunk)), decoder.decode(b"", True)])
+
+
+def _whole(digits: str) -> int:
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    return float(digits)
+
+
+def _cut(body: bytes, chunk: int) -> Iterator[bytes]:
+    return (body[start : start + chunk] for start in range(0, len(body), chunk))
 
 
 def _check_pairs(body: bytes, chunk: int) -> None:
@@ -110,33 +141,57 @@ def _is_json(kind: str) -> bool:
     return name == "application/json" or (name.startswith("application/") and name.endswith("+json"))
 
 
+@dataclass(slots=True)
+class _Counts:
+    """What has a cost, in a text that is JSON or in a part of one; in one that is none, no fewer than are read."""
+
+    commas: int = 0
+    containers: int = 0
+    quotes: int = 0
+    names: int = 0
+
+    def add(self, part: bytes) -> None:
+        """Count what stands between texts, quotes apart."""
+        self.commas += part.count(b",")
+        self.containers += part.count(b"[") + part.count(b"{")
+        self.names += part.count(b":")
+
+    def excess(self, limits: JsonLimits) -> str | None:
+        """What there is too much of."""
+        found = (
+            (self.commas + self.containers, limits.values, "values"),
+            (self.containers, limits.containers, "lists and objects"),
+            (self.quotes // 2, limits.texts, "texts"),
+            (self.names, limits.names, "names in its objects"),
+        )
+        return next((f"{most:,} {what}" for count, most, what in found if count > most), None)
+
+
 def _check(body: bytes, limits: JsonLimits, chunk: int) -> None:
     """Raise InvalidRequest for more than the limits."""
-    if body.count(b"\\") > limits.escapes:
+    if sum(piece.count(b"\\") for piece in _cut(body, chunk)) > limits.escapes:
         raise InvalidRequest(f"the body has more than {limits.escapes:,} escapes, the most that are read")
-    values, names = _count(body, limits, chunk)
-    if values > limits.values:
-        raise InvalidRequest(f"the body has more than {limits.values:,} values, the most that are read")
-    if names > limits.names:
-        raise InvalidRequest(f"the body has more than {limits.names:,} names in its objects, the most that are read")
+    whole = _Counts()
+    for piece in _cut(body, chunk):
+        whole.add(piece)
+        whole.quotes += piece.count(b'"')
+    if whole.excess(limits) is not None:  # with those that stand in texts
+        excess = _excess_between_texts(body, limits, chunk)
+        if excess is not None:
+            raise InvalidRequest(f"the body has more than {excess}, the most that are read")
 
 
-def _count(body: bytes, limits: JsonLimits, chunk: int) -> tuple[int, int]:
-    """Values, or one more than the limit, and names of a text that is JSON; no fewer than it has of what is none."""
-    values, names = body.count(b",") + body.count(b"[") + body.count(b"{"), body.count(b":")
-    if values <= limits.values and names <= limits.names:
-        return values, names  # with those that stand in texts
-    values = names = quotes = 0
+def _excess_between_texts(body: bytes, limits: JsonLimits, chunk: int) -> str | None:
+    counted = _Counts()
     rest, is_inside = b"", False
-    for start in range(0, len(body), chunk):
-        piece = (rest + body[start : start + chunk]).replace(b"\\\\", b"")
+    for part in _cut(body, chunk):
+        piece = (rest + part).replace(b"\\\\", b"")
         rest = b"\\" if piece.endswith(b"\\") else b""
         texts = piece[: len(piece) - len(rest)].replace(b'\\"', b"").split(b'"')
-        between = b"".join(texts[is_inside::2])
+        counted.add(b"".join(texts[is_inside::2]))
+        counted.quotes += len(texts) - 1
         is_inside ^= len(texts) % 2 == 0
-        values += between.count(b",") + between.count(b"[") + between.count(b"{")
-        names += between.count(b":")
-        quotes += len(texts) - 1
-        if quotes > 4 * limits.values + 4:  # a value has a text, or two with its name
-            return limits.values + 1, names
-    return values, names
+        excess = counted.excess(limits)
+        if excess is not None:
+            return excess
+    return None
