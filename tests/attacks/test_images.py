@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from tests.support.pictures import b64, encoded
 
 PROCESSOR = ImageProcessor(16, 16)
 END = b"\xff\xd9"
+SIDE = 4000
 
 
 @pytest.fixture
@@ -36,6 +38,35 @@ def with_scans(count: int) -> bytes:
 async def load(workers: Workers, data: bytes) -> None:
     loader = ImageLoader(ImageSettings(), workers)
     await loader.load([loader.source(b64(data), "image")], PROCESSOR)
+
+
+def noise(mode: str) -> Image.Image:
+    """Pixels of which none is like its neighbours."""
+    planes = [Image.effect_noise((SIDE, SIDE), 90 + 10 * place) for place in range(len(mode))]
+    return Image.merge(mode, planes)
+
+
+@pytest.mark.more
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("RGB", "JPEG", {"progressive": True, "subsampling": 0, "quality": 30}),
+        ("CMYK", "JPEG", {"progressive": True, "subsampling": 0, "quality": 30}),
+        ("RGBA", "PNG", {"compress_level": 1}),
+        ("RGB", "WEBP", {"method": 0, "quality": 5}),
+        ("RGBA", "WEBP", {"method": 0, "quality": 5}),
+        ("RGBA", "WEBP", {"method": 0, "quality": 0, "lossless": True}),
+    ],
+)
+async def test_an_honest_picture_of_the_largest_size_is_within_the_workers_memory(
+    workers: Workers, mode: str, kind: str, options: dict[str, Any]
+) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = encoded(noise(mode), kind, exif=turned, **options)
+    loader = ImageLoader(ImageSettings(max_bytes=len(data), max_pixels=SIDE**2), workers)
+    (picture,) = await loader.load([loader.source(b64(data), "image")], PROCESSOR)
+    assert picture.pixels.shape == (16, 16, 3)
 
 
 @pytest.mark.more

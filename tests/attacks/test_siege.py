@@ -19,6 +19,7 @@ import coldstream.demo
 from tools.siege import connected, memory, serving
 from tools.siege_attacks import ATTACKS, Target
 
+pytestmark = pytest.mark.more
 MODEL = Path(coldstream.demo.__file__).parent / "sql_model"
 VOCABULARY = 262_144
 MEMORY = 1536
@@ -65,7 +66,7 @@ def ask(port: int, method: str, path: str, body: str | None = None) -> int:
 def test_after_an_attack_the_server_is_there_and_answers_the_honest(besieged, name) -> None:
     pid, port = besieged
     before = memory(pid)
-    ATTACKS[name](Target(port, "attacker-key"))
+    ATTACKS[name](Target(port, "attacker-key", is_watched=False))
     assert ask(port, "GET", "/ready") == 200
     body = json.dumps({"model": "default", "prompt": "The", "max_tokens": 2})
     assert ask(port, "POST", "/v1/completions", body) == 200

@@ -6,13 +6,13 @@ the copies that a step asks for, and looks at every key that attention would rea
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coldstream.backends.protocol import Group
 from coldstream.engine.kvcache.blocks import Blocks
-from coldstream.engine.scheduler import CHUNK_ALIGNMENT, Piece, Scheduler, Sequence, Step
+from coldstream.engine.scheduler import CHUNK_ALIGNMENT, SCORED_TOKENS, Piece, Scheduler, Sequence, Step
 
 SIZE = 4
 
@@ -151,3 +151,29 @@ class Serving(RuleBasedStateMachine):
 
 TestServing = Serving.TestCase
 TestServing.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.booleans()), min_size=1, max_size=8),
+    st.sampled_from([64, 512]),
+    st.integers(1, 8),
+)
+def test_a_step_scores_no_more_tokens_than_it_may_and_every_prompt_is_read(prompts, step_tokens, running) -> None:
+    blocks = Blocks([Group(None, 1000)], SIZE, step=step_tokens)
+    scheduler = Scheduler(blocks, running, step_tokens)
+    for number, (length, scored) in enumerate(prompts):
+        scheduler.add(
+            Sequence(str(number), [0] * length, length, length + 1, number, share_prefix=not scored, is_scored=scored)
+        )
+    seen = dict.fromkeys(map(str, range(len(prompts))), 0)
+    while scheduler.has_work:
+        step = scheduler.schedule()
+        assert step.pieces, "there is work, and no sequence gets any"
+        assert sum(piece.count for piece in step.pieces if piece.sequence.is_scored) <= SCORED_TOKENS
+        scheduler.finish(step)
+        for piece in step.pieces:
+            seen[piece.sequence.key] = piece.end
+            if piece.draws:
+                scheduler.remove(piece.sequence)
+    assert list(seen.values()) == [length for length, _ in prompts]

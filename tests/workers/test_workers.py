@@ -98,6 +98,46 @@ def test_a_process_that_has_grown_is_replaced(workers: Workers) -> None:
     assert workers.deaths() == {"Works": 0}
 
 
+def test_a_process_that_grows_little_by_little_is_replaced(workers: Workers) -> None:
+    limits = Limits(seconds=5.0, memory=200 << 20, output=100)
+    grown = [call(workers, "keep_more", 24 << 20, limits=limits) for _ in range(5)]
+    assert len(set(grown)) == 2
+    assert workers.deaths() == {"Works": 0}
+
+
+def test_a_process_without_work_ends_and_one_that_was_asked_for_before_stays(workers: Workers) -> None:
+    resting = Workers(rest=0.2)
+    try:
+        other = "tests.workers.works:OtherWorks"
+        resting.begin(other)
+        stays = resting.call(other, ["pid"], limits=LIMITS, subject="the work")
+        ends = call(resting, "pid")
+        while is_there(ends):
+            threading.Event().wait(0.02)
+        assert resting.call(other, ["pid"], limits=LIMITS, subject="the work") == stays
+        assert call(resting, "count") == 1
+        assert resting.deaths() == {"Works": 0, "OtherWorks": 0}
+    finally:
+        resting.close()
+
+
+def test_a_process_does_not_end_while_it_works(workers: Workers) -> None:
+    resting = Workers(rest=0.02)
+    try:
+        with pytest.raises(TooCostly, match=r"takes more than 0.5 s"):
+            call(resting, "for_ever")
+    finally:
+        resting.close()
+
+
+def is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_process_that_was_killed_while_it_was_idle_is_nobodys_fault(workers: Workers) -> None:
     child = call(workers, "pid")
     os.kill(child, signal.SIGKILL)

@@ -52,6 +52,10 @@ class Works:
         self.kept = b"x" * count
         return os.getpid()
 
+    def keep_more(self, count: int, data: bytes) -> int:
+        self.more = [*getattr(self, "more", ()), b"x" * count]
+        return os.getpid()
+
     def crash(self, data: bytes) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 
@@ -63,3 +67,7 @@ class Works:
 
     def fail(self, secret: str, data: bytes) -> None:
         raise RuntimeError(secret)
+
+
+class OtherWorks(Works):
+    """Work of another kind."""

@@ -111,6 +111,7 @@ class Generation:
         self._characters = 0
         self._unsent = _Unsent()
         self._prompt_logprobs: list[TokenLogprob | None] = []
+        self._spellings: dict[int, tuple[bytes, str]] = {}  # alternatives come again and again
 
     @property
     def scores_prompt(self) -> bool:
@@ -148,6 +149,7 @@ class Generation:
         if not self._prompt_logprobs:
             self._prompt_logprobs.append(None)
         del self._prompt_logprobs[start + 1 :]
+        self._tokenizer.learn([token for item in scored for token in _tokens(item)])
         self._prompt_logprobs += [self._named(item) for item in scored]
 
     def push(self, sampled: Sampled) -> tuple[TokenEvent | None, Finish | None]:
@@ -162,6 +164,7 @@ class Generation:
         self.sequence.tokens.append(sampled.token_id)
         self._unsent.token_ids.append(sampled.token_id)
         if sampled.logprob is not None:
+            self._tokenizer.learn(_tokens(sampled.logprob))
             self._unsent.logprobs.append(self._named(sampled.logprob, self._characters))
         matched = self._stops.push(self._counted(self._detokenizer().push(sampled.token_id)))
         if matched.stop is not None:
@@ -233,5 +236,12 @@ class Generation:
         return replace(self._spelled(item.token_id, item.logprob), top=top, offset=offset)
 
     def _spelled(self, token_id: int, logprob: float) -> TokenLogprob:
-        raw = self._tokenizer.token_bytes(token_id)
-        return TokenLogprob(token_id, raw.decode(errors="replace"), logprob, raw=raw)
+        if token_id not in self._spellings:
+            raw = self._tokenizer.token_bytes(token_id)
+            self._spellings[token_id] = raw, raw.decode(errors="replace")
+        raw, text = self._spellings[token_id]
+        return TokenLogprob(token_id, text, logprob, raw=raw)
+
+
+def _tokens(item: Logprob) -> list[int]:
+    return [item.token_id, *(token for token, _ in item.top)]

@@ -140,7 +140,8 @@ class _Crew:
 
     def end_idle(self, before: float) -> bool:
         """End those that have had nothing to do since this moment; whether all of them now rest."""
-        return all([worker.end_idle(before) for worker in self._workers])
+        resting = [worker.end_idle(before) for worker in self._workers]
+        return all(resting)
 
     def close(self) -> None:
         for worker in self._workers:

@@ -55,6 +55,33 @@ async def test_every_route_but_the_probes_needs_the_key_and_no_log_holds_it(serv
     assert "s3cret" not in repr(served.state)
 
 
+TWICE = [
+    [("authorization", "Bearer s3cret"), ("authorization", "Bearer other")],
+    [("authorization", "Bearer other"), ("Authorization", "Bearer s3cret")],
+    [("authorization", "Bearer s3cret"), ("authorization", "Bearer s3cret")],
+    [("x-api-key", "s3cret"), ("x-api-key", "other")],
+]
+
+
+@pytest.mark.parametrize("headers", TWICE)
+async def test_credentials_that_come_twice_are_refused_whichever_a_proxy_believed(serve, engine, headers) -> None:
+    served = await serve(ScriptedModel(engine()), keys=ApiKeys.of("s3cret"))
+    reply = await served.client.post("/generate", json={"prompt": "x"}, headers=headers)
+    assert reply.status_code == 400
+    assert "two" in reply.text
+    assert (await served.client.get("/v1/models", headers=headers)).status_code == 400
+
+
+@pytest.mark.parametrize("headers", TWICE)
+async def test_credentials_that_come_twice_show_no_names_at_the_probes(serve, engine, headers) -> None:
+    served = await serve(ScriptedModel(engine()), keys=ApiKeys.of("s3cret"))
+    known = await served.client.get("/readyz", headers={"authorization": "Bearer s3cret"})
+    assert "models" in known.json()
+    reply = await served.client.get("/readyz", headers=headers)
+    assert reply.status_code == 200
+    assert "models" not in reply.json()
+
+
 async def test_a_strangers_body_is_not_read(serve, engine) -> None:
     served = await serve(ScriptedModel(engine()), keys=ApiKeys.of("s3cret"))
     reply = await served.client.post("/generate", content=b"x" * (33 << 20))

@@ -432,6 +432,53 @@ async def test_what_the_output_must_obey_reaches_the_engine(serve, engine, clien
     assert used.submitted[0].sampling.grammar == Grammar(*grammar)
 
 
+@pytest.mark.parametrize("schema", ["true", "false", "null", "[1]", '"x"', "NaN", '{"const": NaN}', "{", "[" * 2000])
+@pytest.mark.parametrize("field", ["guided_json", "structured_outputs.json"])
+async def test_a_schema_that_is_no_object_of_json_is_refused_before_a_worker_sees_it(
+    serve, engine, client, field, schema
+) -> None:
+    used = engine()
+    served = await serve(ScriptedModel(used))
+    asked_for = {"guided_json": schema} if field == "guided_json" else {"structured_outputs": {"json": schema}}
+    with pytest.raises(openai.BadRequestError, match=field):
+        await client(served).post(
+            "/chat/completions", body={"model": "default", "messages": HI, **asked_for}, cast_to=object
+        )
+    assert not used.submitted
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize(
+    "field", ['"metadata": {"a": %s}', '"guided_json": {"const": [%s]}', '"chat_template_kwargs": {"a": {"b": %s}}']
+)
+async def test_numbers_that_json_has_not_are_refused_in_free_json(serve, engine, field, number) -> None:
+    served = await serve(ScriptedModel(engine()))
+    body = '{"model": "default", "messages": [{"role": "user", "content": "x"}], ' + field % number + "}"
+    reply = await served.client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 400
+    assert "finite" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "asked", [{"n": 16, "max_tokens": 1000, "top_logprobs": 20}, {"max_tokens": 90_000, "top_logprobs": 2}]
+)
+async def test_more_log_probabilities_than_are_held_are_refused_before_one_is_made(
+    serve, engine, client, asked
+) -> None:
+    used = engine()
+    served = await serve(ScriptedModel(used, max_context=100_000))
+    with pytest.raises(openai.BadRequestError, match="at most 262,144 are given: lower max_tokens or n"):
+        await client(served).chat.completions.create(model="default", messages=HI, logprobs=True, **asked)
+    assert not used.submitted
+
+
+async def test_an_answer_of_any_length_has_as_many_log_probabilities_as_are_held(serve, engine, client) -> None:
+    used = engine()
+    served = await serve(ScriptedModel(used, max_context=100_000))
+    await client(served).chat.completions.create(model="default", messages=HI, logprobs=True, top_logprobs=20, n=2)
+    assert [request.sampling.max_tokens for request in used.submitted] == [262_144 // 42] * 2
+
+
 async def test_a_parsed_pydantic_answer_is_forced_by_its_schema(serve, engine, client) -> None:
     class City(pydantic.BaseModel):
         """As a user of the package declares what it wants."""

@@ -54,7 +54,7 @@ def unescaped(text: str) -> str:
 
 def unmarked(text: str) -> str:
     """The text without marks, as a person reads it."""
-    return _MARKED.sub(lambda found: found[1] or "", text)
+    return text.replace(_BEGIN, "").replace(_END, "")
 
 
 def bare(text: str) -> str:

@@ -65,6 +65,9 @@ class LibraryTokenizer:
         """See `Backend.token_bytes`."""
         return bytes_of(self.id_to_token(id), self.added_tokens, self._spell)
 
+    def learn(self, ids: Sequence[int]) -> None:
+        """See `Backend.learn`: they are here."""
+
     def get_vocab_size(self, *, with_added_tokens: bool = True) -> int:
         """See `Backend.get_vocab_size`."""
         size: int = self._backend.get_vocab_size(with_added_tokens)

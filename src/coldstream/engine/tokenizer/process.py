@@ -118,7 +118,7 @@ class TokenizerProcess:
 
         As `TokenizerImpl::decode` does it (tokenizers/src/tokenizer/mod.rs): the names, joined by the decoder.
         """
-        self._learn(ids)
+        self.learn(ids)
         names = (self._names[number] for number in ids if not (skip_special_tokens and number in self.special_ids))
         return self._join([name for name in names if name is not None])
 
@@ -129,7 +129,7 @@ class TokenizerProcess:
 
     def id_to_token(self, id: int) -> str | None:
         """See `Backend.id_to_token`."""
-        self._learn((id,))
+        self.learn((id,))
         return self._names[id]
 
     def token_bytes(self, id: int) -> bytes | None:
@@ -167,7 +167,8 @@ class TokenizerProcess:
                 os.close(self._file)
                 self._file = None
 
-    def _learn(self, ids: Sequence[int]) -> None:
+    def learn(self, ids: Sequence[int]) -> None:
+        """See `Backend.learn`."""
         unknown = [number for number in ids if number not in self._names]
         if unknown:
             self._names.update(zip(unknown, self._call("names", "names", unknown), strict=True))

@@ -55,6 +55,9 @@ class TokenizerBackend(Protocol):
     def token_bytes(self, id: int) -> bytes | None:
         """The bytes that a token stands for; None where tokens of this tokenizer have none of their own."""
 
+    def learn(self, ids: Sequence[int]) -> None:
+        """These tokens are about to be asked for one by one."""
+
     def get_vocab_size(self, *, with_added_tokens: bool = True) -> int:
         """How many tokens there are."""
 
@@ -273,6 +276,10 @@ class Tokenizer:
                 f"are {limit} characters at most",
                 field="prompt",
             )
+
+    def learn(self, token_ids: Sequence[int]) -> None:
+        """The bytes of these tokens are about to be asked for: in another process they are fetched together."""
+        self.backend.learn(token_ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token by itself, special tokens by their names; for logprobs."""

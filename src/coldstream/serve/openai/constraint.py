@@ -80,6 +80,9 @@ def _schema(value: dict[str, Any] | str, field: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return small(json.loads(value))
+        schema = small(json.loads(value))
     except (ValueError, RecursionError) as exc:
         raise InvalidRequest(f"{field} is not JSON that can be read: {exc}", field=field) from exc
+    if not isinstance(schema, dict):
+        raise InvalidRequest(f"{field} is a JSON Schema, which is an object here, not {value[:20]!r}", field=field)
+    return schema

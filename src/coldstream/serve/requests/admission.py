@@ -20,6 +20,9 @@ Clock = Callable[[], float]
 
 _MEASURED = 64
 _LONGEST = 120.0
+MOST_SCORES = 262_144
+"""Log probabilities that are held for one request; all requests together hold some times as many."""
+_SCORES_AT_ONCE = 3
 
 
 class Rate:
@@ -66,6 +69,7 @@ class AdmissionGate:
         self.sequences = 0
         self.waiting = 0
         self.waiting_tokens = 0
+        self.scores = 0
 
     def enter(self, sequences: int, *, loading: float | None = None, caller: bytes = b"") -> Ticket:
         """Admit a request of so many sequences. `loading`: seconds until the model is expected, None when it is there.
@@ -104,6 +108,18 @@ class AdmissionGate:
             )
         ticket.tokens = tokens
         self.waiting_tokens += tokens
+
+    def hold(self, ticket: Ticket, scores: int) -> None:
+        """Count the log probabilities that a request's answer may hold, until its block is left.
+
+        Raises:
+            TooManyRequests: others hold too many already.
+        """
+        most = _SCORES_AT_ONCE * MOST_SCORES
+        if scores and self.scores + scores > most:
+            raise self.refusal(f"answers hold up to {self.scores} log probabilities already (the most is {most})", None)
+        ticket.scores = scores
+        self.scores += scores
 
     def started(self, ticket: Ticket) -> None:
         """The first token is there: the request waits no longer."""
@@ -151,13 +167,17 @@ class Ticket:
         self.gate = gate
         self.sequences = sequences
         self.caller = caller
-        self.tokens = 0
+        self.tokens = self.scores = 0
         self.waiting = True
         self._finished = False
 
     def claim(self, tokens: int) -> None:
         """See `Gate.claim`."""
         self.gate.claim(self, tokens)
+
+    def hold(self, scores: int) -> None:
+        """See `Gate.hold`."""
+        self.gate.hold(self, scores)
 
     def started(self) -> None:
         """See `Gate.started`."""
@@ -175,4 +195,6 @@ class Ticket:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.gate.scores -= self.scores
+        self.scores = 0
         self.leave()

@@ -28,7 +28,7 @@ from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, In
 from coldstream.serve.images.decode import ImageLoader, ImageSource, Picture
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.observe.metrics import Metrics, ModelMetrics
-from coldstream.serve.requests.admission import AdmissionGate, Ticket
+from coldstream.serve.requests.admission import MOST_SCORES, AdmissionGate, Ticket
 from coldstream.serve.requests.event_bridge import Bridge, Stream
 from coldstream.serve.state import Lifecycle, ServedModel, ServerState
 from coldstream.settings import SamplingSettings
@@ -155,6 +155,7 @@ class Inference:
             prompt_ids = await self._encoders.encode(job)
             images = model.images.place(prompt_ids[0], pictures) if model.images is not None and pictures else ()
             sampling = _sampling(job, prompt_ids, await _constrain(job))
+            ticket.hold(_scores(job, prompt_ids, sampling))
             ticket.claim(_cost(job, prompt_ids, sampling))
             salt = record.caller if self._is_salted else b""
             requests = _requests(job, prompt_ids, sampling, record.request_id, deadline, images, salt)
@@ -310,31 +311,44 @@ def _sampling(job: Job, prompt_ids: list[list[int]], grammar: Grammar | None) ->
         raise PromptTooLong(f"{message}, of which one must be left for the answer", field="prompt")
     given = {**job.given, "grammar": grammar}
     if wanted is None and job.task.max_tokens is None and job.fill_context:
-        given["max_tokens"] = room
+        given["max_tokens"] = _filling(job, room)
     sampling = resolve(job.model.defaults, job.task, given, room=room)
     known = job.model.tokenizer.special_texts if job.shows else {}
     return replace(sampling, shown_tokens=frozenset(known[name] for name in job.shows if name in known))
 
 
-def _cost(job: Job, prompt_ids: list[list[int]], sampling: SamplingParams) -> int:
-    """How many prompt tokens count as waiting: one that is scored takes the logits of a draw, and its best ones' names.
+def _filling(job: Job, room: int) -> int:
+    """The whole room; with log probabilities no more of it than so many are held."""
+    best = job.given.get("logprobs")
+    return room if best is None else max(1, min(room, MOST_SCORES // (job.sequences * (1 + best))))
 
-    Raises:
-        InvalidRequest: more log probabilities of prompts than are held for one request.
-    """
+
+def _cost(job: Job, prompt_ids: list[list[int]], sampling: SamplingParams) -> int:
+    """How many prompt tokens count as waiting: one that is scored takes the logits of a draw, and its best ones' names."""
     tokens = sum(map(len, prompt_ids)) * job.samples
     best = sampling.prompt_logprobs
-    if best is None:
-        return tokens
-    if tokens * (1 + best) > _MOST_SCORES:
-        message = f"echo with logprobs = {best} scores {tokens} tokens, {1 + best} log probabilities each; at most "
-        raise InvalidRequest(
-            f"{message}{_MOST_SCORES:,} are given: send fewer prompts, or less logprobs", field="logprobs"
-        )
-    return tokens * (2 + best // 10)
+    return tokens if best is None else tokens * (2 + best // 10)
 
 
-_MOST_SCORES = 262_144
+def _scores(job: Job, prompt_ids: list[list[int]], sampling: SamplingParams) -> int:
+    """How many log probabilities the whole answer may hold: they are in memory until it was sent.
+
+    Raises:
+        InvalidRequest: more than are held for one request.
+    """
+    counted = (
+        ("echo scores", sum(map(len, prompt_ids)) * job.samples, sampling.prompt_logprobs, "send fewer prompts"),
+        ("the answers have", sampling.max_tokens * job.sequences, sampling.logprobs, "lower max_tokens or n"),
+    )
+    found = 0
+    for what, tokens, best, advice in counted:
+        if best is None:
+            continue
+        found += tokens * (1 + best)
+        if found > MOST_SCORES:
+            message = f"{what} up to {tokens} tokens, {1 + best} log probabilities each; at most {MOST_SCORES:,} are "
+            raise InvalidRequest(f"{message}given: {advice}, or ask for fewer of them", field="logprobs")
+    return found
 
 
 def _give_back(ticket: Ticket, event: TokenEvent) -> None:
