@@ -324,7 +324,7 @@ def _filling(job: Job, room: int) -> int:
 
 
 def _cost(job: Job, prompt_ids: list[list[int]], sampling: SamplingParams) -> int:
-    """How many prompt tokens count as waiting: one that is scored takes the logits of a draw, and its best ones' names."""
+    """How many prompt tokens count as waiting: one that is scored takes the logits of a draw, and names of its best."""
     tokens = sum(map(len, prompt_ids)) * job.samples
     best = sampling.prompt_logprobs
     return tokens if best is None else tokens * (2 + best // 10)
