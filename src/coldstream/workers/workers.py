@@ -65,9 +65,10 @@ class Workers:
             InvalidRequest, TokenizerError: what the work raised.
             EngineError: the work is at fault, or no process can be started.
         """
-        crew = self._of(work, beside)
-        self._see_to_rest()
-        return crew.call(argument, data, limits, subject, field)
+        try:
+            return self._of(work, beside).call(argument, data, limits, subject, field)
+        finally:
+            self._see_to_rest()
 
     def begin(self, work: str, *, beside: int = 1) -> None:
         """Start a process for this work, which imports what it needs, and do not wait; it stays when there is none."""
@@ -96,15 +97,15 @@ class Workers:
 
     def _end_idle(self) -> None:
         while not self._closing.wait(self._rest / 2):
-            with self._lock:
-                crews = list(self._crews.values())
-            before = time.monotonic() - self._rest
-            ended = [crew.end_idle(before) for crew in crews]
-            give_back()
-            with self._lock:
-                if all(ended):
+            with self._lock:  # work that is done meanwhile finds this thread, or starts another
+                before = time.monotonic() - self._rest
+                resting = [crew.end_idle(before) for crew in self._crews.values()]
+                is_over = all(resting)
+                if is_over:
                     self._resting = None
-                    return
+            give_back()
+            if is_over:
+                return
 
     def _of(self, work: str, size: int) -> _Crew:
         with self._lock:
