@@ -306,7 +306,7 @@ def test_a_service_on_an_rtx_pro_6000(ready: Site) -> None:
     assert as_json(plan)["size"]["dollars_per_million_tokens"] is None
     assert "MemAllocPerProjectRegion" in " ".join(plan.proposals)
     ready.world.quotas |= {"CpuAllocPerProjectRegion": 100_000, "MemAllocPerProjectRegion": 400 * 1024**3}
-    ready.deploy(card="rtx-pro-6000")
+    ready.deploy(card="rtx-pro-6000", engine="native")
     template = ready.service()["template"]
     assert template["nodeSelector"] == {"accelerator": "nvidia-rtx-pro-6000"}
     (build,) = (item["build"] for item in ready.world.builds.values())

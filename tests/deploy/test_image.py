@@ -91,7 +91,7 @@ def test_an_image_with_vllm_takes_from_us_what_its_base_lacks_and_our_plug_in() 
     """What vLLM was built with stays: ranges under its own versions, and no torch; it finds us by an entry point."""
     files = image.context("vllm").files
     lines = files["ranges.txt"].decode().splitlines()
-    assert any(line.startswith("obstore") and ">=0.9" in line for line in lines)
+    assert any(line.startswith("obstore") and ">=0.12" in line for line in lines)
     assert not [line for line in lines if line.startswith("torch") or "==" in line]
     (points,) = (data.decode() for name, data in files.items() if name.endswith("entry_points.txt"))
     assert "coldstream.engines.vllm.plugin:register" in points

@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from coldstream.backends.cpu.choice import stand_up
+from coldstream.backends.cpu.decoder import CpuDecoder
 from coldstream.backends.cpu.packing import Packing
-from coldstream.backends.torch.choice import stand_up
-from coldstream.backends.torch.decoder import Decoder
 from coldstream.errors import ParameterMismatch
 from coldstream.model.config import ModelConfig
+from coldstream.weights.arrays import as_array
 from coldstream.weights.checkpoint.header import TensorInfo
-from coldstream.weights.tensors import as_tensor
 from coldstream.weights.transfer.stream import Landed
-from tests.backends.torch.test_int8 import WIDE, filled, step
+from tests.backends.cpu.test_int8 import WIDE, filled
 from tests.support import tiny
+from tests.support.cpu_models import one_step
 
 PROMPTS = [[4, 8, 15], [16, 23, 42, 7]]
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
@@ -54,13 +55,12 @@ def begun(config: dict[str, object], tensors: dict[str, Landed], *, workers: int
     return Packing(ModelConfig.from_json(config), infos, workers=workers, failed=failed)
 
 
-def standing(made: tiny.Tiny, packing: Packing, others: list[Landed]) -> Decoder:
+def standing(made: tiny.Tiny, packing: Packing, others: list[Landed]) -> CpuDecoder:
     shapes = {name: tensor.shape for name, tensor in made.tensors.items()}
     decoder, assembly = stand_up(made.config, shapes, precision="int8", packing=packing)
     for item in others:
-        assembly.assign(item.info.name, as_tensor(item))
+        assembly.assign(item.info.name, as_array(item))
     assembly.finish()
-    assert isinstance(decoder, Decoder)
     return decoder
 
 
@@ -87,7 +87,7 @@ def test_the_decoder_is_the_one_that_the_assembly_would_have_filled(made: tiny.T
         "every matrix is packed, and nothing else"
     )
     expected = filled(replace(made, tensors=tensors))
-    assert torch.equal(step(standing(made, packing, others), PROMPTS), step(expected, PROMPTS))
+    assert torch.equal(one_step(standing(made, packing, others), PROMPTS), one_step(expected, PROMPTS))
 
 
 def test_the_decoder_may_stand_before_between_and_after_its_matrices(made: tiny.Tiny) -> None:
@@ -102,10 +102,9 @@ def test_the_decoder_may_stand_before_between_and_after_its_matrices(made: tiny.
         packing.take(item)
     for item in whole.values():
         if len(item.info.shape) == 1:
-            assembly.assign(item.info.name, as_tensor(item))
+            assembly.assign(item.info.name, as_array(item))
     assembly.finish()
-    assert isinstance(decoder, Decoder)
-    assert torch.equal(step(decoder, PROMPTS), step(filled(made), PROMPTS))
+    assert torch.equal(one_step(decoder, PROMPTS), one_step(filled(made), PROMPTS))
     assert set(assembly.filled_by.values()) == set(made.tensors)
 
 
@@ -138,7 +137,7 @@ def test_what_does_not_fit_is_left_to_whoever_complains_about_it(what: str) -> N
         return
     others = [item for item in whole.values() if not packing.take(item)]
     decoder = standing(made, packing, others)
-    assert torch.equal(step(decoder, PROMPTS), step(filled(made), PROMPTS))
+    assert torch.equal(one_step(decoder, PROMPTS), one_step(filled(made), PROMPTS))
 
 
 def test_a_checkpoint_without_all_its_matrices_is_not_whole() -> None:
@@ -189,5 +188,5 @@ def test_bytes_that_lie_anywhere_are_packed_alike() -> None:
     for items in (whole, shifted):
         packing = begun(made.config, items)
         decoders.append(standing(made, packing, [item for item in items.values() if not packing.take(item)]))
-    assert torch.equal(*(step(decoder, PROMPTS) for decoder in decoders))
-    assert math.isfinite(float(step(decoders[0], PROMPTS).sum()))
+    assert torch.equal(*(one_step(decoder, PROMPTS) for decoder in decoders))
+    assert math.isfinite(float(one_step(decoders[0], PROMPTS).sum()))
