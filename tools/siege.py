@@ -29,8 +29,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event, Thread
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tools.siege_attacks import ATTACKS, Target
+from siege_attacks import ATTACKS, Target
 
 _KEYS = ("attacker-key", "honest-key")
 _PERIOD = 0.02

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 _PATIENCE = 20.0
@@ -184,7 +185,7 @@ def gzip_bombs(target: Target) -> None:
     """Bodies that unpack to 32 MB, and to more."""
     for size in (32_000_000, 200_000_000):
         packed = gzip.compress(b'{"prompt": "' + b" " * size + b'"}', 1)
-        _beside(3, lambda packed=packed: target.post("/generate", packed, more="content-encoding: gzip\r\n"))
+        _beside(3, partial(target.post, "/generate", packed, more="content-encoding: gzip\r\n"))
 
 
 def unread(target: Target) -> None:

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import coldstream.demo
-from tools.siege import connected, memory, serving
-from tools.siege_attacks import ATTACKS, Target
+from siege import connected, memory, serving
+from siege_attacks import ATTACKS, Target
 
 pytestmark = pytest.mark.more
 MODEL = Path(coldstream.demo.__file__).parent / "sql_model"
