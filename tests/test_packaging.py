@@ -29,6 +29,7 @@ EXTRAS: Mapping[str, str] = {
     "engines": "vllm",
     "deploy": "deploy",
     "backends/torch/fallback.py": "transformers",
+    "backends/cuda": "gpu",
     "backends/torch": "torch",
     "backends/device.py": "torch",
     "backends/cpu/packed.py": "torch",
