@@ -306,6 +306,9 @@ def _on_engine(settings: Settings, wanted: DeploySettings, engine: RunEngine) ->
     """With the image's engine where a model leaves it open, so that what is planned is what runs.
 
     What an image of one's own has is not known: it chooses, where nothing was said.
+
+    Raises:
+        SettingsError: vLLM has nothing for what a model asks for.
     """
     if wanted.cpu_only or (wanted.image is not None and wanted.engine == "auto"):
         return settings
@@ -313,6 +316,12 @@ def _on_engine(settings: Settings, wanted: DeploySettings, engine: RunEngine) ->
         name: replace(model, engine=engine) if model.engine == "auto" else model
         for name, model in settings.models.items()
     }
+    for name, model in models.items():
+        if model.engine == "vllm" and model.precision == "int8":
+            raise SettingsError(
+                f'models.{name}.precision = "int8" is the native engine\'s, but the service runs vllm; leave it out, '
+                "or deploy with --engine native"
+            )
     return replace(settings, models=models)
 
 

@@ -176,7 +176,7 @@ def test_forward_runs_each_layer_as_soon_as_its_own_tensors_are_there(gemma: tin
         assembly.assign("model.norm.weight", gemma.tensors["model.norm.weight"])
         landed = running.result(30)
     assembly.finish()
-    assert torch.equal(landed, logits(target))
+    torch.testing.assert_close(landed, logits(target))  # torch's sums differ with a thread's number of threads
 
 
 def test_a_load_that_fails_reaches_every_forward_with_its_own_error(llama: tiny.Tiny) -> None:
