@@ -70,7 +70,6 @@ def test_a_request_sent_at_once_is_answered_exactly_and_the_start_can_be_seen(
             "listing",
             "headers",
             "range",
-            "import torch",
             "tokenizer",
             "port open",
             "first token",
