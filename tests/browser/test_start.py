@@ -66,7 +66,7 @@ def test_the_page_asks_for_the_key_shows_the_load_and_the_end(
     expect(page.locator("article[aria-label=sql]")).to_contain_text("1.8 MB of 3.2 MB")
     assert 50 < bar(page, "sql") < 60
     expect(page.locator("#start-line")).to_contain_text("left")
-    expect(page.locator("#waterfall-body")).to_contain_text("import torch")
+    expect(page.locator("#waterfall-body")).to_contain_text("import the streamer")
     shot(page, "load")
     gate.open(SECOND)
     expect(status).to_have_text("Ready in part")
