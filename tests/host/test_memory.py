@@ -21,13 +21,14 @@ def test_it_is_as_large_as_asked_for_and_can_be_written(nbytes: int) -> None:
 
 
 def test_a_part_keeps_it_and_the_last_one_gives_it_back() -> None:
+    gc.collect()  # what other tests left would go meanwhile
     before = resident()
     memory = allocate(64 * MB)
     memory[:] = bytes([1]) * memory.nbytes
     part = memory[5:10].toreadonly()
     del memory
     gc.collect()
-    assert resident() - before > 60 * MB
+    assert resident() - before > 56 * MB
     assert bytes(part) == bytes([1]) * 5
     del part
     gc.collect()

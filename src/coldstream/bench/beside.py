@@ -6,17 +6,19 @@ after B is; its tokens of both spans are counted by the times at which they arri
 
 from __future__ import annotations
 
-import http.client
 import json
 import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
+
+from coldstream.bench import child
 from coldstream.bench.coldstart import running, shaped
 from coldstream.bench.contenders import Contender
 from coldstream.bench.shape import BucketShape
@@ -89,7 +91,7 @@ def _measure(a: Contender, port: int, started: float) -> Beside:
         try:
             while not over.is_set():
                 _count(a, port, arrivals, over)
-        except (OSError, http.client.HTTPException, ColdstreamError) as exc:
+        except (httpx2.HTTPError, ColdstreamError) as exc:
             failed.append(exc)
 
     asking = threading.Thread(target=generate, name="a", daemon=True)
@@ -113,13 +115,12 @@ def _is_enough(arrivals: list[float], ready: float) -> bool:
 
 
 def _count(a: Contender, port: int, arrivals: list[float], over: threading.Event) -> None:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=600)) as connection:
-        connection.request("POST", a.path, json.dumps(dict(a.body)), {"content-type": "application/json"})
-        reply = connection.getresponse()
-        if reply.status != 200:
-            raise ColdstreamError(f"{a.path} answered {reply.status}: {reply.read()[:300].decode('utf-8', 'replace')}")
-        for line in reply:
-            if a.token(line.decode("utf-8", "replace")):
+    with child.client(port, timeout=600) as client, client.stream("POST", a.path, json=dict(a.body)) as reply:
+        if reply.status_code != 200:
+            text = reply.read()[:300].decode("utf-8", "replace")
+            raise ColdstreamError(f"{a.path} answered {reply.status_code}: {text}")
+        for line in reply.iter_lines():
+            if a.token(line):
                 arrivals.append(time.monotonic())
             if over.is_set():
                 return
@@ -127,18 +128,16 @@ def _count(a: Contender, port: int, arrivals: list[float], over: threading.Event
 
 def _ready_at(port: int, model: str, asking: threading.Thread) -> float:
     """When the model was ready, in seconds since exec."""
-    while asking.is_alive():
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=600)) as connection:
-            connection.request("GET", "/readyz")
-            state = json.loads(connection.getresponse().read())
+    with child.client(port, timeout=600) as client:
+        while asking.is_alive():
+            state = client.get("/readyz").json()
             if state["status"] != "loading":
-                connection.request("GET", "/startup")
-                spans = json.loads(connection.getresponse().read())["timeline"]
+                spans = client.get("/startup").json()["timeline"]
                 found = [span["end"] for span in spans if span["name"] == f"{model} ready"]
                 if not found:
                     raise ColdstreamError(f"the second model did not load: {state['models'][model].get('error')}")
                 return float(found[0])
-        time.sleep(_PAUSE)
+            time.sleep(_PAUSE)
     return 0.0
 
 

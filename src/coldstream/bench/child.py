@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import httpx2
+
 # PR_SET_PDEATHSIG (prctl(2), option 1) survives execve, so a child ends with us however we end. It is set in a small
 # interpreter of its own because `preexec_fn` may deadlock in a process that already has threads.
 _LAUNCHER = (
@@ -54,6 +56,11 @@ def last_lines(log: Path, count: int) -> str:
     """The end of what a program wrote, in one line."""
     text = log.read_text(encoding="utf-8", errors="replace").strip()
     return " / ".join(text.splitlines()[-count:]) or "it said nothing"
+
+
+def client(port: int, *, timeout: float) -> httpx2.Client:
+    """For plain HTTP on 127.0.0.1, reading no proxy's settings and no certificates; `timeout` in seconds."""
+    return httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=timeout, trust_env=False, verify=False)
 
 
 def free_port() -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
 import json
 import math
 import os
@@ -28,11 +27,14 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import httpx2
+
 from coldstream.bench import child
 from coldstream.bench.chart import Bar, bars_svg
 from coldstream.bench.contenders import Contender, Skipped, coldstream, llama_server, ollama, transformers_serve, vllm
 from coldstream.bench.shape import BucketShape, ShapedProxy
 from coldstream.errors import ColdstreamError, SettingsError
+from coldstream.host import cpu, memory, process
 from coldstream.settings import check_precision
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint_async
 from coldstream.weights.transfer.stream import stream_ranges
@@ -197,11 +199,7 @@ def _peers(
 
 
 def _machine() -> dict[str, Any]:
-    model = ""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "load_before": os.getloadavg()[0]}
+    return {"cpu": cpu.model_name(), "cores": len(os.sched_getaffinity(0)), "load_before": os.getloadavg()[0]}
 
 
 def shaped(shape: BucketShape) -> ShapedProxy:
@@ -389,17 +387,17 @@ class StartedServer:
             time.sleep(_RETRY_PAUSE)
 
     def _token(self, body: bytes) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_DEADLINE)
+        headers = {"content-type": "application/json"}
         try:
-            connection.request("POST", self._contender.path, body, {"content-type": "application/json"})
-            reply = connection.getresponse()
-            if reply.status == 200:
-                return any(self._contender.token(line.decode("utf-8", "replace")) for line in reply)
-            self._refused(reply.status, reply.read())
-        except (OSError, http.client.HTTPException):
+            with (
+                child.client(self.port, timeout=_DEADLINE) as client,
+                client.stream("POST", self._contender.path, content=body, headers=headers) as reply,
+            ):
+                if reply.status_code == 200:
+                    return any(self._contender.token(line) for line in reply.iter_lines())
+                self._refused(reply.status_code, reply.read())
+        except httpx2.HTTPError:
             return False
-        finally:
-            connection.close()
         return False
 
     def _refused(self, status: int, body: bytes) -> None:
@@ -421,10 +419,7 @@ class StartedServer:
 
     def peak_memory(self) -> int | None:
         """Bytes; of the process that was started, not of its children."""
-        with contextlib.suppress(OSError, StopIteration, ValueError):
-            lines = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8").splitlines()
-            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-        return None
+        return process.status_bytes("VmHWM", self._process.pid)
 
     def _check(self) -> None:
         if self._process.poll() is not None:
@@ -443,8 +438,7 @@ def _get_readyz(port: int) -> None:
 
 
 def _drop_page_cache() -> None:
-    os.sync()
     try:
-        Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
+        memory.drop_page_cache()
     except OSError as exc:
         raise SettingsError(f"a cold page cache needs root ({exc.strerror}); measure with a warm one") from exc

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from coldstream.errors import ColdstreamError
+from coldstream.host import process
 from coldstream.weights.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.stores.client import client_options
@@ -259,14 +260,6 @@ CONTENDERS: dict[str, Callable[[str], Prepared]] = {
 }
 
 
-def _memory(field: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def _cpu_seconds() -> float:
     spent = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in spent)
@@ -292,8 +285,8 @@ def measure(name: str, uri: str, *, touch_memory: bool = False) -> dict[str, flo
     load = CONTENDERS[name](uri)
     if touch_memory:
         _touch_memory(uri)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark begins anew
-    memory, cpu, faults = _memory("VmRSS"), _cpu_seconds(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    process.forget_peak()
+    memory, cpu, faults = process.resident(), _cpu_seconds(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     began = time.perf_counter()
     loaded = load()
     seconds = time.perf_counter() - began
@@ -301,7 +294,7 @@ def measure(name: str, uri: str, *, touch_memory: bool = False) -> dict[str, flo
         "seconds": seconds,
         "cpu_seconds": _cpu_seconds() - cpu,
         "bytes": loaded.nbytes,
-        "peak_bytes": _memory("VmHWM") - memory + loaded.elsewhere,
+        "peak_bytes": (process.status_bytes("VmHWM") or 0) - memory + loaded.elsewhere,
         "page_faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults,
     }
     del loaded

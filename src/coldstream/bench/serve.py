@@ -27,6 +27,7 @@ from coldstream.bench.serve_load import (
 )
 from coldstream.bench.serve_peers import PeerPlan, running, server
 from coldstream.errors import SettingsError
+from coldstream.host import cpu
 from coldstream.settings import EngineName
 
 Say = Callable[[str], None]
@@ -148,15 +149,8 @@ def run_serve_bench(
 
 def machine() -> str:
     """What the figures were measured on, in a line."""
-    return f"{os.cpu_count()} CPUs, {_cpu_name()}, {platform.system()}, load {os.getloadavg()[0]:.1f}"
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    except OSError:
-        return platform.processor() or "unknown"
+    name = cpu.model_name() or platform.machine()
+    return f"{os.cpu_count()} CPUs, {name}, {platform.system()}, load {os.getloadavg()[0]:.1f}"
 
 
 def _load(name: str, endpoint: Endpoint, load: Load, say: Say) -> list[Run]:

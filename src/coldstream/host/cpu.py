@@ -38,9 +38,17 @@ class CpuFeatures:
     @classmethod
     def of_this_machine(cls) -> CpuFeatures:
         """No feature at all where there is no /proc/cpuinfo, or none with flags (Arm)."""
-        try:
-            lines = _CPUINFO.read_text(encoding="ascii", errors="replace").splitlines()
-        except OSError:
-            return cls.from_flags(frozenset())
-        flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
-        return cls.from_flags(frozenset(flags.split()))
+        return cls.from_flags(frozenset(_first("flags").split()))
+
+
+def model_name() -> str:
+    """What the processor calls itself; empty where the system does not say (Arm)."""
+    return _first("model name")
+
+
+def _first(field: str) -> str:
+    try:
+        lines = _CPUINFO.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from functools import cache
+from pathlib import Path
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _LARGE = 1 << 20
@@ -48,6 +50,16 @@ def prefer_huge_pages(address: int, nbytes: int) -> None:
     end = (address + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if start < end:
         _libc().madvise(start, end - start, mmap.MADV_HUGEPAGE)
+
+
+def drop_page_cache() -> None:
+    """Make the system forget every file that it has in memory (proc(5), drop_caches).
+
+    Raises:
+        OSError: it is not root that asks.
+    """
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
 
 
 @cache

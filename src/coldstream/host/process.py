@@ -1,4 +1,4 @@
-"""What the kernel knows of this process: when it began, what memory it has (proc(5))."""
+"""What the kernel knows of a process: when it began, what memory it has (proc(5))."""
 
 from __future__ import annotations
 
@@ -31,6 +31,21 @@ def sizes() -> tuple[int, int]:
     """Bytes of addresses, and of private memory that can be written."""
     pages = _pages()
     return pages[0] * mmap.PAGESIZE, pages[5] * mmap.PAGESIZE
+
+
+def status_bytes(field: str, pid: int | None = None) -> int | None:
+    """A size of /proc/PID/status ("VmRSS", "VmHWM"), in bytes; None where the process is gone or has no such line."""
+    try:
+        status = Path(f"/proc/{pid or 'self'}/status").read_text(encoding="ascii", errors="replace")
+        line = next(line for line in status.splitlines() if line.startswith(field + ":"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024
+
+
+def forget_peak() -> None:
+    """Let this process's high-water mark ("VmHWM") begin anew (proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def end_before_others() -> None:
