@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "src" / "coldstream" / "demo" / "sql_model"
 
 
+@pytest.mark.more
 @pytest.mark.timeout(400)
 def test_every_section_runs_on_tiny_shapes_on_a_cpu(capfd: pytest.CaptureFixture[str]) -> None:
     code = run.main(["--device", "cpu", "--tiny", str(DEMO)])

@@ -174,6 +174,7 @@ async def test_a_metadata_server_that_has_no_account_yet_is_waited_for(status: i
     assert len(checkpoint.tensors) == len(TENSORS)
 
 
+@pytest.mark.more
 async def test_a_metadata_server_that_comes_up_late_is_waited_for() -> None:
     late = TokenServer(grants)  # bound, so connections are taken, but not answered yet
     asked = threading.Event()

@@ -154,6 +154,7 @@ def test_a_fix_takes_seven_minutes_to_act_and_grants_nothing_twice(owned: Site) 
     assert len(writes) == len(fixed.added)
 
 
+@pytest.mark.more
 def test_a_fix_that_never_acts_ends_after_fifteen_minutes(owned: Site) -> None:
     owned.world.iam.delay = 1e9
     fixed = mend(owned)

@@ -126,6 +126,7 @@ def test_without_for_real_nothing_is_changed(installed: Site, tmp_path: Path) ->
         assert name in report
 
 
+@pytest.mark.more
 def test_for_real_it_deploys_twice_rolls_back_runs_a_job_and_removes_it_all(installed: Site, tmp_path: Path) -> None:
     """On a project where nothing is there; the report has what was answered, and no person's address or token."""
     site = installed

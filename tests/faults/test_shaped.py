@@ -8,6 +8,8 @@ import pytest
 
 from tests.faults.shaped import TOTAL_BYTES, Outcome, simulate
 
+pytestmark = pytest.mark.more
+
 
 @pytest.fixture(scope="module")
 def outcomes() -> list[Outcome]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from coldstream.loading.torch_import import PROVEN_RELEASES
@@ -35,6 +36,7 @@ def test_the_release_that_we_pin_is_a_proven_one() -> None:
     assert torch.__version__.startswith(tuple(f"{release}." for release in PROVEN_RELEASES))
 
 
+@pytest.mark.more
 def test_a_model_computes_the_same() -> None:
     assert run(LEAN + MODEL) == run(MODEL)
 
@@ -48,6 +50,7 @@ def test_what_is_not_needed_is_not_executed_before_it_is_looked_at() -> None:
     assert run(code).split() == ["False", "False", "0.0", "True"]
 
 
+@pytest.mark.more
 def test_complete_gives_the_meta_kernels() -> None:
     code = LEAN + (
         "complete()\n"

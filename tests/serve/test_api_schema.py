@@ -64,6 +64,7 @@ def ask(operation: Any, mode: GenerationMode, examples: int) -> None:
     sends()
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize("path", PATHS)
 def test_every_answer_to_a_question_is_one_that_the_document_announces(api, path, mode) -> None:

@@ -164,6 +164,7 @@ class GoogleServer(RangeServer):
 
 
 class _QuietServer(ThreadingHTTPServer):
+    request_queue_size = 64  # of five, a sixth connection at once is asked for again after a second
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -172,6 +173,7 @@ class _QuietServer(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a head and its body are two writes: the second would wait for an acknowledgement
     server_of_files: RangeServer
 
     def do_GET(self) -> None:

@@ -28,7 +28,13 @@ EMULATED = {"emulated AVX512-VNNI": 512, "emulated AVX-VNNI": 256} if CPU.avx2 e
 HEADER = Path(__file__).with_name("emulated.h")
 
 
-@pytest.fixture(scope="module", params=[*(name for name in runnable(CPU) if name != compiling.ANY), *EMULATED])
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(name for name in runnable(CPU) if name != compiling.ANY),
+        *(pytest.param(name, marks=pytest.mark.more) for name in EMULATED),
+    ],
+)
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TensorKernels:
     if request.param not in EMULATED:
         return TensorKernels(Kernels(compiling.SOURCE.with_name(request.param)))
