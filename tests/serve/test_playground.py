@@ -23,7 +23,7 @@ _SOURCES = {item.name: item.read_text(encoding="utf-8") for item in _STATIC.iter
 def pages() -> httpx2.AsyncClient:
     """A server that wants a key, before its application is there."""
     surface = stack({}, keys=ApiKeys.of("secret")).surface
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=surface), base_url="http://server")
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=surface), base_url="http://server", verify=False)
 
 
 async def test_the_page_is_there_without_a_key_before_the_application_is(pages: httpx2.AsyncClient) -> None:
@@ -81,7 +81,7 @@ async def statuses(*paths: str, playground: bool = True) -> set[int]:
     settings = replace(for_uri("gs://b/m"), server=ServerSettings(playground=playground))
     surface = stack({}, settings).surface
     surface.open_to(nothing_here)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=surface), base_url="http://server") as http:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=surface), base_url="http://server", verify=False) as http:
         return {(await http.get(path)).status_code for path in paths}
 
 
