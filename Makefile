@@ -28,7 +28,7 @@ test: $(VENV)/dev ## Run the tests that need only Python, against the installed 
 	$(BIN)/python -m pytest --ignore=tests/browser -m "not more" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-more: $(VENV)/dev $(VENV)/browser ## Run those too slow for that, then those that need Chromium and npm (root installs them)
-	$(BIN)/python -m pytest --ignore=tests/browser -m more $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/browser -m more -n auto --maxprocesses 2 --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 lint: $(VENV)/dev ## ruff, mypy strict, import-linter, the C compiler's warnings
