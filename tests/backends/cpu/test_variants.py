@@ -7,6 +7,7 @@ are run too: compiled from the same source with such instructions emulated (emul
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import math
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from coldstream.backends.cpu import compile as compiling
 from coldstream.backends.cpu.library import Kernels, LayerWeights, TowerWeights, Visible
-from coldstream.backends.cpu.packed import PackedMatrix, runnable
+from coldstream.backends.cpu.packed import LAYOUT_VERSION, PackedMatrix, runnable
 from coldstream.host.cpu import CpuFeatures
 from tests.support.tensor_kernels import TensorKernels
 
@@ -125,6 +126,21 @@ def test_a_packed_matrix_has_the_same_bytes_where_its_header_says(
         places = [((o // 16 * quads + c // 4) * 16 + o % 16) * 4 + c % 4 for o in range(n) for c in range(k)]
         assert [data[at] - 128 for at in places] == integers.flatten().tolist()
         assert scales[:n] == [1.0] * n
+
+
+LAYOUTS = {1: "c1bf9023395f68b2"}
+"""What a packed matrix of such a version comes to."""
+
+
+def test_a_layout_has_its_version(plain: TensorKernels) -> None:
+    """Packed copies are kept: bytes that change without their version would be taken for what they are not."""
+    digest = hashlib.sha256()
+    for n, k in ((5, 3), (16, 64), (33, 200), (70, 640)):
+        # fractions that floats hold exactly, from no generator of another's
+        weight = torch.tensor([[((o * 977 + c * 331) % 2039 - 1019) / 512 for c in range(k)] for o in range(n)])
+        data, scales = contents(packed(plain, weight))
+        digest.update(data + np.array(scales, np.float32).tobytes())
+    assert LAYOUTS[LAYOUT_VERSION] == digest.hexdigest()[:16]
 
 
 def contents(matrix: PackedMatrix) -> tuple[bytes, list[float]]:
