@@ -7,6 +7,7 @@ are run too: compiled from the same source with such instructions emulated (emul
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import math
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from coldstream.backends.cpu import compile as compiling
 from coldstream.backends.cpu.library import Kernels, LayerWeights, TowerWeights, Visible
-from coldstream.backends.cpu.packed import PackedMatrix, runnable
+from coldstream.backends.cpu.packed import LAYOUT_VERSION, PackedMatrix, runnable
 from coldstream.host.cpu import CpuFeatures
 from tests.support.tensor_kernels import TensorKernels
 
@@ -127,6 +128,21 @@ def test_a_packed_matrix_has_the_same_bytes_where_its_header_says(
         assert scales[:n] == [1.0] * n
 
 
+LAYOUTS = {1: "c1bf9023395f68b2"}
+"""What a packed matrix of such a version comes to."""
+
+
+def test_a_layout_has_its_version(plain: TensorKernels) -> None:
+    """Packed copies are kept: bytes that change without their version would be taken for what they are not."""
+    digest = hashlib.sha256()
+    for n, k in ((5, 3), (16, 64), (33, 200), (70, 640)):
+        # fractions that floats hold exactly, from no generator of another's
+        weight = torch.tensor([[((o * 977 + c * 331) % 2039 - 1019) / 512 for c in range(k)] for o in range(n)])
+        data, scales = contents(packed(plain, weight))
+        digest.update(data + np.array(scales, np.float32).tobytes())
+    assert LAYOUTS[LAYOUT_VERSION] == digest.hexdigest()[:16]
+
+
 def contents(matrix: PackedMatrix) -> tuple[bytes, list[float]]:
     """The bytes and the scales of a matrix, with what pads them."""
     rows = -(-matrix.n // 16) * 16
@@ -203,3 +219,77 @@ def test_attention_has_the_same_bits(
         return kernels.attention(visible, q, k, v, keys, values, scale=0.25)
 
     assert same_bits(run(variant), run(plain))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    n=st.integers(1, 300),
+    loudness=st.sampled_from([0.0, 1e-20, 1.0, 90.0]),
+    activation=st.sampled_from(["gelu_tanh", "silu", "gelu", "relu"]),
+    has_norm=st.booleans(),
+)
+def test_rows_between_products_have_the_same_bits(
+    variant: TensorKernels, plain: TensorKernels, rows: int, n: int, loudness: float, activation: str, has_norm: bool
+) -> None:
+    """What float32's decoder and the towers do to rows, on every width with a rest of its own."""
+    x, both, weight = loudness * randn(rows, n), loudness * randn(rows, 2 * n, seed=1), 1 + randn(n, seed=2)
+
+    def run(kernels: TensorKernels) -> list[Tensor]:
+        summed, added = x.clone(), both[:, :n].clone(memory_format=torch.contiguous_format)
+        kernels.residual(summed, added, weight if has_norm else None, 1e-6)
+        activated, softened = x.clone(), x.clone()
+        kernels.activate(activated, activation)
+        kernels.soften(softened)
+        apart = kernels.normalise(x, weight, 1e-6), kernels.centre(x, weight, x[0].clone(), 1e-6)
+        return [summed, activated, softened, *apart, kernels.gated(both, activation)]
+
+    assert all(same_bits(*pair) for pair in zip(run(variant), run(plain), strict=True))
+
+
+@settings(max_examples=20, deadline=None)
+@given(tokens=st.integers(1, 20), heads=st.integers(1, 4), half=st.integers(1, 40), has_norm=st.booleans())
+def test_turned_heads_have_the_same_bits(
+    variant: TensorKernels, plain: TensorKernels, tokens: int, heads: int, half: int, has_norm: bool
+) -> None:
+    d = 2 * half
+    angles, norm = randn(tokens, half), 1 + randn(d, seed=3) if has_norm else None
+    turn = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
+
+    def run(kernels: TensorKernels) -> Tensor:
+        qkv = randn(tokens, (heads + 2) * d, seed=4)
+        kernels.turn(qkv, 1, heads, d, turn, norm, 1e-6)
+        return qkv
+
+    assert same_bits(run(variant), run(plain))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    vocab=st.one_of(st.integers(1, 300), st.integers(1, 200).map(lambda count: 64 * count)),
+    temperature=st.sampled_from([0.01, 0.7, 1.0, 30.0]),
+    loudness=st.sampled_from([0.0, 1.0, 50.0]),
+    forbidden=st.booleans(),
+    points=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4),
+)
+def test_a_draw_is_the_same(
+    variant: TensorKernels,
+    plain: TensorKernels,
+    vocab: int,
+    temperature: float,
+    loudness: float,
+    forbidden: bool,
+    points: list[float],
+) -> None:
+    """A seed gives the same tokens wherever a request is answered, with forbidden tokens among them too."""
+    logits = loudness * randn(vocab)
+    if forbidden:
+        logits[1::3] = -math.inf
+    top = float(logits.max() / temperature)
+
+    def run(kernels: TensorKernels) -> tuple[object, ...]:
+        best = kernels.tops(logits).tolist() if vocab % 64 == 0 else None
+        drawn = [kernels.pick(logits, temperature, top, point) for point in points]
+        return kernels.mass(logits, temperature, top), drawn, best
+
+    assert run(variant) == run(plain)
