@@ -27,9 +27,9 @@ from coldstream.demo.bucket import LocalBucket  # noqa: E402
 from coldstream.demo.run import BUCKET  # noqa: E402
 from coldstream.demo.smollm2 import checkpoint  # noqa: E402
 from tests.browser.conftest import launch  # noqa: E402
+from tests.browser.dropping import drop  # noqa: E402
 from tests.browser.gate import Gate  # noqa: E402
 from tests.browser.served import Served  # noqa: E402
-from tests.browser.test_ask import drop  # noqa: E402
 
 DEMO = Path(str(files("coldstream.demo")))
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}

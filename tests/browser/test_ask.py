@@ -13,20 +13,13 @@ from playwright.sync_api import Locator, Page, expect
 
 from coldstream.demo.sql_pairs import sql_pairs
 from tests.browser.conftest import Watch
+from tests.browser.dropping import drop
 
 PAIR = min(sql_pairs(), key=lambda pair: len(pair.answer))
 _PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFklEQVR4nGOYK2uFFTEMKQkX7Y1Y0cBJAABmzjfBQjIXLQAAAABJRU5ErkJggg=="
 )
 _DATA_URL = "data:image/png;base64," + base64.b64encode(_PNG).decode()
-_DROP = """async ([target, name, type, base64]) => {
-  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-  const data = new DataTransfer();
-  data.items.add(new File([bytes], name, { type }));
-  for (const kind of ["dragover", "drop"]) {
-    target.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
-  }
-}"""
 
 
 def ask(page: Page) -> None:
@@ -50,12 +43,6 @@ def pick(page: Page, task: str) -> Locator:
     panel = page.locator("#panel-task")
     panel.get_by_text(task, exact=True).click()
     return panel
-
-
-def drop(page: Page, selector: str, name: str, kind: str, data: bytes) -> None:
-    """As a person drops a file: the page sees its name, its type and its bytes."""
-    target = page.locator(selector).element_handle()
-    page.evaluate(_DROP, [target, name, kind, base64.b64encode(data).decode()])
 
 
 def test_a_task_answers_by_streaming_and_says_how_fast(ready: Page) -> None:

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Open
+from tests.browser.dropping import drop
 from tests.browser.served import Served
-from tests.browser.test_ask import drop
 from tests.browser.test_looks import faults
 from tools.pictures import Product
 
