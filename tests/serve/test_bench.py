@@ -139,6 +139,17 @@ def test_a_server_that_ends_before_it_is_ready_says_its_last_words() -> None:
         pass
 
 
+@pytest.mark.parametrize(("kind", "module"), [("openvino", "openvino"), ("ik_llama.cpp", "ik_llama_cpp")])
+def test_a_peer_in_a_python_without_it_says_what_is_missing(kind: str, module: str) -> None:
+    """Our module runs there, which a Python of its own would find too, and the peer's is what it lacks."""
+    plan = PeerPlan(1, 64, 1, pythons={kind: sys.executable})
+    with (
+        pytest.raises(SettingsError, match=f"No module named '{module}'"),
+        running(server(kind, "/models/m", plan), api="completions"),
+    ):
+        pass
+
+
 def test_every_peer_gets_its_own_port_and_model() -> None:
     for name in SERVERS:
         made = server(name, "/models/m", PeerPlan(sequences=8, context=512, threads=2))
