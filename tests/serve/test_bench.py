@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from coldstream.bench.serve import Load, Run, Served, ServeReport, run_serve_bench
+from coldstream.bench.serve import Contestant, Load, Run, ServeReport, run_serve_bench
 from coldstream.bench.serve_load import (
     Endpoint,
     TimedAnswer,
@@ -186,8 +186,8 @@ def test_who_is_left_out_is_named_with_the_reason() -> None:
 
 def test_quality_stands_beside_the_speed() -> None:
     run = Run("ours", "1 client", summarize([TimedAnswer(begin=0.0, end=2.0, arrivals=(1.0, 2.0), tokens=2)]))
-    known = Served("ours", "gs://b/m", "", "as it comes", ServedQuality(96, 0.0043, 0.974))
-    not_known = Served(
+    known = Contestant("ours", "gs://b/m", "", "as it comes", ServedQuality(96, 0.0043, 0.974))
+    not_known = Contestant(
         "other", "x.gguf", "GGUF, 3 tensors Q8_0", "8 slots", no_quality="no log probabilities: HTTP 400"
     )
     report = ServeReport("m", Load(), (run,), {}, (known, not_known))

@@ -82,7 +82,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class Contestant:
     """A server: what it served, converted how and at which settings; its quality, or why that is not known."""
 
     server: str
@@ -106,7 +106,7 @@ class ServeReport:
     load: Load
     runs: tuple[Run, ...]
     skipped: Mapping[str, str]
-    servers: tuple[Served, ...] = ()
+    servers: tuple[Contestant, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; seconds."""
@@ -154,10 +154,10 @@ def run_serve_bench(
     plan = PeerPlan(sequences, wanted.context, os.cpu_count() or 1, engine, pythons or {})
     chosen = [(server(name, model, plan), model) for name, model in servers.items()]
     runs: list[Run] = []
-    served: list[Served] = []
+    served: list[Contestant] = []
     skipped: dict[str, str] = {}
     for name, endpoint in (endpoints or {}).items():
-        served.append(_judged(Served(name, endpoint.model, "", "runs already"), endpoint, asked, say))
+        served.append(_judged(Contestant(name, endpoint.model, "", "runs already"), endpoint, asked, say))
         runs += _load(name, endpoint, wanted, say)
     for item, model in chosen:
         if item.needs is not None:
@@ -166,7 +166,7 @@ def run_serve_bench(
         say(f"starting {item.name}")
         try:
             with running(item, api=wanted.api) as endpoint:
-                judged = _judged(Served(item.name, model, made_of(model), item.settings), endpoint, asked, say)
+                judged = _judged(Contestant(item.name, model, made_of(model), item.settings), endpoint, asked, say)
                 runs += _load(item.name, endpoint, wanted, say)
                 served.append(judged)
         except SettingsError as exc:
@@ -176,7 +176,7 @@ def run_serve_bench(
     return ServeReport(machine(), wanted, tuple(runs), skipped, tuple(served))
 
 
-def _judged(served: Served, endpoint: Endpoint, asked: Positions | None, say: Say) -> Served:
+def _judged(served: Contestant, endpoint: Endpoint, asked: Positions | None, say: Say) -> Contestant:
     if asked is None:
         return served
     try:
@@ -188,7 +188,7 @@ def _judged(served: Served, endpoint: Endpoint, asked: Positions | None, say: Sa
     return replace(served, quality=quality)
 
 
-def _described(served: Served) -> list[str]:
+def _described(served: Contestant) -> list[str]:
     lines = [f"{served.server}: {', '.join(filter(None, (served.model, served.made_of, served.settings)))}"]
     if served.no_quality is not None:
         lines.append(f"{'':20} {served.no_quality}")

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 
 
-class Engine(Protocol):
+class Peer(Protocol):
     """What stands behind; called by one thread, but for `encode` and `spell`, which are called under a lock."""
 
     def encode(self, text: str) -> list[int]:
@@ -51,7 +51,7 @@ class _Asked:
 class Front:
     """The queue between the connections' threads and the engine's, which is the one that calls `run`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Peer) -> None:
         self._engine = engine
         self._lock = threading.Lock()
         self._waiting: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
@@ -89,7 +89,7 @@ class Front:
             return self._engine.encode(prompt)
 
     def spell(self, token: int) -> str:
-        """See `Engine.spell`."""
+        """See `Peer.spell`."""
         with self._lock:
             return self._engine.spell(token)
 
@@ -103,7 +103,7 @@ class Front:
             yield token
 
     def best(self, prompt: Sequence[int], count: int) -> list[tuple[int, float]]:
-        """See `Engine.best`.
+        """See `Peer.best`.
 
         Raises:
             RuntimeError: answers are being made.
@@ -160,7 +160,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 256
 
 
-def serve(engine: Engine, port: int) -> None:
+def serve(engine: Peer, port: int) -> None:
     """Answer on 127.0.0.1 until the process is ended."""
     front = Front(engine)
     server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"front": front}))

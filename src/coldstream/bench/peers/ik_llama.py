@@ -34,7 +34,7 @@ class _Row:
 
 
 class IkLlama:
-    """See `front.Engine`. `model` is a .gguf file, whose tensors are repacked for this processor as they are read."""
+    """See `front.Peer`. `model` is a .gguf file, whose tensors are repacked for this processor as they are read."""
 
     def __init__(self, model: str, sequences: int, context: int, threads: int) -> None:
         api.llama_backend_init()

@@ -23,7 +23,7 @@ _PART = 512
 
 
 class OpenVino:
-    """See `front.Engine`. `model` is a folder that optimum-intel exported; `properties` are the CPU device's."""
+    """See `front.Peer`. `model` is a folder that optimum-intel exported; `properties` are the CPU device's."""
 
     def __init__(self, model: str, sequences: int, context: int, properties: Mapping[str, str]) -> None:
         scheduler = openvino_genai.SchedulerConfig()
