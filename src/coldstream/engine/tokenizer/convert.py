@@ -131,7 +131,7 @@ def _tables(
     unknown = model.get("unk_token")
     if unknown is not None and unknown not in vocabulary:
         raise _unfit(where, "its unknown token is not in its vocabulary")
-    settings = {name: bool(model.get(name)) for name in _RULES}
+    settings: dict[str, Any] = {name: bool(model.get(name)) for name in _RULES}
     settings["unknown"] = None if unknown is None else vocabulary[unknown]
     return names, _records(model["merges"], vocabulary), settings
 

@@ -268,8 +268,10 @@ class _Shell:
         made = _made(normalizer=parts["normalizer"], decoder=parts["decoder"])
         self._normalizer, decoder = made.normalizer, made.decoder
         # What is said of a text's beginning holds for its first piece alone.
-        self._cutters = [_made(pre_tokenizer=part).pre_tokenizer for part in _first_and_rest(parts["pre_tokenizer"])]
-        self._posts = [_made(post_processor=part) for part in _first_and_rest(parts["post_processor"])]
+        cutters = (parts["pre_tokenizer"], _with(parts["pre_tokenizer"], "prepend_scheme", "first", "never"))
+        posts = (parts["post_processor"], _with(parts["post_processor"], "add_prefix_space", True, False))
+        self._cutters = [_made(pre_tokenizer=part).pre_tokenizer for part in cutters]
+        self._posts = [_made(post_processor=part) for part in posts]
         self.join: Callable[[list[str]], str] = decoder.decode if decoder is not None else " ".join
 
     def pieces(self, text: str) -> list[TextPiece]:
@@ -329,20 +331,13 @@ def _is_normalized(token: AddedToken) -> bool:
     return not token.special if token.normalized is None else token.normalized
 
 
-def _first_and_rest(part: Any) -> tuple[Any, Any]:
-    """A part for a text's first piece, and for those behind it."""
-    return part, _rest(part)
-
-
-def _rest(part: Any) -> Any:
+def _with(part: Any, name: str, old: Any, new: Any) -> Any:
+    """A copy of a part's description with another value of this name, wherever it has that one."""
     if isinstance(part, list):
-        return [_rest(item) for item in part]
+        return [_with(item, name, old, new) for item in part]
     if not isinstance(part, dict):
         return part
-    made = {name: _rest(value) for name, value in part.items()}
-    if made.get("prepend_scheme") == "first":
-        made["prepend_scheme"] = "never"
-    return made
+    return {key: new if key == name and value == old else _with(value, name, old, new) for key, value in part.items()}
 
 
 def finder(added: Mapping[int, AddedToken]) -> bytes:
