@@ -60,6 +60,10 @@ def children() -> list[int]:
     return [pid for pid in mine if process.__name__ in processes.command(pid) or "converted" in processes.command(pid)]
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def ids(model: LoadedModel) -> list[list[int]]:
     return [model.tokenizer.encode(text) for text in ("hello", "a <eos> b", LONG)]
 
@@ -78,9 +82,9 @@ async def test_tokenizer_json_is_not_read_and_its_process_starts_with_the_first_
             found, special = ids(model), model.tokenizer.special_tokens
             assert len(children()) == len(before) + 1
     assert processes.left([pid for pid in children() if pid not in before]) == []
-    plain = {path.name: path for path in folder.iterdir() if path.name != CONVERTED}
-    for name, path in plain.items():
-        bucket.put("models", f"plain/{name}", path.read_bytes())
+    for name, data in files_of(folder).items():
+        if name != CONVERTED:
+            bucket.put("models", f"plain/{name}", data)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
     with closing(await load(ModelSettings("m", "gs://models/plain", precision="float32"), SETTINGS)) as model:
         assert ids(model) == found
@@ -89,8 +93,8 @@ async def test_tokenizer_json_is_not_read_and_its_process_starts_with_the_first_
 
 @pytest.mark.parametrize("what", ["tokenizer.json", "tokenizer_config.json", CONVERTED])
 async def test_what_does_not_fit_is_said_and_tokenizer_json_is_read(folder: Path, tmp_path: Path, what: str) -> None:
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes() + (b"\n" if path.name == what else b""))
+    for name, data in files_of(folder).items():
+        (tmp_path / name).write_bytes(data + (b"\n" if name == what else b""))
     context = LoadContext.of_one("m", SETTINGS)
     model = await load(ModelSettings("m", str(tmp_path), precision="float32"), SETTINGS, context=context)
     with closing(model):

@@ -185,6 +185,10 @@ def unigram() -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0))
 
 
+def nothing_unknown() -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="[none]"))
+
+
 def suffixed() -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer(tokenizers.models.BPE({"a</w>": 0}, [], end_of_word_suffix="</w>"))
 
@@ -232,11 +236,14 @@ def sealed(body: bytes, version: int = form.VERSION) -> bytes:
     return form.MAGIC + struct.pack("<II", version, zlib.crc32(body)) + body
 
 
-def changed(**changes: Any) -> bytes:
-    """A form whose description says something else."""
+def changed(finder: bytes | None = None, **changes: Any) -> bytes:
+    """A form whose description, or finder, says something else."""
     found = form.read(made(), source="x")
     about = json.dumps({**found.description, **changes}).encode()
-    rest = [found.finder, *(found.data[part.start : part.stop] for part in (found.sizes, found.names, found.records))]
+    rest = [
+        finder or found.finder,
+        *(found.data[part.start : part.stop] for part in (found.sizes, found.names, found.records)),
+    ]
     return sealed(struct.pack("<5I", len(about), *map(len, rest)) + about + b"".join(rest))
 
 
@@ -258,6 +265,9 @@ ATTACKS = [
     (lambda: changed(special="x"), "describes none"),
     (lambda: changed(parts={}), "describes none"),
     (lambda: changed(unknown=1 << 21), "unknown token has no name"),
+    (lambda: changed(finder=b"{}"), "describes none"),
+    (lambda: changed(finder=unigram().to_str().encode()), "makes other ids"),
+    (lambda: changed(finder=nothing_unknown().to_str().encode()), "cannot encode"),
     (with_other_ids, "makes other ids"),
 ]
 

@@ -237,7 +237,11 @@ class ConvertedTokenizer:
 
     def _check(self) -> None:
         for text, ids in self._about.checks:
-            if self.ids(text, add_special_tokens=False) != ids:
+            try:
+                found = self.ids(text, add_special_tokens=False)
+            except Exception as exc:  # the library raises plain Exception
+                raise ConvertedUnfit(f"{self._where} cannot encode ({exc}); convert it again") from exc
+            if found != ids:
                 raise ConvertedUnfit(
                     f"{self._where} makes other ids than its source of {text[:40]!r}; convert it again"
                 )
