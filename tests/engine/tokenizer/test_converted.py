@@ -329,3 +329,10 @@ def test_long_texts_go_to_a_process_of_the_same_form(near: NearTokenizer) -> Non
         assert near.offsets(text) == reference.offsets(text)
     assert near.vocabulary() == reference.vocabulary()
     assert near.longest_token() == reference.backend.longest_token()
+
+
+def test_a_text_that_is_none_is_an_error_of_ours(near: NearTokenizer) -> None:
+    for text in ("\ud800", "a" * NEAR + "\ud800"):
+        with pytest.raises(TokenizerError):
+            near.encode(text)
+    assert near.encode("a", add_special_tokens=False)

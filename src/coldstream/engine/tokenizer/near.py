@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from coldstream.engine.tokenizer.converted import ConvertedTokenizer
 from coldstream.engine.tokenizer.process import TokenizerProcess
 from coldstream.engine.tokenizer.vocabulary import Vocabulary
+from coldstream.errors import ColdstreamError, TokenizerError
 
 NEAR = 4096
 """Characters from which on a text is encoded in the other process: below, that takes some milliseconds."""
@@ -36,13 +38,17 @@ class NearTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """See `Backend.encode`."""
-        home = self._here if len(text) < NEAR else self._apart()
-        return home.encode(text, add_special_tokens=add_special_tokens)
+        if len(text) >= NEAR:
+            return self._apart().encode(text, add_special_tokens=add_special_tokens)
+        with _as_errors_of_ours():
+            return self._here.encode(text, add_special_tokens=add_special_tokens)
 
     def offsets(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """See `Backend.offsets`."""
-        home = self._here if len(text) < NEAR else self._apart()
-        return home.offsets(text, add_special_tokens=add_special_tokens)
+        if len(text) >= NEAR:
+            return self._apart().offsets(text, add_special_tokens=add_special_tokens)
+        with _as_errors_of_ours():
+            return self._here.offsets(text, add_special_tokens=add_special_tokens)
 
     def longest_token(self) -> int | None:
         """See `Backend.longest_token`."""
@@ -57,3 +63,13 @@ class NearTokenizer:
             if self._far is None:
                 self._far = self._begin()
             return self._far
+
+
+@contextlib.contextmanager
+def _as_errors_of_ours() -> Iterator[None]:
+    try:
+        yield
+    except ColdstreamError:
+        raise
+    except Exception as exc:  # the library raises plain Exception
+        raise TokenizerError(f"the converted tokenizer cannot encode the text: {exc}") from exc
