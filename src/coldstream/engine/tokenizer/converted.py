@@ -276,6 +276,9 @@ class _Shell:
         posts = (parts["post_processor"], _with(parts["post_processor"], "add_prefix_space", True, False))
         self._cutters = [_made(pre_tokenizer=part).pre_tokenizer for part in cutters]
         self._posts = [_made(post_processor=part) for part in posts]
+        # As Gemma's: what the library does to a text of any length is then done at once.
+        self._replaced = _replacement(parts["normalizer"])
+        self._cut_at = _string(parts["pre_tokenizer"], "Split")
         self.join: Callable[[list[str]], str] = decoder.decode if decoder is not None else " ".join
 
     def pieces(self, text: str) -> list[TextPiece]:
@@ -291,7 +294,12 @@ class _Shell:
 
     def words(self, piece: TextPiece) -> list[str]:
         """What the model gets of a piece."""
-        return words_of(piece.text, self._normalizer, self._cutters[piece.start > 0])
+        text, normalizer, cutter = piece.text, self._normalizer, self._cutters[piece.start > 0]
+        if self._replaced is not None:
+            text, normalizer = text.replace(*self._replaced), None
+            if text and self._cut_at is not None and self._cut_at not in text:
+                return [text]
+        return words_of(text, normalizer, cutter)
 
     def offsets(
         self, piece: TextPiece, *, is_first: bool, tokens: Callable[[str], list[tuple[int, str, int]]]
@@ -342,6 +350,19 @@ def _with(part: Any, name: str, old: Any, new: Any) -> Any:
     if not isinstance(part, dict):
         return part
     return {key: new if key == name and value == old else _with(value, name, old, new) for key, value in part.items()}
+
+
+def _string(part: Any, kind: str) -> str | None:
+    """The string that a part of this kind looks for, where it is one."""
+    pattern = part.get("pattern") if isinstance(part, dict) and part.get("type") == kind else None
+    string = pattern.get("String") if isinstance(pattern, dict) else None
+    return string if isinstance(string, str) and string else None
+
+
+def _replacement(part: Any) -> tuple[str, str] | None:
+    """What a normalizer replaces by what, where it does nothing else."""
+    string = _string(part, "Replace")
+    return None if string is None else (string, part["content"])
 
 
 def finder(added: Mapping[int, AddedToken]) -> bytes:
