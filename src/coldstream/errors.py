@@ -23,6 +23,7 @@
     │   ├── UnsupportedConfig          503  42   an architecture we know with a value that we do not
     │   ├── ParameterMismatch          503  43   missing, unexpected, unfilled or misshapen parameters
     │   └── TokenizerError             503  44
+    │       └── ConvertedUnfit         503  45   a converted tokenizer that may not be used: its source is read instead
     ├── RequestError                   400  50   the caller can mend it
     │   ├── InvalidRequest             422  51   a field that is missing, unknown or of the wrong type
     │   ├── PromptTooLong              413  52
@@ -207,6 +208,12 @@ class TokenizerError(ModelError):
     """The tokenizer or its chat template is missing or cannot be used."""
 
     exit_code = 44
+
+
+class ConvertedUnfit(TokenizerError):
+    """A converted tokenizer is damaged, of another version, of other declarations, or does not what its source does."""
+
+    exit_code = 45
 
 
 class RequestError(ColdstreamError):

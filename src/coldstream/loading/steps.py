@@ -8,9 +8,9 @@ from asyncio import Task
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from coldstream.errors import ColdstreamError
+from coldstream.errors import ColdstreamError, ConvertedUnfit
 from coldstream.loading.assign import Assigner, Milestone
 from coldstream.loading.build import begin_packing, build_backend, build_decoder, build_vision, stored_as
 from coldstream.loading.closing import Closing
@@ -74,9 +74,13 @@ class LoadSteps:
         if expects_torch(self._model):
             await self._threads.run("torch", self._torch.finish)
 
-    async def begin_tokenizer_process(self) -> TokenizerProcess:
-        """The tokenizer's process, which imports what it needs beside the listing."""
+    async def begin_tokenizer_process(self, checkpoint: Checkpoint) -> TokenizerProcess | None:
+        """The tokenizer's process, which imports beside the file's bytes; None where none may be needed."""
+        from coldstream.weights.checkpoint.file_names import CONVERTED
 
+        return None if CONVERTED in checkpoint.files else await self._begin_tokenizer_process()
+
+    async def _begin_tokenizer_process(self) -> TokenizerProcess:
         def begin() -> TokenizerProcess:
             from coldstream.engine.tokenizer.process import TokenizerProcess
 
@@ -123,34 +127,73 @@ class LoadSteps:
 
     async def read_tokenizer_files(self, checkpoint: Checkpoint) -> Files:
         """The small files, by name."""
-        from coldstream.weights.checkpoint.file_names import TEMPLATES_BELOW, TOKENIZER
+        from coldstream.weights.checkpoint.file_names import CONVERTED, TEMPLATES_BELOW, TOKENIZER
 
+        names: tuple[str, ...] = (*TOKENIZER, *TEMPLATES_BELOW)
         with self._timeline.span("tokenizer files", model=self._model.name):
-            return await checkpoint.read_files((*TOKENIZER, *TEMPLATES_BELOW))
+            if CONVERTED in checkpoint.files:
+                from coldstream.loading import converted_tokenizer
 
-    async def build_tokenizer(self, process: Task[TokenizerProcess], files: Task[Files]) -> Tokenizer:
-        """The tokenizer, built in its process."""
-        home, contents = await process, await files
+                names = converted_tokenizer.names(checkpoint)
+            return await checkpoint.read_files(names)
+
+    async def build_tokenizer(
+        self, checkpoint: Checkpoint, process: Task[TokenizerProcess | None], files: Task[Files]
+    ) -> Tokenizer:
+        """The tokenizer, of its converted form or built in its process."""
+        from coldstream.weights.checkpoint.file_names import CONVERTED
+
+        contents = await files
+        if CONVERTED in contents:
+            made = await self._threads.run("tokenizer", partial(self._converted_tokenizer, checkpoint, contents))
+            if made is not None:
+                return made
+            contents = {**contents, **await checkpoint.read_files(("tokenizer.json",))}
+            del contents[CONVERTED]
+        home = await process or await self._begin_tokenizer_process()
 
         def build() -> Tokenizer:
             from coldstream.engine.tokenizer.added_tokens import Declared
 
             if "tokenizer.json" in contents:  # before imports, which wait for one another
                 home.begin(contents["tokenizer.json"], Declared.from_files(contents, source=self._model.uri))
-            from coldstream.engine.tokenizer import templates_apart
             from coldstream.engine.tokenizer.tokenizer import Tokenizer
 
-            templates_apart.begin(self._workers)  # beside the tokenizer's process, which is building
+            around = self._around_tokenizer()
             with self._timeline.span("tokenizer", model=self._model.name):
-                return Tokenizer.load(
-                    contents,
-                    source=self._model.uri,
-                    build=home.build,
-                    templates=partial(templates_apart.TemplatesApart, workers=self._workers),
-                    keeps_control_tokens=self._model.control_tokens == "keep",
-                )
+                return Tokenizer.load(contents, build=home.build, **around)
 
         return await self._threads.run("tokenizer", build)
+
+    def _converted_tokenizer(self, checkpoint: Checkpoint, contents: Files) -> Tokenizer | None:
+        """None, and a warning, where the converted form may not be used."""
+        from coldstream.engine.tokenizer.tokenizer import Tokenizer
+        from coldstream.loading import converted_tokenizer as converted
+
+        def began(process: TokenizerProcess) -> None:
+            self.closing.add(process.close)
+
+        uri = self._model.uri
+        try:
+            with self._timeline.span("tokenizer", model=self._model.name):
+                near = converted.near(contents, made_of=checkpoint.files["tokenizer.json"], began=began, source=uri)
+                return Tokenizer.around(near, contents, special_tokens=near.special_tokens, **self._around_tokenizer())
+        except ConvertedUnfit as exc:
+            warning = f"{exc}; tokenizer.json is read instead"
+            self._state.warnings = (*self._state.warnings, warning)
+            _log.warning("model %s: %s", self._model.name, warning, extra={"fields": {"model": self._model.name}})
+            return None
+
+    def _around_tokenizer(self) -> dict[str, Any]:
+        """What `Tokenizer` takes beside a checkpoint's files."""
+        from coldstream.engine.tokenizer import templates_apart
+
+        templates_apart.begin(self._workers)  # beside the tokenizer, which is being made
+        return {
+            "source": self._model.uri,
+            "templates": partial(templates_apart.TemplatesApart, workers=self._workers),
+            "keeps_control_tokens": self._model.control_tokens == "keep",
+        }
 
     async def build_decoder(self, opened: Opened, torch: Task[None]) -> Built:
         """The decoder before its bytes, and what fills it."""
