@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from coldstream.weights.transfer.progress import Progress
     from coldstream.weights.transfer.verify import VerifyReport
 
 _STRICT_EXIT = 3
@@ -32,24 +31,16 @@ def verify(
 
     Needs about 128 MiB of memory whatever the size. A byte that is wrong is an error that names its file.
     """
+    from coldstream.cli.byte_line import show_bytes
     from coldstream.weights.transfer.verify import verify as verify_checkpoint
 
-    report = verify_checkpoint(uri, progress=_show if sys.stderr.isatty() and not as_json else None)
+    report = verify_checkpoint(uri, progress=show_bytes if sys.stderr.isatty() and not as_json else None)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(report) | {"verified": report.verified}, indent=2))
     else:
         _print(report)
     if strict and not report.verified:
         raise typer.Exit(_STRICT_EXIT)
-
-
-def _show(progress: Progress) -> None:
-    """One line, written over itself."""
-    done, total, rate = (number / 1e9 for number in (progress.landed_bytes, progress.total_bytes, progress.rate))
-    sys.stderr.write(f"\r{progress.fraction:4.0%}  {done:.2f} of {total:.2f} GB  {rate:.2f} GB/s ")
-    if progress.phase == "done":
-        sys.stderr.write("\n")
-    sys.stderr.flush()
 
 
 def _print(report: VerifyReport) -> None:
