@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coldstream.backends.cpu.form import FORM
 from coldstream.pack.pack import PackReport, pack
-from coldstream.weights.packed.opening import Place, WithCopy, open_with_copy
+from coldstream.weights.packed.opening import CopyPlace, WithCopy, open_with_copy
 from tests.support.fault_stores import MemoryStore
 from tests.support.tiny import Tiny
 
@@ -45,5 +45,5 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def opened(source: MemoryStore, copy: MemoryStore, *, is_named: bool = False) -> WithCopy:
     """By two stores in memory."""
-    place = Place(copy.location, FORM, is_named=is_named, store=copy)
+    place = CopyPlace(copy.location, FORM, is_named=is_named, store=copy)
     return asyncio.run(open_with_copy(source.location, place, store=source))

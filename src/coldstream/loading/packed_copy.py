@@ -10,19 +10,19 @@ from coldstream.loading.run_plan import RunPlan
 from coldstream.model.precision import choose_precision
 from coldstream.settings import ModelSettings
 from coldstream.weights.checkpoint.uri import Location
-from coldstream.weights.packed.opening import PackedCopy, Place, WithCopy
+from coldstream.weights.packed.opening import CopyPlace, PackedCopy, WithCopy
 
 OFF = "off"
 
 
-def find_place(model: ModelSettings) -> Place | None:
+def find_place(model: ModelSettings) -> CopyPlace | None:
     """Where to look for a copy, as far as settings and machine tell before the checkpoint is open; None: nowhere.
 
     Raises:
         LocationError: a URI of the settings is none.
     """
     form = _form(model)
-    return None if form is None else Place.of(Location.parse(model.uri), form, model.packed)
+    return None if form is None else CopyPlace.of(Location.parse(model.uri), form, model.packed)
 
 
 def choose_copy(found: WithCopy, plan: RunPlan, model: ModelSettings) -> tuple[PackedCopy | None, str | None]:

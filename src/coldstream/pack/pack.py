@@ -27,7 +27,7 @@ from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.checkpoint.plan import MIB
 from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.packed.manifest import CopiedFile, Manifest, Version, manifest_name
-from coldstream.weights.packed.opening import Place, WithCopy, bound, open_with_copy
+from coldstream.weights.packed.opening import CopyPlace, WithCopy, bound, open_with_copy
 from coldstream.weights.stores.store import Pin, read
 from coldstream.weights.stores.upload import Upload, WritableStore, open_writable
 from coldstream.weights.transfer.checksum import crc32c
@@ -107,9 +107,9 @@ async def pack(
             found.copy.arriving.store.close_idle()
 
 
-def _place(uri: str, destination: str | None) -> Place:
+def _place(uri: str, destination: str | None) -> CopyPlace:
     source = Location.parse(uri)
-    place = Place.of(source, FORM, destination or "auto")
+    place = CopyPlace.of(source, FORM, destination or "auto")
     if place is None:
         raise LocationError(f"{source}: {source.scheme}:// is only read; say where the packed copy shall lie")
     if place.location == source:

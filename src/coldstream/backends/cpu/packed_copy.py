@@ -14,7 +14,7 @@ from typing import Any
 
 from coldstream.backends.cpu.form import FORM
 from coldstream.backends.cpu.packed import scales_shape, units_shape
-from coldstream.backends.cpu.packing import Place, find_places
+from coldstream.backends.cpu.packing import RowsPlace, find_places
 from coldstream.errors import CopyRefused, UnsupportedConfig
 from coldstream.model.config import ModelConfig
 from coldstream.model.names import Ignored, Vision, destination
@@ -74,7 +74,7 @@ def check_fits(config: Mapping[str, Any], tensors: Iterable[TensorInfo], arrivin
             )
 
 
-def _matrices(places: Mapping[str, Place]) -> Iterable[CopiedTensor]:
+def _matrices(places: Mapping[str, RowsPlace]) -> Iterable[CopiedTensor]:
     parts = Counter(place.joint for place in places.values())
     for joint, count in parts.items():
         if count != len(joint.parts):

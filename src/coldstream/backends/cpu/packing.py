@@ -30,7 +30,7 @@ _ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RowsPlace:
     """Where a tensor's rows go: from row `first` of a joint matrix on."""
 
     parameter: str
@@ -117,7 +117,7 @@ class Packing:
         """Begin nothing more; does not wait."""
         self._crew.stop()
 
-    def _pack(self, place: Place, landed: Landed) -> None:
+    def _pack(self, place: RowsPlace, landed: Landed) -> None:
         whole, info = place.whole, landed.info
         first = place.first + (info.start - whole.start) * whole.shape[0] // whole.nbytes
         with pinned(landed.data) as address:
@@ -135,7 +135,7 @@ class Packing:
             heard(*filled)
 
 
-def find_places(config: ModelConfig, tensors: Iterable[TensorInfo]) -> Mapping[str, Place]:
+def find_places(config: ModelConfig, tensors: Iterable[TensorInfo]) -> Mapping[str, RowsPlace]:
     """The tensors that are packed, by their own names; one of another shape or dtype than can be is not among them."""
     keys = _by_parameter(tensors)
     places = {}
@@ -144,7 +144,7 @@ def find_places(config: ModelConfig, tensors: Iterable[TensorInfo]) -> Mapping[s
         for part, size in zip(joint.parts, joint.sizes, strict=True):
             info = keys.get(f"{part}.weight")
             if info is not None and info.shape == (size, joint.in_features) and info.dtype in DTYPE_CODES:
-                places[info.name] = Place(f"{part}.weight", joint, first, info)
+                places[info.name] = RowsPlace(f"{part}.weight", joint, first, info)
             first += size
     return places
 

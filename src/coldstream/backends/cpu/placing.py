@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from coldstream.backends.cpu.crew import Crew
 from coldstream.backends.cpu.packed import PackedMatrix
-from coldstream.backends.cpu.packing import Packing, Place, find_places
+from coldstream.backends.cpu.packing import Packing, RowsPlace, find_places
 from coldstream.model.config import ModelConfig
 from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.transfer.checksum import copy
@@ -50,7 +50,7 @@ class Placing:
         workers: int,
         failed: Callable[[BaseException], None],
     ) -> None:
-        self._parts: dict[str, list[Place]] = {}
+        self._parts: dict[str, list[RowsPlace]] = {}
         for place in find_places(config, tensors).values():
             self._parts.setdefault(place.joint.name, []).append(place)
         joints = [places[0].joint for places in self._parts.values()]

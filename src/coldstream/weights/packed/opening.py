@@ -35,7 +35,7 @@ _IMPATIENT = RetryPolicy(attempts=3, refused_window=5.0, deadline=20.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CopyPlace:
     """A folder that may hold a packed copy of form `form`. `is_named`: settings say so, so that its lack is told."""
 
     location: Location
@@ -44,7 +44,7 @@ class Place:
     store: Store | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, source: Location, form: str, named: str = "auto") -> Place | None:
+    def of(cls, source: Location, form: str, named: str = "auto") -> CopyPlace | None:
         """Beside the source, or where settings name it; None where they say "off", or the source cannot be listed.
 
         Raises:
@@ -76,7 +76,7 @@ class WithCopy:
 
 async def open_with_copy(
     uri: str | Location,
-    place: Place | None,
+    place: CopyPlace | None,
     *,
     store: Store | None = None,
     weights: WeightsFrom = "index",
@@ -163,7 +163,7 @@ class _Found:
         )
 
 
-async def _look(place: Place) -> _Found | str | None:
+async def _look(place: CopyPlace) -> _Found | str | None:
     """What lies there; else why it cannot be used, or None where there is nothing and nothing was promised."""
     try:
         store = place.store or open_store(place.location)
@@ -181,7 +181,7 @@ async def _look(place: Place) -> _Found | str | None:
     return found
 
 
-async def _looked(store: Store, place: Place) -> _Found | str | None:
+async def _looked(store: Store, place: CopyPlace) -> _Found | str | None:
     files = await with_retries(store.list, _IMPATIENT, where=str(place.location))
     pin = files.get(manifest_name(place.form))
     if pin is None:
