@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from coldstream.backends.cpu.choice import stand_up
 from coldstream.backends.cpu.decoder import CpuDecoder
+from coldstream.backends.cpu.packed import LAYOUT_VERSION
 from coldstream.backends.cpu.packed_copy import check_fits
 from coldstream.backends.cpu.packing import Packing
 from coldstream.backends.cpu.placing import Filling, Placing
@@ -25,6 +26,7 @@ from coldstream.pack.pack import pack
 from coldstream.weights.arrays import as_array
 from coldstream.weights.checkpoint.checkpoint import Checkpoint
 from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.packed.forms import CPU_INT8
 from coldstream.weights.packed.opening import WithCopy
 from coldstream.weights.stores.local import LocalStore
 from coldstream.weights.transfer.stream import StreamOptions, stream
@@ -175,3 +177,7 @@ def test_what_cannot_be_packed_says_why(tmp_path: Path) -> None:
         asyncio.run(pack(str(tmp_path), "s3://bucket/packed"))
     with pytest.raises(LocationError, match="folder of its own"):
         asyncio.run(pack(str(tmp_path), str(tmp_path)))
+
+
+def test_the_forms_name_has_the_layouts_version() -> None:
+    assert f"cpu-int8-{LAYOUT_VERSION}" == CPU_INT8

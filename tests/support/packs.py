@@ -10,14 +10,14 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from coldstream.backends.cpu.form import FORM
 from coldstream.pack.pack import PackReport, pack
+from coldstream.weights.packed.forms import CPU_INT8
 from coldstream.weights.packed.opening import CopyPlace, WithCopy, open_with_copy
 from tests.support.fault_stores import MemoryStore
 from tests.support.tiny import Tiny
 
-MANIFEST = f"{FORM}.json"
-TEXT = f"{FORM}-text.safetensors"
+MANIFEST = f"{CPU_INT8}.json"
+TEXT = f"{CPU_INT8}-text.safetensors"
 
 
 def write(folder: Path, tiny: Tiny, *, shards: int = 1, tensors: Mapping[str, Tensor] | None = None) -> Path:
@@ -45,5 +45,5 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def opened(source: MemoryStore, copy: MemoryStore, *, is_named: bool = False) -> WithCopy:
     """By two stores in memory."""
-    place = CopyPlace(copy.location, FORM, is_named=is_named, store=copy)
+    place = CopyPlace(copy.location, CPU_INT8, is_named=is_named, store=copy)
     return asyncio.run(open_with_copy(source.location, place, store=source))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from coldstream.backends.cpu.form import FORM
 from coldstream.backends.device import Machine, choose_device
 from coldstream.errors import ColdstreamError
 from coldstream.host.cpu import CpuFeatures
@@ -10,6 +9,7 @@ from coldstream.loading.run_plan import RunPlan
 from coldstream.model.precision import choose_precision
 from coldstream.settings import ModelSettings
 from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.packed.forms import CPU_INT8
 from coldstream.weights.packed.opening import CopyPlace, PackedCopy, WithCopy
 
 OFF = "off"
@@ -57,7 +57,7 @@ def _form(model: ModelSettings) -> str | None:
     if device != "cpu":
         return None
     precision, _ = choose_precision(model.precision, device=device, cpu=CpuFeatures.of_this_machine(), stored=None)
-    return FORM if precision == "int8" else None
+    return CPU_INT8 if precision == "int8" else None
 
 
 def _unused(why: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from coldstream.backends.cpu.form import FORM
 from coldstream.backends.cpu.packed_copy import check_fits
 from coldstream.errors import ColdstreamError
 from coldstream.settings import WeightsFrom
 from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.packed.forms import CPU_INT8
 from coldstream.weights.packed.opening import CopyPlace, WithCopy, open_with_copy
 from coldstream.weights.transfer.progress import Progress
 
@@ -22,7 +22,7 @@ async def find_copy(
     Raises:
         StoreError, CheckpointError: of the checkpoint. LocationError: `packed` is no folder.
     """
-    place = CopyPlace.of(Location.parse(uri), FORM, packed)
+    place = CopyPlace.of(Location.parse(uri), CPU_INT8, packed)
     found = await open_with_copy(uri, place, weights=weights, progress=progress)
     if found.copy is None:
         return found

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 
-from coldstream.backends.cpu.form import FORM
 from coldstream.backends.cpu.packed_copy import CopiedTensor, check_fits, contents
 from coldstream.backends.cpu.packing import Packing
 from coldstream.errors import ChecksumMismatch, CopyRefused, LocationError
@@ -26,6 +25,7 @@ from coldstream.weights.checkpoint.checkpoint import Checkpoint
 from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.checkpoint.plan import MIB
 from coldstream.weights.checkpoint.uri import Location
+from coldstream.weights.packed.forms import CPU_INT8
 from coldstream.weights.packed.manifest import CopiedFile, Manifest, Version, manifest_name
 from coldstream.weights.packed.opening import CopyPlace, WithCopy, bound, open_with_copy
 from coldstream.weights.stores.store import Pin, read
@@ -93,10 +93,10 @@ async def pack(
         return PackReport(
             source=str(found.checkpoint.location),
             destination=str(place.location),
-            form=FORM,
+            form=CPU_INT8,
             revision=found.checkpoint.revision,
             is_new=manifest is None,
-            files={**sizes, manifest_name(FORM): len(written.text())},
+            files={**sizes, manifest_name(CPU_INT8): len(written.text())},
             source_bytes=found.checkpoint.total_bytes,
             seconds=time.monotonic() - started,
         )
@@ -109,7 +109,7 @@ async def pack(
 
 def _place(uri: str, destination: str | None) -> CopyPlace:
     source = Location.parse(uri)
-    place = CopyPlace.of(source, FORM, destination or "auto")
+    place = CopyPlace.of(source, CPU_INT8, destination or "auto")
     if place is None:
         raise LocationError(f"{source}: {source.scheme}:// is only read; say where the packed copy shall lie")
     if place.location == source:
@@ -262,10 +262,10 @@ class _Packer:
     def _manifest(self, source: Mapping[str, Version]) -> Manifest:
         files = {name: CopiedFile(file.size, file.crc, file.header) for name, file in self.files.items()}
         made_by = f"coldstream {version('coldstream')}"
-        return Manifest(FORM, made_by, self.checkpoint.revision, self.weights, source, files)
+        return Manifest(CPU_INT8, made_by, self.checkpoint.revision, self.weights, source, files)
 
     async def _write_manifest(self, text: bytes) -> None:
-        name = manifest_name(FORM)
+        name = manifest_name(CPU_INT8)
         upload = await self.store.begin_upload(name, len(text), replaces=self.existing.get(name))
         try:
             await upload.write(memoryview(text))

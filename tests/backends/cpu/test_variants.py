@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from coldstream.backends.cpu import compile as compiling
-from coldstream.backends.cpu.form import LAYOUT_VERSION
 from coldstream.backends.cpu.library import Kernels, LayerWeights, TowerWeights, Visible
-from coldstream.backends.cpu.packed import PackedMatrix, runnable
+from coldstream.backends.cpu.packed import LAYOUT_VERSION, PackedMatrix, runnable
 from coldstream.host.cpu import CpuFeatures
 from tests.support.tensor_kernels import TensorKernels
 

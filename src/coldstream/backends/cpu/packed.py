@@ -21,6 +21,8 @@ from coldstream.host.memory import allocate
 
 DTYPE_CODES: Mapping[str, int] = MappingProxyType({"F32": 0, "BF16": 1, "F16": 2})
 """What the kernels read, by safetensors' names."""
+LAYOUT_VERSION = 1
+"""Of a matrix's bytes and scales: another number means that they are ordered, rotated or rounded otherwise."""
 _OUTPUTS = 16
 _QUAD = 4
 _LARGEST_BLOCK = 64

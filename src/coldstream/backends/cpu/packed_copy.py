@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coldstream.backends.cpu.form import FORM
 from coldstream.backends.cpu.packed import scales_shape, units_shape
 from coldstream.backends.cpu.packing import RowsPlace, find_places
 from coldstream.errors import CopyRefused, UnsupportedConfig
@@ -20,9 +19,10 @@ from coldstream.model.config import ModelConfig
 from coldstream.model.names import Ignored, Vision, destination
 from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.checkpoint.plan import execution_order
+from coldstream.weights.packed.forms import CPU_INT8
 
-TEXT = f"{FORM}-text.safetensors"
-VISION = f"{FORM}-vision.safetensors"
+TEXT = f"{CPU_INT8}-text.safetensors"
+VISION = f"{CPU_INT8}-vision.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
