@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from coldstream.errors import CopyRefused, HeaderError
@@ -28,7 +28,7 @@ FORMAT = 1
 """Of the manifest; what its files hold is said by `form`, which has a version of its own."""
 MAX_MANIFEST = 64 * 1024 * 1024
 MAX_FILES = 64
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", re.ASCII)
 _FORM = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*", re.ASCII)
 
 
@@ -65,10 +65,18 @@ class CopiedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class SmallFile:
+    """A file of the copy that is read whole."""
+
+    size: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """`source`: the checkpoint's objects by name, of revision `revision`.
 
-    `weights` is what was taken where an index lay beside a whole file.
+    `weights` is what was taken where an index lay beside a whole file. `small` are the copy's files without tensors.
     """
 
     form: str
@@ -77,11 +85,12 @@ class Manifest:
     weights: str
     source: Mapping[str, Version]
     files: Mapping[str, CopiedFile]
+    small: Mapping[str, SmallFile] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
         """Of all files."""
-        return sum(file.size for file in self.files.values())
+        return sum(file.size for file in (*self.files.values(), *self.small.values()))
 
     def text(self) -> bytes:
         """As it is stored."""
@@ -98,6 +107,7 @@ class Manifest:
                 name: {"size": file.size, "crc32c": f"{file.crc32c:08x}", "header": file.header[PREFIX:].decode()}
                 for name, file in self.files.items()
             },
+            "small": {name: {"size": file.size, "crc32c": f"{file.crc32c:08x}"} for name, file in self.small.items()},
         }
         return json.dumps(value, separators=(",", ":")).encode()
 
@@ -146,8 +156,9 @@ def _manifest(value: Mapping[str, Any]) -> Manifest:
     source = _object(value.get("source"), "source")
     objects = _object(source.get("objects"), "source.objects")
     files = _object(value.get("files"), "files")
-    if not files or len(files) > MAX_FILES:
-        raise ValueError(f"names {len(files)} files; a copy has 1 to {MAX_FILES}")
+    small = _object(value.get("small"), "small")
+    if not files or len(files) + len(small) > MAX_FILES:
+        raise ValueError(f"names {len(files)} files with tensors and {len(small)} others; a copy has 1 to {MAX_FILES}")
     form = _text(value.get("form"), "form")
     if not _FORM.fullmatch(form):
         raise ValueError(f"form {quoted(form)} is no name of one")
@@ -158,18 +169,26 @@ def _manifest(value: Mapping[str, Any]) -> Manifest:
         _text(source.get("weights"), "source.weights"),
         {name: _version(entry) for name, entry in objects.items()},
         {name: _file(name, entry) for name, entry in files.items()},
+        {name: _small(name, entry) for name, entry in small.items()},
     )
 
 
-def _file(name: str, entry: Any) -> CopiedFile:
+def _small(name: str, entry: Any) -> SmallFile:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{quoted(name)} is not the name of a file of this folder")
     fields = _object(entry, name)
     crc = _crc32c(fields.get("crc32c"))
     if crc is None:
         raise ValueError(f"{name} has no crc32c")
+    return SmallFile(_size(fields.get("size")), crc)
+
+
+def _file(name: str, entry: Any) -> CopiedFile:
+    if not name.endswith(".safetensors"):
+        raise ValueError(f"{quoted(name)} is not the name of a file of tensors")
+    whole, fields = _small(name, entry), _object(entry, name)
     header = _text(fields.get("header"), f"{name}.header").encode()
-    return CopiedFile(_size(fields.get("size")), crc, len(header).to_bytes(PREFIX, "little") + header)
+    return CopiedFile(whole.size, whole.crc32c, len(header).to_bytes(PREFIX, "little") + header)
 
 
 def _version(entry: Any) -> Version:

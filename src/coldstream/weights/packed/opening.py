@@ -22,7 +22,7 @@ from coldstream.weights.checkpoint.checkpoint import (
     read_whole,
 )
 from coldstream.weights.checkpoint.uri import Location
-from coldstream.weights.packed.manifest import Manifest, Version, manifest_name, parse_manifest
+from coldstream.weights.packed.manifest import CopiedFile, Manifest, SmallFile, manifest_name, parse_manifest
 from coldstream.weights.stores.open_store import open_store
 from coldstream.weights.stores.store import Pin, Store
 from coldstream.weights.transfer.progress import Progress
@@ -30,6 +30,7 @@ from coldstream.weights.transfer.retry import RetryPolicy, with_retries
 
 FOLDER = "packed"
 """Where a copy lies beside its source, unless another place is named."""
+_BOUND = (CONFIG, INDEX, "tokenizer.json")
 _IMPATIENT = RetryPolicy(attempts=3, refused_window=5.0, deadline=20.0)
 """For the copy's folder: without it a start takes longer, and is none the worse."""
 
@@ -59,10 +60,22 @@ class CopyPlace:
 
 @dataclass(frozen=True, slots=True)
 class PackedCopy:
-    """A copy that belongs to the checkpoint beside it. `arriving` is what is streamed of it, under its own names."""
+    """A copy that belongs to the checkpoint beside it. `arriving` is what is streamed of it, under its own names.
+
+    `small` are its files that hold no tensors, by name.
+    """
 
     manifest: Manifest
     arriving: Checkpoint
+    small: Mapping[str, Pin]
+
+    async def read_small(self, name: str) -> bytes:
+        """One of them, whole, held against the manifest's checksum.
+
+        Raises:
+            ChecksumMismatch: it arrives damaged. StoreError: see `coldstream.errors`.
+        """
+        return await read_whole(self.arriving.store, self.small[name], RetryPolicy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,7 @@ async def open_with_copy(
 
 def bound(files: Mapping[str, Pin]) -> Mapping[str, Pin]:
     """Of a checkpoint's listing what its copy is bound to: what was read, and what would have been read instead."""
-    return {name: pin for name, pin in files.items() if name in (CONFIG, INDEX) or name.endswith(".safetensors")}
+    return {name: pin for name, pin in files.items() if name in _BOUND or name.endswith(".safetensors")}
 
 
 def difference(manifest: Manifest, files: Mapping[str, Pin], weights: str) -> str | None:
@@ -136,7 +149,8 @@ class _Found:
         try:
             if different is not None:
                 raise CopyRefused(f"{self.store.location}: {different}; run coldstream pack again")
-            return WithCopy(checkpoint, PackedCopy(self.manifest, self._arriving(checkpoint)))
+            small = {name: self._pin(name, file) for name, file in self.manifest.small.items()}
+            return WithCopy(checkpoint, PackedCopy(self.manifest, self._arriving(checkpoint), small))
         except CopyRefused as exc:
             self.store.close_idle()
             return WithCopy(checkpoint, why_not=str(exc))
@@ -147,7 +161,7 @@ class _Found:
         Raises:
             CopyRefused: a file is missing, another one than the manifest's, or its header cannot be.
         """
-        shards = tuple(_shard(name, self.manifest, self.files, self.store.location) for name in self.manifest.files)
+        shards = tuple(self._shard(name, file) for name, file in self.manifest.files.items())
         infos = [info for shard in shards for info in shard.header.tensors]
         tensors = {info.name: info for info in infos}
         if len(tensors) != len(infos):
@@ -161,6 +175,19 @@ class _Found:
             shards=shards,
             tensors=MappingProxyType(tensors),
         )
+
+    def _shard(self, name: str, file: CopiedFile) -> Shard:
+        pin = self._pin(name, SmallFile(file.size, file.crc32c))
+        return Shard(pin, self.manifest.header_of(name, str(self.store.location.child(name))), file.header)
+
+    def _pin(self, name: str, file: SmallFile) -> Pin:
+        """As it was listed, with the manifest's checksum."""
+        uri, pin = str(self.store.location.child(name)), self.files.get(name)
+        if pin is None:
+            raise CopyRefused(f"{uri}: the manifest names it, but it is not there; run coldstream pack again")
+        if pin.size != file.size or pin.crc32c not in (None, file.crc32c):
+            raise CopyRefused(f"{uri}: is not what the manifest names (size or CRC32C); run coldstream pack again")
+        return replace(pin, crc32c=file.crc32c)
 
 
 async def _look(place: CopyPlace) -> _Found | str | None:
@@ -192,15 +219,3 @@ async def _looked(store: Store, place: CopyPlace) -> _Found | str | None:
     if manifest.form != place.form:
         raise CopyRefused(f"{where}: says that it is of form {manifest.form}; run coldstream pack again")
     return _Found(store, manifest, files)
-
-
-def _shard(name: str, manifest: Manifest, found: Mapping[str, Pin], folder: Location) -> Shard:
-    uri, file = str(folder.child(name)), manifest.files[name]
-    pin = found.get(name)
-    if pin is None:
-        raise CopyRefused(f"{uri}: the manifest names it, but it is not there; run coldstream pack again")
-    if not Version(file.size, file.crc32c).is_of(
-        replace(pin, crc32c=file.crc32c if pin.crc32c is None else pin.crc32c)
-    ):
-        raise CopyRefused(f"{uri}: is not what the manifest names (size or CRC32C); run coldstream pack again")
-    return Shard(replace(pin, crc32c=file.crc32c), manifest.header_of(name, uri), file.header)
