@@ -33,10 +33,18 @@ class GoogleUpload:
     """See `Upload`. `session` is the URL that Google gave for it, which needs no further credentials."""
 
     def __init__(
-        self, where: Location, session: str, size: int, network: Network, pinned: Callable[[bytes], Pin]
+        self,
+        where: Location,
+        session: str,
+        size: int,
+        network: Network,
+        pinned: Callable[[bytes], Pin],
+        *,
+        chunk: int = CHUNK,
+        retry: RetryPolicy | None = None,
     ) -> None:
         self._where, self._session, self._size, self._network = where, session, size, network
-        self._pinned = pinned
+        self._pinned, self._chunk, self._retry = pinned, chunk, retry or RetryPolicy()
         self._waiting = bytearray()
         self._sent = 0
         self._crc = 0
@@ -44,17 +52,17 @@ class GoogleUpload:
 
     async def write(self, data: memoryview) -> None:
         """See `Upload.write`."""
-        for at in range(0, data.nbytes, CHUNK):
-            self._waiting += data[at : at + CHUNK]
-            while len(self._waiting) >= CHUNK and self._sent + CHUNK < self._size:
-                await self._send(CHUNK)
+        for at in range(0, data.nbytes, self._chunk):
+            self._waiting += data[at : at + self._chunk]
+            while len(self._waiting) >= self._chunk and self._sent + self._chunk < self._size:
+                await self._send(self._chunk)
 
     async def finish(self) -> Pin:
         """See `Upload.finish`."""
         if self._sent + len(self._waiting) != self._size:
             raise ValueError(f"{self._where}: {self._sent + len(self._waiting)} bytes of {self._size} were written")
         while self._pin is None:
-            await self._send(min(CHUNK, len(self._waiting)))
+            await self._send(min(self._chunk, len(self._waiting)))
         if self._pin.crc32c not in (None, self._crc):
             raise BadResponse(f"{self._where}: what arrived there has another CRC32C than what was sent; run it again")
         return self._pin
@@ -76,15 +84,17 @@ class GoogleUpload:
             nonlocal asks
             if asks:  # what became of the last attempt?
                 await self._put(b"", f"bytes */{self._size}")
+            if not begin <= self._sent <= begin + len(chunk):
+                raise BadResponse(f"{self._where}: the store has {self._sent} bytes, not {begin}; run it again")
             done = self._sent - begin
-            if self._pin is None and done < len(chunk):
+            if done < len(chunk):
                 asks = True
                 last = self._sent + len(chunk) - done - 1
                 await self._put(chunk[done:], f"bytes {self._sent}-{last}/{self._size}")
-            if self._pin is None and self._sent - begin < len(chunk):
+            if self._sent < begin + len(chunk):
                 raise Interrupted("only a part of a chunk was taken")
 
-        await with_retries(once, RetryPolicy(), where=str(self._where))
+        await with_retries(once, self._retry, where=str(self._where))
         self._sent = begin + len(chunk)
         self._crc = crc32c(memoryview(chunk), self._crc)
         del self._waiting[:count]
@@ -97,12 +107,14 @@ class GoogleUpload:
                 self._session, method="PUT", headers=headers, body=body, network=self._network, seconds=120.0
             )
         except http.HttpFailure as exc:
-            raise Interrupted(str(exc), refused=exc.refused) from exc
+            said = str(exc).replace(self._session, "the upload")  # its URL is leave to write
+            raise Interrupted(said, refused=exc.refused) from None
         if response.status == _INCOMPLETE:
             _, _, last = response.headers.get("range", "").partition("-")
             self._sent = int(last) + 1 if last.isdecimal() else 0
         elif response.status in (200, 201):
             self._pin = self._pinned(response.body)
+            self._sent = self._size
         else:
             raise_for_status(response, self._where)
 
