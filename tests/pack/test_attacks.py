@@ -19,6 +19,7 @@ from coldstream.loading.run_plan import RunPlan
 from coldstream.settings import ModelSettings
 from coldstream.weights.packed.manifest import parse_manifest
 from coldstream.weights.packed.opening import WithCopy
+from coldstream.weights.transfer.checksum import crc32c
 from coldstream.weights.transfer.stream import stream
 from tests.support import packs, tiny
 from tests.support.fault_stores import MemoryStore
@@ -237,3 +238,22 @@ def test_what_does_not_run_here_is_told_where_it_was_asked_for() -> None:
     asked = ModelSettings("m", "gs://b/m", packed="gs://b/other")
     assert "float32 on cpu" in (choose_copy(found, plan, asked)[1] or "")
     assert choose_copy(found, plan, ModelSettings("m", "gs://b/m")) == (None, None)
+
+
+def test_small_files_of_a_copy_are_read_as_the_models_own_where_they_are_asked_for(made: Any) -> None:
+    """By name, so that a copy cannot put a chat template or a config in the place of the model's."""
+    source, copy = made
+    extra = {"tokenizer.converted": b"converted", "chat_template.jinja": b"another template"}
+    entries = {name: {"size": len(data), "crc32c": f"{crc32c(memoryview(data)):08x}"} for name, data in extra.items()}
+    copy = with_manifest(copy, lambda value: value["small"].update(entries)) | extra
+    source = source | {"chat_template.jinja": b"the model's"}
+    found = packs.opened(MemoryStore(source), MemoryStore(copy, checksums=False))
+    assert found.copy is not None
+    checkpoint = found.copy.around(found.checkpoint, ("tokenizer.converted",))
+    names = ("chat_template.jinja", "tokenizer.converted")
+    assert asyncio.run(checkpoint.read_files(names)) == {names[0]: b"the model's", names[1]: b"converted"}
+    assert checkpoint.revision == found.checkpoint.revision
+    damaged = packs.opened(MemoryStore(source), MemoryStore(copy | {names[1]: b"convertex"}, checksums=False))
+    assert damaged.copy is not None
+    with pytest.raises(ChecksumMismatch):
+        asyncio.run(damaged.copy.around(damaged.checkpoint, names[1:]).read_files(names))

@@ -26,7 +26,7 @@ from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.checkpoint.plan import MIB
 from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.packed.forms import CPU_INT8
-from coldstream.weights.packed.manifest import CopiedFile, Manifest, Version, manifest_name
+from coldstream.weights.packed.manifest import CopiedFile, Manifest, SmallFile, Version, manifest_name
 from coldstream.weights.packed.opening import CopyPlace, WithCopy, bound, open_with_copy
 from coldstream.weights.stores.store import Pin, read
 from coldstream.weights.stores.upload import Upload, WritableStore, open_writable
@@ -89,7 +89,7 @@ async def pack(
         findings(found.checkpoint)
         manifest = None if again else _fitting(found)
         written = manifest or await _Packer.of(found.checkpoint, weights, store, progress).run()
-        sizes = {name: file.size for name, file in written.files.items()}
+        sizes = {name: file.size for name, file in (*written.files.items(), *written.small.items())}
         return PackReport(
             source=str(found.checkpoint.location),
             destination=str(place.location),
@@ -180,8 +180,9 @@ class _Packer:
             await self._stream()
             for file in self.files.values():
                 await file.upload.finish()
-            manifest = self._manifest(source)
-            await self._write_manifest(manifest.text())
+            small = {name: await self._write_small(name, data) for name, data in (await self._small()).items()}
+            manifest = self._manifest(source, small)
+            await self._write_small(manifest_name(CPU_INT8), manifest.text())
             return manifest
         finally:
             self.packing.stop()
@@ -259,16 +260,20 @@ class _Packer:
         matrix = self.packing.matrices[tensor.joint]
         return matrix.units if tensor.dtype == "U8" else matrix.scales
 
-    def _manifest(self, source: Mapping[str, Version]) -> Manifest:
+    async def _small(self) -> Mapping[str, bytes]:
+        """What a start reads of the copy besides tensors."""
+        return {}
+
+    def _manifest(self, source: Mapping[str, Version], small: Mapping[str, SmallFile]) -> Manifest:
         files = {name: CopiedFile(file.size, file.crc, file.header) for name, file in self.files.items()}
         made_by = f"coldstream {version('coldstream')}"
-        return Manifest(CPU_INT8, made_by, self.checkpoint.revision, self.weights, source, files)
+        return Manifest(CPU_INT8, made_by, self.checkpoint.revision, self.weights, source, files, small)
 
-    async def _write_manifest(self, text: bytes) -> None:
-        name = manifest_name(CPU_INT8)
-        upload = await self.store.begin_upload(name, len(text), replaces=self.existing.get(name))
+    async def _write_small(self, name: str, data: bytes) -> SmallFile:
+        upload = await self.store.begin_upload(name, len(data), replaces=self.existing.get(name))
         try:
-            await upload.write(memoryview(text))
+            await upload.write(memoryview(data))
             await upload.finish()
         finally:
             await upload.abort()
+        return SmallFile(len(data), crc32c(memoryview(data)))

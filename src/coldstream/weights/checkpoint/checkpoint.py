@@ -83,7 +83,8 @@ class Shard:
 class Checkpoint:
     """What lies in the bucket, pinned. `files` are all objects of the folder, `tensors` only what the index names.
 
-    `warnings` are sentences for people: what else lies there, and what the index names and no file holds.
+    `warnings` are sentences for people: what else lies there, and what the index names and no file holds. `elsewhere`
+    are the stores of those of `files` that lie in another folder: a packed copy's.
     """
 
     location: Location
@@ -94,6 +95,7 @@ class Checkpoint:
     shards: tuple[Shard, ...] = field(repr=False)
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     warnings: tuple[str, ...] = ()
+    elsewhere: Mapping[str, Store] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
     @property
     def total_bytes(self) -> int:
@@ -127,7 +129,7 @@ class Checkpoint:
         """
         if name not in self.files:
             raise ObjectNotFound(f"{self.location.child(name)}: no such file in the checkpoint; upload it")
-        return await read_whole(self.store, self.files[name], RetryPolicy())
+        return await read_whole(self.elsewhere.get(name, self.store), self.files[name], RetryPolicy())
 
     async def read_files(self, names: Iterable[str]) -> dict[str, bytes]:
         """Those of these small files that there are, whole, by name; names may lie in folders below this one.
@@ -144,7 +146,7 @@ class Checkpoint:
         pin = self.files.get(name)
         if pin is None and "/" in name:  # a listing shows one folder
             pin = await with_retries(lambda: self.store.pin(name), retry, where=str(self.location.child(name)))
-        return None if pin is None else await read_whole(self.store, pin, retry)
+        return None if pin is None else await read_whole(self.elsewhere.get(name, self.store), pin, retry)
 
 
 async def open_checkpoint_async(

@@ -6,7 +6,7 @@ Both are opened at once, and the copy's manifest holds the headers of its files:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -62,20 +62,19 @@ class CopyPlace:
 class PackedCopy:
     """A copy that belongs to the checkpoint beside it. `arriving` is what is streamed of it, under its own names.
 
-    `small` are its files that hold no tensors, by name.
+    Its files that hold no tensors are `small`, pinned with the manifest's checksums.
     """
 
     manifest: Manifest
     arriving: Checkpoint
     small: Mapping[str, Pin]
 
-    async def read_small(self, name: str) -> bytes:
-        """One of them, whole, held against the manifest's checksum.
-
-        Raises:
-            ChecksumMismatch: it arrives damaged. StoreError: see `coldstream.errors`.
-        """
-        return await read_whole(self.arriving.store, self.small[name], RetryPolicy())
+    def around(self, checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
+        """The checkpoint, with those small files of the copy that have these names among its own."""
+        small = {name: pin for name, pin in self.small.items() if name in names}
+        elsewhere = dict.fromkeys(small, self.arriving.store)
+        files = MappingProxyType({**checkpoint.files, **small})
+        return replace(checkpoint, files=files, elsewhere=MappingProxyType(elsewhere))
 
 
 @dataclass(frozen=True, slots=True)
