@@ -89,7 +89,8 @@ async def pack(
         findings(found.checkpoint)
         manifest = None if again else _fitting(found)
         written = manifest or await _Packer.of(found.checkpoint, weights, store, progress).run()
-        sizes = {name: file.size for name, file in (*written.files.items(), *written.small.items())}
+        sizes = {name: file.size for name, file in written.files.items()}
+        sizes |= {name: file.size for name, file in written.small.items()}
         return PackReport(
             source=str(found.checkpoint.location),
             destination=str(place.location),

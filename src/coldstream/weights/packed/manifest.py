@@ -90,7 +90,7 @@ class Manifest:
     @property
     def total_bytes(self) -> int:
         """Of all files."""
-        return sum(file.size for file in (*self.files.values(), *self.small.values()))
+        return sum(file.size for file in self.files.values()) + sum(file.size for file in self.small.values())
 
     def text(self) -> bytes:
         """As it is stored."""
