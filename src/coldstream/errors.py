@@ -17,7 +17,8 @@
     │   ├── ShardMissing               503  33   the index names a file that is not there
     │   ├── HeaderError                503  34   a truncated or corrupt safetensors header
     │   ├── IndexMismatch              503  35   index and files disagree
-    │   └── UnsafeName                 503  36   a name that leaves the checkpoint's folder
+    │   ├── UnsafeName                 503  36   a name that leaves the checkpoint's folder
+    │   └── CopyRefused                503  37   a packed copy that is damaged, or of another checkpoint
     ├── ModelError                     503  40   the checkpoint cannot become a model
     │   ├── UnknownArchitecture        503  41
     │   ├── UnsupportedConfig          503  42   an architecture we know with a value that we do not
@@ -177,6 +178,12 @@ class UnsafeName(CheckpointError):
     """A name in the index would leave the checkpoint's folder."""
 
     exit_code = 36
+
+
+class CopyRefused(CheckpointError):
+    """A packed copy that is damaged, or was made of another checkpoint than the one that lies beside it."""
+
+    exit_code = 37
 
 
 class ModelError(ColdstreamError):

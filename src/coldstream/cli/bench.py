@@ -123,6 +123,9 @@ def coldstart(
     precision: Annotated[
         list[str] | None, typer.Option(help="int8,bfloat16,...: each is a contender of its own; may be repeated.")
     ] = None,
+    unpacked: Annotated[
+        bool, typer.Option("--unpacked", help="Also without the model's packed copy, which else is used.")
+    ] = False,
     gguf: Annotated[Path | None, typer.Option(help="The same model as GGUF, for llama.cpp.")] = None,
     ollama_model: Annotated[str | None, typer.Option(help="The same model's name in Ollama.")] = None,
     vllm: Annotated[Path | None, typer.Option(help="vLLM's command, where it is not on PATH.")] = None,
@@ -147,6 +150,7 @@ def coldstart(
         peers=not alone,
         page_cache="cold" if cold else "warm",
         precisions=precisions,
+        unpacked=unpacked,
         gguf=gguf,
         ollama_model=ollama_model,
         vllm_command=vllm,

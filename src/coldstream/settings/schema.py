@@ -89,6 +89,12 @@ class ModelSettings:
     )
     precision: Precision = key("auto, float32, bfloat16 or int8", "auto")
     weights: WeightsFrom = key("what is taken where an index lies beside a whole model.safetensors", "index")
+    packed: str = key(
+        "where a packed copy lies that starts sooner: auto looks beside the model, off reads the model itself; "
+        "who may write there decides what is answered",
+        "auto",
+        example='"gs://my-bucket/my-model/packed"',
+    )
     control_tokens: Literal["text", "keep"] = key(
         'what "<|im_end|>" in a message is: text, so that it begins no turn, or the control token', "text"
     )
