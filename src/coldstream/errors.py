@@ -17,12 +17,14 @@
     │   ├── ShardMissing               503  33   the index names a file that is not there
     │   ├── HeaderError                503  34   a truncated or corrupt safetensors header
     │   ├── IndexMismatch              503  35   index and files disagree
-    │   └── UnsafeName                 503  36   a name that leaves the checkpoint's folder
+    │   ├── UnsafeName                 503  36   a name that leaves the checkpoint's folder
+    │   └── CopyRefused                503  37   a packed copy that is damaged, or of another checkpoint
     ├── ModelError                     503  40   the checkpoint cannot become a model
     │   ├── UnknownArchitecture        503  41
     │   ├── UnsupportedConfig          503  42   an architecture we know with a value that we do not
     │   ├── ParameterMismatch          503  43   missing, unexpected, unfilled or misshapen parameters
     │   └── TokenizerError             503  44
+    │       └── ConvertedUnfit         503  45   a converted tokenizer that may not be used: its source is read instead
     ├── RequestError                   400  50   the caller can mend it
     │   ├── InvalidRequest             422  51   a field that is missing, unknown or of the wrong type
     │   ├── PromptTooLong              413  52
@@ -178,6 +180,12 @@ class UnsafeName(CheckpointError):
     exit_code = 36
 
 
+class CopyRefused(CheckpointError):
+    """A packed copy that is damaged, or was made of another checkpoint than the one that lies beside it."""
+
+    exit_code = 37
+
+
 class ModelError(ColdstreamError):
     """The checkpoint is sound, but cannot become a model."""
 
@@ -207,6 +215,12 @@ class TokenizerError(ModelError):
     """The tokenizer or its chat template is missing or cannot be used."""
 
     exit_code = 44
+
+
+class ConvertedUnfit(TokenizerError):
+    """A converted tokenizer is damaged, of another version, of other declarations, or does not what its source does."""
+
+    exit_code = 45
 
 
 class RequestError(ColdstreamError):

@@ -52,6 +52,12 @@ def contender(first: int = 503, later: int = 200, code: str = SERVER) -> Contend
     return Contender("small", command, ours.path, ours.body, ours.token, "nothing", watched=True)
 
 
+def test_a_start_without_the_packed_copy_is_a_contender_of_its_own() -> None:
+    ours = coldstream("gs://bucket/model", environment={}, precision="int8", unpacked=True)
+    assert ours.name == "coldstream, int8, unpacked"
+    assert ours.command[-4:] == ("--precision", "int8", "--packed", "off")
+
+
 def test_a_server_that_is_not_ready_is_asked_again_until_it_gives_text(tmp_path: Path) -> None:
     start = time_start(contender(), log=tmp_path / "log")
     assert start.port_open is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, P
 
 from coldstream import settings
 from coldstream.demo.bucket import LocalBucket
+from coldstream.demo.sql_pairs import sql_pairs
 from coldstream.deploy.service import config_text
 from tests.browser.served import Served
 
@@ -31,10 +33,12 @@ _FLAGS = [
 _PATIENCE = 30_000
 """Milliseconds; a machine that is busy with other tests is slow, and no test measures time."""
 
+_PAIR = min(sql_pairs(), key=lambda pair: len(pair.answer))
 SQL_TASK = '''
 [tasks.sql]
 model = "sql"
 help = "Turns a question, in English or Korean, into one SQL command for the given schema."
+help_in = { ko = "질문을 SQL 명령 하나로 바꿉니다." }
 prompt = """Given the <USER_QUERY> and the <SCHEMA>, generate the corresponding SQL command to retrieve the requested \
 data, considering the query's syntax, semantics, and schema constraints.
 
@@ -50,6 +54,7 @@ prompt_input = "question"
 help = "The schema: CREATE TABLE commands, and INSERTs as examples"
 [tasks.sql.inputs.question]
 help = "What to ask of the database"
+help_in = { ko = "데이터베이스에 물어볼 것" }
 [tasks.sql.sampling]
 max_tokens = 256
 temperature = 0.0
@@ -98,7 +103,12 @@ def bucket() -> Iterator[LocalBucket]:
 def server(bucket: LocalBucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server without a key, with several tasks of one model."""
     config = tmp_path_factory.mktemp("server") / "coldstream.toml"
-    config.write_text(f'[server]\nhost = "127.0.0.1"\n[models.sql]\nuri = "gs://{BUCKET}/sql"\n{SQL_TASK}{OTHER_TASKS}')
+    inputs = {"question": _PAIR.question, "context": _PAIR.context}
+    example = "\n".join(["[tasks.sql.examples.Shortest]", *(f"{k} = {json.dumps(v)}" for k, v in inputs.items()), ""])
+    tasks = f"{SQL_TASK}{example}{OTHER_TASKS}"
+    config.write_text(
+        f'[server]\nhost = "127.0.0.1"\n[models.sql]\nuri = "gs://{BUCKET}/sql"\n{tasks}', encoding="utf-8"
+    )
     with Served(config, bucket.environment) as served:
         yield served
 
@@ -138,6 +148,8 @@ class Watch:
 
     def __init__(self) -> None:
         self.expected: set[int] = set()
+        self.ends = False
+        """Whether the test ends the server, after which requests fail."""
         self.hosts: set[str] = set()
         self.faults: list[str] = []
         self._said: list[ConsoleMessage] = []
@@ -151,6 +163,7 @@ class Watch:
         """No error on the console, no request to anybody else."""
         for message in self._said:
             known = any(f"status of {status} " in message.text for status in self.expected)
+            known |= self.ends and "net::ERR_" in message.text
             if message.type in ("error", "warning") and not known:
                 self.faults.append(f"console: {message.text} {message.location}")
         assert self.faults == []
@@ -196,18 +209,3 @@ def ready(open_page: Open, server: Served) -> Page:
     expect(page.locator("#status")).to_have_text("Ready")
     expect(page.get_by_role("radio", name="sql")).to_be_checked()
     return page
-
-
-Shot = Callable[[Page, str], None]
-
-
-@pytest.fixture
-def shot() -> Shot:
-    """Writes a picture of the page into the folder that $COLDSTREAM_SCREENSHOTS names; without it, does nothing."""
-    folder = os.environ.get("COLDSTREAM_SCREENSHOTS")
-
-    def take(page: Page, name: str) -> None:
-        if folder:
-            page.screenshot(path=Path(folder) / f"{name}.png", full_page=True, animations="disabled")
-
-    return take

@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -46,11 +47,14 @@ class Started:
 
 
 class Paced:
-    """A context manager around a server on a free port; each request gets `tokens` words at `rate` a second."""
+    """A context manager around a server on a free port; each request gets `tokens` words at `rate` a second.
 
-    def __init__(self, rate: float, tokens: int) -> None:
+    With `script` it gets those instead.
+    """
+
+    def __init__(self, rate: float, tokens: int, script: Callable[[Request], Sequence[str]] | None = None) -> None:
         self._rate, self._tokens = rate, tokens
-        self._engine = ScriptedEngine(self._words, manual=True)
+        self._engine = ScriptedEngine(script or self._words, manual=True)
         self._end = threading.Event()
         self._socket = bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
@@ -67,6 +71,7 @@ class Paced:
         for thread in self._threads:
             thread.join(10)
         self._engine.close()
+        self._socket.close()
 
     def _words(self, request: Request) -> list[str]:
         chance = random.Random(1)

@@ -16,7 +16,7 @@ class Served:
 
     def __init__(self, config: Path, environment: Mapping[str, str]) -> None:
         self._config = config
-        self._environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self._log = config.with_suffix(".log")
         self.url = ""
 

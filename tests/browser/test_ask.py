@@ -12,21 +12,14 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from coldstream.demo.sql_pairs import sql_pairs
-from tests.browser.conftest import Shot, Watch
+from tests.browser.conftest import Watch
+from tests.browser.dropping import drop
 
 PAIR = min(sql_pairs(), key=lambda pair: len(pair.answer))
 _PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFklEQVR4nGOYK2uFFTEMKQkX7Y1Y0cBJAABmzjfBQjIXLQAAAABJRU5ErkJggg=="
 )
 _DATA_URL = "data:image/png;base64," + base64.b64encode(_PNG).decode()
-_DROP = """async ([target, name, type, base64]) => {
-  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-  const data = new DataTransfer();
-  data.items.add(new File([bytes], name, { type }));
-  for (const kind of ["dragover", "drop"]) {
-    target.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
-  }
-}"""
 
 
 def ask(page: Page) -> None:
@@ -39,6 +32,12 @@ def fill(page: Page) -> None:
     page.get_by_label("question").fill(PAIR.question)
 
 
+def unfold(page: Page, *panels: str) -> None:
+    """Open panels that are folded once everything is ready."""
+    for panel in panels:
+        page.locator(f"{panel} > summary").click()
+
+
 def pick(page: Page, task: str) -> Locator:
     """Choose a task; its panel."""
     panel = page.locator("#panel-task")
@@ -46,13 +45,7 @@ def pick(page: Page, task: str) -> Locator:
     return panel
 
 
-def drop(page: Page, selector: str, name: str, kind: str, data: bytes) -> None:
-    """As a person drops a file: the page sees its name, its type and its bytes."""
-    target = page.locator(selector).element_handle()
-    page.evaluate(_DROP, [target, name, kind, base64.b64encode(data).decode()])
-
-
-def test_a_task_answers_by_streaming_and_says_how_fast(ready: Page, shot: Shot) -> None:
+def test_a_task_answers_by_streaming_and_says_how_fast(ready: Page) -> None:
     with ready.expect_response("**/generate") as answered:
         ask(ready)
     assert answered.value.headers["content-type"].startswith("text/event-stream")
@@ -62,9 +55,9 @@ def test_a_task_answers_by_streaming_and_says_how_fast(ready: Page, shot: Shot) 
     expect(figures).to_contain_text("to the first token")
     expect(figures).to_contain_text("tokens/s")
     expect(ready.locator("#say")).to_contain_text("The answer is complete")
+    unfold(ready, "#engine")
     expect(ready.locator("#engines")).to_contain_text("sql")
     expect(ready.locator("#engines dt:text-is('Answered') + dd")).not_to_have_text("0")
-    shot(ready, "task")
 
 
 def test_a_running_answer_is_stopped_by_the_button_that_began_it_and_its_text_stays(ready: Page) -> None:
@@ -81,7 +74,7 @@ def test_a_running_answer_is_stopped_by_the_button_that_began_it_and_its_text_st
     assert words.text_content() != ""
 
 
-def test_an_error_is_told_in_words_beside_its_field_which_gets_the_focus(ready: Page, watch: Watch, shot: Shot) -> None:
+def test_an_error_is_told_in_words_beside_its_field_which_gets_the_focus(ready: Page, watch: Watch) -> None:
     watch.expected = {422}
     ready.get_by_label("context").fill(PAIR.context)
     ready.get_by_role("button", name="Ask").click()
@@ -89,7 +82,6 @@ def test_an_error_is_told_in_words_beside_its_field_which_gets_the_focus(ready: 
     expect(question).to_be_focused()
     expect(question).to_have_attribute("aria-invalid", "true")
     expect(ready.get_by_role("alert").first).to_contain_text("prompt is missing")
-    shot(ready, "error")
     question.fill(PAIR.question)
     expect(question).not_to_have_attribute("aria-invalid", "true")
     panel = ready.locator("#panel-task")
@@ -129,9 +121,7 @@ def run_code(panel: Locator, language: str, folder: Path) -> subprocess.Complete
     return subprocess.run(programs[language], input=code, capture_output=True, text=True, timeout=60, cwd=folder)
 
 
-def test_a_dropped_photo_is_shown_and_sent_and_a_model_without_eyes_says_so_in_words(
-    ready: Page, watch: Watch, shot: Shot
-) -> None:
+def test_a_dropped_photo_is_shown_and_sent_and_a_model_without_eyes_says_so_in_words(ready: Page, watch: Watch) -> None:
     watch.expected = {422}
     panel = pick(ready, "product")
     drop(ready, "#panel-task form", "red.png", "image/png", _PNG)
@@ -143,7 +133,6 @@ def test_a_dropped_photo_is_shown_and_sent_and_a_model_without_eyes_says_so_in_w
     assert sent.value.post_data_json["inputs"] == {"photo": _DATA_URL}
     expect(panel.get_by_role("alert").filter(visible=True).first).to_contain_text("takes text only")
     expect(panel.get_by_role("button", name="choose a file")).to_be_focused()
-    shot(ready, "photo-refused")
     preview.get_by_role("button", name="Remove red.png").click()
     expect(preview).to_have_count(0)
 
@@ -181,7 +170,7 @@ def test_a_file_that_is_no_picture_is_refused_before_it_is_sent(ready: Page) -> 
     expect(ready.locator("#panel-chat .previews li")).to_have_count(0)
 
 
-def test_chat_streams_keeps_the_conversation_and_leaves_enter_to_the_input_method(ready: Page, shot: Shot) -> None:
+def test_chat_streams_keeps_the_conversation_and_leaves_enter_to_the_input_method(ready: Page) -> None:
     ready.get_by_role("tab", name="Chat").click()
     message = ready.get_by_label("Message", exact=True)
     message.fill("How many users are there?")
@@ -201,7 +190,6 @@ def test_chat_streams_keeps_the_conversation_and_leaves_enter_to_the_input_metho
     expect(ready.locator(".turn")).to_have_count(4)
     expect(ready.locator(".turn .figures-line")).to_have_count(2)
     expect(ready.get_by_role("button", name="Send")).to_be_visible()
-    shot(ready, "chat")
 
 
 def test_a_new_chat_ends_the_answer_that_runs_and_forgets_it(ready: Page) -> None:

@@ -7,9 +7,9 @@ from importlib.resources import files
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Open, Shot
+from tests.browser.conftest import Open
+from tests.browser.dropping import drop
 from tests.browser.served import Served
-from tests.browser.test_ask import drop
 from tests.browser.test_looks import faults
 from tools.pictures import Product
 
@@ -26,7 +26,7 @@ def page(open_page: Open, seeing: Served) -> Page:
     return opened
 
 
-def test_a_dropped_photo_is_described_by_streaming(page: Page, shot: Shot) -> None:
+def test_a_dropped_photo_is_described_by_streaming(page: Page) -> None:
     """What the answer names is on the photo that was dropped, and nowhere in the request's words.
 
     It is too short to be seen growing on a busy machine: all of it may come within one frame.
@@ -41,7 +41,6 @@ def test_a_dropped_photo_is_described_by_streaming(page: Page, shot: Shot) -> No
     expect(panel.locator(".figures-line")).to_contain_text("finished by itself")
     assert panel.locator(".words").text_content() == LAMP.description("garden")
     assert faults(page) == []
-    shot(page, "photo")
 
 
 def test_another_photo_gets_another_answer_in_the_same_form(page: Page) -> None:
@@ -55,6 +54,8 @@ def test_another_photo_gets_another_answer_in_the_same_form(page: Page) -> None:
 
 def test_without_a_photo_the_sample_is_described_and_the_page_says_so(page: Page) -> None:
     panel = page.locator("#panel-task")
+    sample = panel.locator(".sample img")
+    assert sample.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     panel.get_by_role("button", name="Ask").click()
     expect(panel.locator(".words")).to_contain_text("red mug")
     expect(panel.locator(".note")).to_contain_text("photo")

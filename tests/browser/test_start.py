@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from coldstream.demo.bucket import LocalBucket
-from tests.browser.conftest import BUCKET, SQL_TASK, Open, Shot, Watch
+from tests.browser.conftest import BUCKET, SQL_TASK, Open, Watch
 from tests.browser.gate import Gate
 from tests.browser.served import Served
 
@@ -44,7 +44,7 @@ def bar(page: Page, model: str) -> int:
 
 
 def test_the_page_asks_for_the_key_shows_the_load_and_the_end(
-    open_page: Open, locked: Served, gate: Gate, watch: Watch, shot: Shot
+    open_page: Open, locked: Served, gate: Gate, watch: Watch
 ) -> None:
     """One story, since a server loads but once: key, wrong key, bytes landing, a model that failed, ready, gone."""
     watch.expected = {401}
@@ -54,7 +54,6 @@ def test_the_page_asks_for_the_key_shows_the_load_and_the_end(
     expect(page.get_by_label("API key")).to_be_focused()
     give_key(page, "wrong")
     expect(dialog).to_contain_text("That key is not one of this server’s.")
-    shot(page, "key")
     give_key(page, KEY)
 
     status = page.locator("#status")
@@ -67,7 +66,6 @@ def test_the_page_asks_for_the_key_shows_the_load_and_the_end(
     assert 50 < bar(page, "sql") < 60
     expect(page.locator("#start-line")).to_contain_text("left")
     expect(page.locator("#waterfall-body")).to_contain_text("import the streamer")
-    shot(page, "load")
     gate.open(SECOND)
     expect(status).to_have_text("Ready in part")
     assert bar(page, "sql") == 100
@@ -75,8 +73,8 @@ def test_the_page_asks_for_the_key_shows_the_load_and_the_end(
 
     assert KEY not in page.url
     assert KEY not in page.evaluate("JSON.stringify(localStorage) + document.cookie + document.body.innerHTML")
-    page.get_by_text("As code").first.click()
-    expect(page.locator("pre").first).to_contain_text("$COLDSTREAM_API_KEY")
+    page.locator("#panel-task").get_by_text("As code").click()
+    expect(page.locator("#panel-task pre")).to_contain_text("$COLDSTREAM_API_KEY")
     page.reload()
     expect(status).to_have_text("Ready in part")  # the tab still has the key
     expect(dialog).to_be_hidden()

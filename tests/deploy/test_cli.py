@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from coldstream.cli import deploy as commands
-from coldstream.deploy import show
+from coldstream.demo.bucket import LocalBucket
+from coldstream.deploy import plan, show
 from coldstream.deploy.steps import Event
 from coldstream.errors import DeployError, PermissionRefused, SettingsError
-from tests.deploy.conftest import ME, MODEL, Opened, Site
+from tests.deploy.conftest import ME, MODEL, SMALL, Opened, Site, one_model
+from tests.support import packs, tiny
 
 CONFIG = """
 [models.gemma]
@@ -358,3 +361,62 @@ def test_a_name_that_its_resource_cannot_have_is_refused_by_its_key(
     result = runner(ready)("plan", "--offline")
     assert isinstance(result.exception, SettingsError)
     assert says in str(result.exception)
+
+
+@pytest.fixture
+def in_a_bucket(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalBucket]:
+    """The model's objects, where the packed copy is written."""
+    model = packs.write(tmp_path_factory.mktemp("model"), tiny.llama())
+    with LocalBucket() as bucket:
+        bucket.add("models", "gemma", model)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+        yield bucket
+
+
+def test_deploy_packs_first_and_the_plan_says_what_a_start_reads(
+    ready: Site, folder: Path, in_a_bucket: LocalBucket
+) -> None:
+    ready.shelf.models[MODEL] = Opened(**SMALL)
+    session = replace(ready.session(), find_copy=plan.find_copy)
+    app = typer.Typer()
+    commands.register(app)
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, list(words), obj=session)
+
+    assert "none; --pack writes one" in run("plan", "--cpu").stdout
+    dry = run("deploy", "--cpu", "--pack", "--dry-run")
+    assert not in_a_bucket.objects("models", "gemma/packed"), dry.stdout
+    result = run("deploy", "--cpu", "--pack")
+    assert result.exit_code == 0, result.output
+    assert {item.name for item in in_a_bucket.objects("models", "gemma/packed")} == {
+        f"gemma/packed/{name}" for name in (packs.MANIFEST, packs.TEXT)
+    }
+    assert "in gs://models/gemma/packed, which a start reads" in result.stdout
+    assert ready.shares() == {str(ready.service()["template"]["revision"]): 100}
+    again = run("plan", "--cpu", "--json")
+    assert "which a start reads" in json.loads(again.stdout)["models"][0]["packed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "told"),
+    [
+        ((), "", "add --cpu"),
+        (("--cpu", "--engine", "vllm"), "", "add --cpu"),
+        (("--cpu",), 'precision = "float32"', "nothing would read"),
+        (("--cpu",), 'packed = "off"', "nothing would read"),
+    ],
+)
+def test_deploy_refuses_to_pack_what_nothing_would_read(
+    ready: Site, folder: Path, words: tuple[str, ...], model: str, told: str
+) -> None:
+    (folder / "coldstream.toml").write_text(CONFIG.replace("[tasks.text]", f"{model}\n[tasks.text]"))
+    result = runner(ready)("deploy", "--pack", *words)
+    assert isinstance(result.exception, SettingsError)
+    assert told in str(result.exception)
+    assert ready.world.services == {}
+
+
+def test_a_packed_copy_elsewhere_is_a_bucket_that_the_service_reads(ready: Site) -> None:
+    job = ready.job(chosen=one_model(packed="gs://copies/gemma"))
+    assert job.target.model_buckets == ("models", "copies")

@@ -170,6 +170,7 @@ SAMPLING = st.builds(
     help_text=TEXT,
     sampling=SAMPLING,
     default=st.none() | TEXT,
+    words=st.dictionaries(TEXT, TEXT, max_size=2),
     sequences=st.integers(1, 64),
 )
 def test_what_travels_with_the_service_is_read_as_it_was_written(
@@ -179,6 +180,7 @@ def test_what_travels_with_the_service_is_read_as_it_was_written(
     help_text: str,
     sampling: SamplingSettings,
     default: str | None,
+    words: dict[str, str],
     sequences: int,
 ) -> None:
     """config_text and settings.load are inverse to each other, for everything but host and port."""
@@ -190,7 +192,10 @@ def test_what_travels_with_the_service_is_read_as_it_was_written(
         prompt_input="question",
         system=system,
         help=help_text,
-        inputs={"question": InputSettings(default=default)},
+        help_in=words,
+        answer="markdown",
+        examples={title: {"question": text} for title, text in words.items()} | {"": {}},
+        inputs={"question": InputSettings(default=default, help_in=words)},
         sampling=sampling,
     )
     wanted = Settings(

@@ -33,7 +33,7 @@ SQL = TaskSettings("sql", "default", prompt="{a} {b}", prompt_input="a", inputs=
 
 
 PATHS = ("/generate", "/v1/chat/completions", "/v1/completions", "/v1/responses")
-READS = ("/v1/models", "/v1/models/{name}", "/v1/tasks", "/metrics", *sorted(PROBES))
+READS = ("/v1/models", "/v1/models/{name}", "/v1/tasks", "/v1/tasks/{task}/inputs/{name}", "/metrics", *sorted(PROBES))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from coldstream.bench.serve import Load, Run, ServeReport, run_serve_bench
+from coldstream.bench.serve import Contestant, Load, Run, ServeReport, run_serve_bench
 from coldstream.bench.serve_load import (
     Endpoint,
     TimedAnswer,
@@ -21,6 +21,7 @@ from coldstream.bench.serve_load import (
     summarize,
 )
 from coldstream.bench.serve_peers import SERVERS, PeerPlan, PeerServer, running, server
+from coldstream.bench.served_quality import ServedQuality
 from coldstream.errors import SettingsError
 from coldstream.serve.middleware.auth import ApiKeys
 from tests.support.scripted import ScriptedModel
@@ -138,11 +139,25 @@ def test_a_server_that_ends_before_it_is_ready_says_its_last_words() -> None:
         pass
 
 
+@pytest.mark.parametrize(("kind", "module"), [("openvino", "openvino"), ("ik_llama.cpp", "ik_llama_cpp")])
+def test_a_peer_in_a_python_without_it_says_what_is_missing(kind: str, module: str) -> None:
+    """Our module runs there, which a Python of its own would find too, and the peer's is what it lacks."""
+    plan = PeerPlan(1, 64, 1, pythons={kind: sys.executable})
+    with (
+        pytest.raises(SettingsError, match=f"No module named '{module}'"),
+        running(server(kind, "/models/m", plan), api="completions"),
+    ):
+        pass
+
+
 def test_every_peer_gets_its_own_port_and_model() -> None:
     for name in SERVERS:
         made = server(name, "/models/m", PeerPlan(sequences=8, context=512, threads=2))
         assert any("{port}" in part for part in made.command)
         assert "/models/m" in made.command
+    plan = PeerPlan(1, 64, 2, pythons={"openvino": "/elsewhere/python"})
+    made = server("openvino:int4", "/models/m", plan)
+    assert (made.name, made.command[0], made.needs) == ("openvino int4", "/elsewhere/python", None)
     with pytest.raises(SettingsError, match="known here: coldstream"):
         server("nobody", "m", PeerPlan(1, 1, 1))
 
@@ -167,3 +182,17 @@ async def test_the_report_has_a_line_and_a_bar_for_every_run(serve, engine) -> N
 def test_who_is_left_out_is_named_with_the_reason() -> None:
     report = ServeReport("m", Load(), (Run("ours", "1 client", summarize([])),), {"vllm": "not installed"})
     assert report.table()[-1] == "vllm: left out, not installed"
+
+
+def test_quality_stands_beside_the_speed() -> None:
+    run = Run("ours", "1 client", summarize([TimedAnswer(begin=0.0, end=2.0, arrivals=(1.0, 2.0), tokens=2)]))
+    known = Contestant("ours", "gs://b/m", "", "as it comes", ServedQuality(96, 0.0043, 0.974))
+    not_known = Contestant(
+        "other", "x.gguf", "GGUF, 3 tensors Q8_0", "8 slots", no_quality="no log probabilities: HTTP 400"
+    )
+    report = ServeReport("m", Load(), (run,), {}, (known, not_known))
+    lines = report.table()
+    assert "other: x.gguf, GGUF, 3 tensors Q8_0, 8 slots" in lines
+    assert any("KL to float32 0.0043 nats" in line and "96 positions" in line for line in lines)
+    assert lines[-1].endswith("no log probabilities: HTTP 400")
+    assert "1.0, KL 0.0043" in report.svg()

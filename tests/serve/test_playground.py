@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
-from importlib.resources import files
+from importlib.resources import as_file, files
 from typing import Any
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 
+from coldstream import errors
+from coldstream.serve.api import tasks
+from coldstream.serve.api.schema import GenerateRequest
 from coldstream.serve.middleware.auth import ApiKeys
+from coldstream.serve.middleware.errors import from_validation
 from coldstream.serve.playground import PAGE, PREFIX, Playground
-from coldstream.settings import ServerSettings, for_uri
+from coldstream.settings import InputSettings, ServerSettings, TaskSettings, for_uri
 from tests.support.production import stack
 
 _STATIC = files("coldstream.serve.playground") / "static"
@@ -128,3 +137,78 @@ def test_every_sentence_is_used_and_each_one_that_is_used_exists() -> None:
     quoted = set(re.findall(r'"([\w.]+)"', code))
     stems = tuple(re.findall(r"`([a-z]+(?:\.[a-z]+)*\.)\$\{", code))
     assert {key for key in known - quoted if not key.startswith(stems)} == set()
+
+
+def test_every_error_of_a_load_is_told_in_korean_by_its_kind() -> None:
+    """What a model's card may show, and what a request may be refused with; a new class needs a sentence."""
+    told = set(re.findall(r"^    (\w+): \"", _SOURCES["errors.js"], re.MULTILINE))
+    roots = (errors.StoreError, errors.CheckpointError, errors.ModelError, errors.OutOfMemory, errors.DeviceUnavailable)
+    roots += (errors.LocationError, errors.MissingExtra, errors.EngineError, errors.DeadlineExceeded, errors.TooCostly)
+    roots += (errors.UnknownTask, errors.PromptTooLong, errors.TooManyRequests, errors.NotReady)
+    classes = {name for name, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, roots)}
+    assert classes - told == set()
+
+
+_WHY = """
+globalThis.navigator ??= { languages: ["ko"] };
+Object.defineProperty(globalThis, "navigator", { value: { languages: ["ko"] } });
+const { readFileSync } = await import("node:fs");
+const { why } = await import(process.argv[1]);
+console.log(JSON.stringify(JSON.parse(readFileSync(0)).map((message) => why({ type: "InvalidRequest", message }))));
+"""
+
+
+def refusals() -> list[str]:
+    """What the server says, from where it says it, of the mistakes that can be made on the page."""
+    photo = {"photo": InputSettings(kind="image"), "size": InputSettings(kind="choice", choices=("s", "m"))}
+    task = TaskSettings("t", "m", prompt="{photo}{prompt} {size}", inputs=photo)
+    image = tasks.GivenImage("images.0", "x")
+    said = []
+    for prompt, given, images in (
+        (None, {"size": "s"}, [image]),
+        ("x", {}, [image]),
+        ("x", {"size": "s"}, []),
+        ("x", {"size": "l"}, [image]),
+        ("x", {"size": "s"}, [image, image]),
+    ):
+        with pytest.raises(errors.InvalidRequest) as refused:
+            tasks.render(task, prompt, given, images)
+        said.append(str(refused.value))
+    with pytest.raises(errors.InvalidRequest) as refused:
+        tasks.render(TaskSettings("t", "m"), "x", {}, [image])
+    said.append(str(refused.value))
+    for body in (
+        {"temperature": "warm"},
+        {"temperature": 5},
+        {"repetition_penalty": 0},
+        {"max_tokens": -1},
+        {"max_tokens": 1.5},
+    ):
+        with pytest.raises(ValidationError) as invalid:
+            GenerateRequest.model_validate(body)
+        said.append(str(from_validation(invalid.value.errors(), (), "application/json", body)))
+    return said
+
+
+def test_what_a_reader_can_do_wrong_is_told_in_korean() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node on this machine")
+    with as_file(_STATIC) as folder:
+        command = [node, "--input-type=module", "-e", _WHY, str(folder / "errors.js")]
+        said = refusals()
+        done = subprocess.run(command, input=json.dumps(said), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [message for message, korean in zip(said, told, strict=True) if not re.search("[가-힣]", korean)] == []
+    assert not [korean for korean in told if re.search(r"\{\d\}|undefined", korean)]
+
+
+def test_the_page_looks_after_its_server_oftener_than_once_a_second() -> None:
+    times = dict(re.findall(r"^const (PULSE|SILENCE) = (\d+);", _SOURCES["start.js"], re.MULTILINE))
+    assert int(times["PULSE"]) + int(times["SILENCE"]) < 1000
+
+
+def test_the_library_that_reads_markdown_has_its_licence_beside_it() -> None:
+    assert "Permission is hereby granted" in _SOURCES["marked.LICENSE"]
+    assert "marked v" in _SOURCES["marked.js"][:100]

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from coldstream.backends.cpu.crew import Crew
-from coldstream.backends.cpu.packing import Packing
+from coldstream.backends.cpu.placing import Filling
 from coldstream.backends.gate import Gate
 from coldstream.backends.parameter import Parameter, Unit
 from coldstream.errors import ParameterMismatch
@@ -72,7 +72,7 @@ class Assembly:
 
     def __init__(self, decoder: Fillable, shapes: Mapping[str, Sequence[int]], *, workers: int = 0) -> None:
         self._crew = Crew(workers)
-        self._packing: Packing | None = None
+        self._packing: Filling | None = None
         self._decoder = decoder
         self._parameters = {parameter.name: parameter for parameter in decoder.parameters()}
         tower = decoder.vision.parameters() if decoder.vision is not None else ()
@@ -130,7 +130,7 @@ class Assembly:
             failed=self.fail,
         )
 
-    def follow(self, packing: Packing) -> None:
+    def follow(self, packing: Filling) -> None:
         """Open the gates of what `packing` fills as it does, for a decoder that runs on its matrices.
 
         Its tensors are not assigned here.

@@ -152,6 +152,7 @@ def run_coldstart_bench(
     peers: bool = True,
     page_cache: PageCache = "warm",
     precisions: Sequence[str] = (),
+    unpacked: bool = False,
     gguf: Path | None = None,
     ollama_model: str | None = None,
     vllm_command: Path | None = None,
@@ -161,7 +162,8 @@ def run_coldstart_bench(
 
     `page_cache` "warm" starts everybody once before, uncounted; "cold" drops the kernel's page cache before each start,
     which only root may do. `shape` puts a slower bucket in front, and needs STORAGE_EMULATOR_HOST. Each of `precisions`
-    is a contender of its own; without any there is one, which chooses. A peer that does not start is left out.
+    is a contender of its own; without any there is one, which chooses. `unpacked` lets each start without the model's
+    packed copy as well. A peer that does not start is left out.
 
     Raises:
         SettingsError: `shape` without an emulator, an unknown precision, or "cold" without the right to it.
@@ -176,7 +178,11 @@ def run_coldstart_bench(
         size = asyncio.run(_copy(uri, folder / "copy", weights=copies))
         proxy = stack.enter_context(shaped(shape)) if shape is not None else None
         place = {"STORAGE_EMULATOR_HOST": proxy.url} if proxy else {}
-        ours = [coldstream(uri, environment=place, precision=precision) for precision in known or [None]]
+        ours = [
+            coldstream(uri, environment=place, precision=precision, unpacked=without)
+            for precision in known or [None]
+            for without in ((False, True) if unpacked else (False,))
+        ]
         bench = Bench(folder, page_cache, proxy, told)
         results = bench.measure([*ours, *rivals], folder / "copy" / "tokenizer.json", runs)
     return ColdstartReport(

@@ -58,10 +58,15 @@ class Skipped:
     why: str
 
 
-def coldstream(uri: str, *, environment: Mapping[str, str], precision: str | None = None) -> Contender:
-    """`coldstream serve URI`, as a user starts it; with a precision it is called by that, too."""
-    options = ("--precision", precision) if precision else ()
-    name = f"coldstream, {precision}" if precision else "coldstream"
+def coldstream(
+    uri: str, *, environment: Mapping[str, str], precision: str | None = None, unpacked: bool = False
+) -> Contender:
+    """`coldstream serve URI`, as a user starts it; with a precision it is called by that, too.
+
+    From a packed copy, where there is one, unless it is to leave that alone (`unpacked`).
+    """
+    options = (*(("--precision", precision) if precision else ()), *(("--packed", "off") if unpacked else ()))
+    name = ", ".join(("coldstream", *filter(None, (precision, "unpacked" if unpacked else None))))
     command = (sys.executable, "-m", "coldstream", "serve", uri, "--host", "127.0.0.1", "--port", "{port}", "--quiet")
     body = {"prompt": PROMPT, "stream": True, "max_tokens": _TOKENS, "temperature": 0.0}
     return Contender(name, (*command, *options), "/generate", body, _generate_token, uri, environment, watched=True)

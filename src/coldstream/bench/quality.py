@@ -98,9 +98,9 @@ def run_quality(
     Raises what streaming and assembling raise, and TokenizerError where there is no tokenizer.json.
     """
     checkpoint = open_checkpoint(uri)
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = read_tokenizer(checkpoint)
     prompts = {name: tokenizer.encode(text).ids[:tokens] for name, text in (texts or read_texts()).items()}
-    reference, tested = _filled(checkpoint, uri, "float32"), _filled(checkpoint, uri, precision)
+    reference, tested = filled(checkpoint, uri, "float32"), filled(checkpoint, uri, precision)
     results = []
     for name, ids in prompts.items():
         if on_text is not None:
@@ -119,7 +119,7 @@ def compare(name: str, ids: Sequence[int], *, reference: CpuDecoder, tested: Cpu
     """Run one text through both decoders in one pass each, and compare every next-token distribution."""
     kl, same, losses, reference_losses = [], [], [], []
     begin = 0
-    for expected, got in zip(_distributions(reference, ids), _distributions(tested, ids), strict=True):
+    for expected, got in zip(distributions(reference, ids), distributions(tested, ids), strict=True):
         target = np.array(ids[begin + 1 : begin + 1 + len(got)])[:, None]
         begin += len(got)
         kl.append((np.exp(expected) * (expected - got)).sum(-1))
@@ -138,7 +138,7 @@ def compare(name: str, ids: Sequence[int], *, reference: CpuDecoder, tested: Cpu
     )
 
 
-def _distributions(decoder: CpuDecoder, ids: Sequence[int]) -> Iterator[Floats]:
+def distributions(decoder: CpuDecoder, ids: Sequence[int]) -> Iterator[Floats]:
     """Log probabilities, float32 `[<= 64, vocab]` at a time, of every token's successor."""
     attend = LoneSequences(decoder, capacity=len(ids))
     positions = attend.begin(len(ids))
@@ -149,7 +149,8 @@ def _distributions(decoder: CpuDecoder, ids: Sequence[int]) -> Iterator[Floats]:
         yield logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
 
 
-def _filled(checkpoint: Checkpoint, uri: str, precision: CpuPrecision) -> CpuDecoder:
+def filled(checkpoint: Checkpoint, uri: str, precision: CpuPrecision) -> CpuDecoder:
+    """A decoder with the checkpoint's weights. Raises what streaming and assembling raise."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     decoder, assembly = stand_up(checkpoint.config, shapes, precision=precision)
     for name, tensor in iter_tensors(uri, framework="numpy"):
@@ -158,7 +159,8 @@ def _filled(checkpoint: Checkpoint, uri: str, precision: CpuPrecision) -> CpuDec
     return decoder
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's tokenizer.json. Raises TokenizerError where there is none."""
     try:
         return Tokenizer.from_buffer(asyncio.run(checkpoint.read_file("tokenizer.json")))
     except ObjectNotFound as exc:

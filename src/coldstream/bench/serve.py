@@ -10,10 +10,11 @@ import asyncio
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any
 
+from coldstream.bench.made_of import made_of
 from coldstream.bench.serve_load import (
     Api,
     ClientsSummary,
@@ -26,6 +27,7 @@ from coldstream.bench.serve_load import (
     summarize,
 )
 from coldstream.bench.serve_peers import PeerPlan, running, server
+from coldstream.bench.served_quality import BEST, Positions, ServedQuality, measure
 from coldstream.errors import SettingsError
 from coldstream.host import cpu
 from coldstream.settings import EngineName
@@ -80,6 +82,23 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Contestant:
+    """A server: what it served, converted how and at which settings; its quality, or why that is not known."""
+
+    server: str
+    model: str
+    made_of: str
+    settings: str
+    quality: ServedQuality | None = None
+    no_quality: str | None = None
+
+    @property
+    def worth(self) -> str:
+        """Its quality in a word or two; empty where none was asked for."""
+        return f"KL {self.quality.mean_kl:.4f}" if self.quality is not None else ""
+
+
+@dataclass(frozen=True, slots=True)
 class ServeReport:
     """Everything that was measured, and who was left out and why."""
 
@@ -87,6 +106,7 @@ class ServeReport:
     load: Load
     runs: tuple[Run, ...]
     skipped: Mapping[str, str]
+    servers: tuple[Contestant, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; seconds."""
@@ -103,11 +123,13 @@ class ServeReport:
             )
             if run.summary.first_error:
                 lines.append(f"{'':20} {run.summary.first_error}")
+        lines += [line for served in self.servers for line in _described(served)]
         return [*lines, *(f"{name}: left out, {why}" for name, why in self.skipped.items())]
 
     def svg(self) -> str:
         """Tokens a second by load, a group of bars each, every bar with its own name and figure."""
-        return _chart([run for run in self.runs if not run.is_short], self.machine)
+        worth = {served.server: served.worth for served in self.servers}
+        return _chart([run for run in self.runs if not run.is_short], self.machine, worth)
 
 
 def run_serve_bench(
@@ -116,35 +138,66 @@ def run_serve_bench(
     load: Load | None = None,
     endpoints: Mapping[str, Endpoint] | None = None,
     engine: EngineName | None = None,
+    pythons: Mapping[str, str] | None = None,
+    asked: Positions | None = None,
     say: Say = lambda line: None,
 ) -> ServeReport:
     """Start each server in turn, load it, end it; `endpoints` run already. `servers`: name -> model, see `SERVERS`.
 
-    `engine` is our own server's.
+    `engine` is our own server's, `pythons` are peers' own by their kind. Quality is measured at the places `asked`.
 
     Raises:
         SettingsError: a name that is not known, or our own server did not start. A peer that does not is left out.
     """
     wanted = load or Load()
-    plan = PeerPlan(max([1, wanted.beside + 1, *wanted.clients]), wanted.context, os.cpu_count() or 1, engine)
-    chosen = [server(name, model, plan) for name, model in servers.items()]
+    sequences = max([1, wanted.beside + 1, *wanted.clients])
+    plan = PeerPlan(sequences, wanted.context, os.cpu_count() or 1, engine, pythons or {})
+    chosen = [(server(name, model, plan), model) for name, model in servers.items()]
     runs: list[Run] = []
+    served: list[Contestant] = []
     skipped: dict[str, str] = {}
     for name, endpoint in (endpoints or {}).items():
+        served.append(_judged(Contestant(name, endpoint.model, "", "runs already"), endpoint, asked, say))
         runs += _load(name, endpoint, wanted, say)
-    for item in chosen:
+    for item, model in chosen:
         if item.needs is not None:
             skipped[item.name] = f"not installed ({item.needs})"
             continue
         say(f"starting {item.name}")
         try:
             with running(item, api=wanted.api) as endpoint:
+                judged = _judged(Contestant(item.name, model, made_of(model), item.settings), endpoint, asked, say)
                 runs += _load(item.name, endpoint, wanted, say)
+                served.append(judged)
         except SettingsError as exc:
             if item.name.startswith("coldstream"):
                 raise
             skipped[item.name] = str(exc)
-    return ServeReport(machine(), wanted, tuple(runs), skipped)
+    return ServeReport(machine(), wanted, tuple(runs), skipped, tuple(served))
+
+
+def _judged(served: Contestant, endpoint: Endpoint, asked: Positions | None, say: Say) -> Contestant:
+    if asked is None:
+        return served
+    try:
+        quality = measure(endpoint, asked)
+    except SettingsError as exc:
+        say(f"{served.server}: {exc}")
+        return replace(served, no_quality=str(exc))
+    say(f"{served.server}: KL {quality.mean_kl:.4f} nats, best token as float32's {quality.top1_agreement:.3f}")
+    return replace(served, quality=quality)
+
+
+def _described(served: Contestant) -> list[str]:
+    lines = [f"{served.server}: {', '.join(filter(None, (served.model, served.made_of, served.settings)))}"]
+    if served.no_quality is not None:
+        lines.append(f"{'':20} {served.no_quality}")
+    if (found := served.quality) is not None:
+        lines.append(
+            f"{'':20} KL to float32 {found.mean_kl:.4f} nats (the best {BEST} and the rest as one), "
+            f"best token as float32's {found.top1_agreement:.3f}, {found.positions} positions"
+        )
+    return lines
 
 
 def machine() -> str:
@@ -192,7 +245,7 @@ _WIDTH, _LEFT, _BAR = 760, 210, 22
 _COLOURS = ("#0f766e", "#9333ea", "#c2410c", "#1d4ed8", "#4d7c0f", "#be185d")
 
 
-def _chart(runs: Sequence[Run], title: str) -> str:
+def _chart(runs: Sequence[Run], title: str, worth: Mapping[str, str]) -> str:
     loads = list(dict.fromkeys(run.load for run in runs))
     names = list(dict.fromkeys(run.server for run in runs))
     most = max([run.summary.tokens_per_second for run in runs], default=1.0) or 1.0
@@ -200,12 +253,14 @@ def _chart(runs: Sequence[Run], title: str) -> str:
     for load in loads:
         parts.append(f'<text x="16" y="{y + 15}" font-weight="600">{escape(load)}</text>')
         for run in (run for run in runs if run.load == load):
-            width = max(1.0, run.summary.tokens_per_second / most * (_WIDTH - _LEFT - 90))
+            width = max(1.0, run.summary.tokens_per_second / most * (_WIDTH - _LEFT - 140))
+            figure = f"{run.summary.tokens_per_second:.1f}"
+            beside = f"{figure}, {worth[run.server]}" if worth.get(run.server) else figure
             colour = _COLOURS[names.index(run.server) % len(_COLOURS)]
             parts.append(
                 f'<text x="{_LEFT - 8}" y="{y + 15}" text-anchor="end">{escape(run.server)}</text>'
                 f'<rect x="{_LEFT}" y="{y + 2}" width="{width:.1f}" height="{_BAR - 5}" rx="2" fill="{colour}"/>'
-                f'<text x="{_LEFT + width + 6:.1f}" y="{y + 15}">{run.summary.tokens_per_second:.1f}</text>'
+                f'<text x="{_LEFT + width + 6:.1f}" y="{y + 15}">{escape(beside)}</text>'
             )
             y += _BAR
         y += 10

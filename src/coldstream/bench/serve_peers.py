@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,27 @@ threading.Event().wait()
 """
 
 
+_MODULE = """
+import runpy, sys
+sys.path.append(sys.argv[1])
+del sys.argv[:2]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""A module of ours in a Python that has its own packages; ours come last."""
+
+
 @dataclass(frozen=True, slots=True)
 class PeerPlan:
-    """What all servers get alike: sequences at once, tokens a sequence may have, threads; `engine` is ours alone."""
+    """What all servers get alike: sequences at once, tokens a sequence may have, threads; `engine` is ours alone.
+
+    `pythons` are those of peers that have an environment of their own, by the peer's kind.
+    """
 
     sequences: int
     context: int
     threads: int
     engine: EngineName | None = None
+    pythons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,7 @@ class PeerServer:
     """How to start one. `{port}` in the command stands for its port; `ready` is asked until it answers 200.
 
     `model` is the name that requests must carry; None takes the first one that /v1/models lists. `needs` says what is
-    not installed.
+    not installed, `settings` in words what was chosen.
     """
 
     name: str
@@ -67,6 +80,7 @@ class PeerServer:
     model: str | None = None
     extra: Mapping[str, Any] | None = None
     needs: str | None = None
+    settings: str = "as it comes"
 
 
 def _coldstream(model: str, plan: PeerPlan) -> PeerServer:
@@ -97,29 +111,61 @@ def _vllm(model: str, plan: PeerPlan) -> PeerServer:
 
 def _llama_cpp(model: str, plan: PeerPlan) -> PeerServer:
     sizes = (str(plan.sequences), str(plan.context), str(plan.threads))
-    missing = None if importlib.util.find_spec("xllamacpp") else "pip install xllamacpp"
-    command = (sys.executable, "-c", _XLLAMACPP, model, "{port}", *sizes)
-    return PeerServer("llama.cpp", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=missing)
+    python, missing = _python("llama.cpp", plan, "xllamacpp")
+    command = (python, "-c", _XLLAMACPP, model, "{port}", *sizes)
+    said = f"its own server (xllamacpp), {plan.sequences} slots, {plan.threads} threads"
+    return PeerServer(
+        "llama.cpp", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=missing, settings=said
+    )
+
+
+def _ik_llama_cpp(model: str, plan: PeerPlan) -> PeerServer:
+    python, missing = _python("ik_llama.cpp", plan, "ik_llama_cpp", "ik-llama-cpp-python")
+    said = f"llama_decode on all sequences, tensors repacked, {plan.threads} threads"
+    return PeerServer("ik_llama.cpp", _behind_front(python, "ik_llama", model, plan), needs=missing, settings=said)
+
+
+def _openvino(model: str, plan: PeerPlan) -> PeerServer:
+    python, missing = _python("openvino", plan, "openvino_genai", "openvino-genai")
+    said = f"ContinuousBatchingPipeline, the CPU's defaults, {plan.threads} threads"
+    return PeerServer("openvino", _behind_front(python, "openvino_genai", model, plan), needs=missing, settings=said)
+
+
+def _behind_front(python: str, module: str, model: str, plan: PeerPlan) -> tuple[str, ...]:
+    ours = str(Path(__file__).parents[2])
+    sizes = (str(plan.sequences), str(plan.context), str(plan.threads))
+    return (python, "-c", _MODULE, ours, f"coldstream.bench.peers.{module}", model, "{port}", *sizes)
+
+
+def _python(kind: str, plan: PeerPlan, module: str, package: str | None = None) -> tuple[str, str | None]:
+    """The Python that a peer runs in, and what is not installed in it; of one of its own, what it says will tell."""
+    if kind in plan.pythons:
+        return plan.pythons[kind], None
+    return sys.executable, None if importlib.util.find_spec(module) else f"pip install {package or module}"
 
 
 SERVERS: Mapping[str, Callable[[str, PeerPlan], PeerServer]] = {
     "coldstream": _coldstream,
     "llama.cpp": _llama_cpp,
+    "ik_llama.cpp": _ik_llama_cpp,
+    "openvino": _openvino,
     "transformers": _transformers,
     "vllm": _vllm,
 }
-"""By the name that --peer takes, with a model: a folder, for llama.cpp a .gguf file, for ours any URI."""
+"""By the kind that --peer takes, with a model: a folder, for llama.cpp's a .gguf file, for ours any URI."""
 
 
 def server(name: str, model: str, plan: PeerPlan) -> PeerServer:
-    """The server of that name for a model.
+    """The server of that name for a model: a kind, or "kind:label" where one kind serves several models.
 
     Raises:
-        SettingsError: there is none of that name.
+        SettingsError: there is none of that kind.
     """
-    if name not in SERVERS:
+    kind, _, label = name.partition(":")
+    if kind not in SERVERS:
         raise SettingsError(f"--peer {name}: unknown; known here: {', '.join(SERVERS)}")
-    return SERVERS[name](model, plan)
+    made = SERVERS[kind](model, plan)
+    return replace(made, name=f"{made.name} {label}") if label else made
 
 
 @contextmanager

@@ -25,6 +25,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "config": ("config",),
         "inspect": ("inspect",),
         "verify": ("verify",),
+        "pack": ("pack",),
         "demo": ("demo",),
         "chat": ("chat",),
         "bench": ("bench",),

@@ -16,6 +16,7 @@ import typer
 from coldstream.errors import SettingsError
 
 if TYPE_CHECKING:
+    from coldstream.bench.served_quality import Positions
     from coldstream.bench.shape import BucketShape
 
 Uri = Annotated[str, typer.Argument(help="The checkpoint's folder: gs://, s3://, az://, https:// or a path.")]
@@ -122,6 +123,9 @@ def coldstart(
     precision: Annotated[
         list[str] | None, typer.Option(help="int8,bfloat16,...: each is a contender of its own; may be repeated.")
     ] = None,
+    unpacked: Annotated[
+        bool, typer.Option("--unpacked", help="Also without the model's packed copy, which else is used.")
+    ] = False,
     gguf: Annotated[Path | None, typer.Option(help="The same model as GGUF, for llama.cpp.")] = None,
     ollama_model: Annotated[str | None, typer.Option(help="The same model's name in Ollama.")] = None,
     vllm: Annotated[Path | None, typer.Option(help="vLLM's command, where it is not on PATH.")] = None,
@@ -146,6 +150,7 @@ def coldstart(
         peers=not alone,
         page_cache="cold" if cold else "warm",
         precisions=precisions,
+        unpacked=unpacked,
         gguf=gguf,
         ollama_model=ollama_model,
         vllm_command=vllm,
@@ -212,7 +217,14 @@ def serve(
     uri: Annotated[str | None, typer.Argument(help="The checkpoint that our server and the peers serve.")] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=MODEL of a peer to start: llama.cpp=x.gguf, transformers=DIR, vllm=DIR."),
+        typer.Option(
+            help="NAME=MODEL of a peer to start: llama.cpp=x.gguf, ik_llama.cpp=x.gguf, openvino=DIR, "
+            "transformers=DIR, vllm=DIR. NAME:LABEL where one serves several models."
+        ),
+    ] = None,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH of the Python that a peer is installed in, where that is not ours."),
     ] = None,
     url: Annotated[
         list[str] | None, typer.Option(help="NAME=URL=MODEL of an OpenAI endpoint that runs already (URL ends in /v1).")
@@ -227,6 +239,10 @@ def serve(
     requests: Annotated[int, typer.Option(min=1, help="Requests of each client.")] = 4,
     seconds: Annotated[float, typer.Option(min=1, help="Length of an open loop.")] = 30.0,
     engine: Annotated[str | None, typer.Option(help="Of our own server: auto, native or vllm.")] = None,
+    quality: Annotated[
+        int,
+        typer.Option(min=0, help="Hold each server's next token against float32's at so many places of four texts."),
+    ] = 0,
     as_json: AsJson = False,
     chart: Chart = None,
 ) -> None:
@@ -252,6 +268,8 @@ def serve(
         ),
         endpoints={name: Endpoint(address, model) for name, address, model in running},
         engine=check_engine(engine) if engine is not None else None,
+        pythons=dict(_pair(item, "--python") for item in python or ()),
+        asked=_positions(uri, quality) if quality else None,
         say=_say,
     )
     _write(chart, report.svg())
@@ -259,6 +277,16 @@ def serve(
         _print_json(report.as_json())
     else:
         typer.echo("\n".join(report.table()))
+
+
+def _positions(uri: str | None, count: int) -> Positions:
+    """What servers are asked for their quality, from the checkpoint that ours serves."""
+    from coldstream.bench.served_quality import read_positions
+
+    if uri is None:
+        raise SettingsError("--quality needs the checkpoint's URI, to compute in float32 what servers are held against")
+    _say(f"computing {count} positions in float32")
+    return read_positions(uri, count=count)
 
 
 def quality(

@@ -27,7 +27,9 @@ def register(app: typer.Typer) -> None:
 def chat(
     url: Annotated[str, typer.Argument(help="Where the server is, such as http://localhost:8080.")],
     question: Annotated[str | None, typer.Argument(help="Ask this and end; without it, a conversation.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model or a task. [default: the server's first]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model or a task. [default: one that holds a conversation]")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="The longest answer.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = None,
@@ -144,12 +146,19 @@ class Client:
         self._http.close()
 
     def first_model(self) -> str:
-        """The first of the server's models."""
+        """The model of the first task that takes nothing but a prompt; where there is none, the server's first.
+
+        Such a model can hold a conversation, others may know one thing only. The page begins with the same one.
+        """
         reply = self._checked(lambda: self._http.get("/v1/models"))
         names = [str(item.get("id")) for item in reply.json().get("data", [])]
         if not names:
             raise RequestError(f"{self._base} serves no model; name one with --model")
-        return names[0]
+        tasks = self._checked(lambda: self._http.get("/v1/tasks"), unless=404).json().get("data", [])  # 404: not ours
+        talkers = (
+            str(task["model"]) for task in tasks if not task["images"] and [*task["inputs"]["properties"]] == ["prompt"]
+        )
+        return next(talkers, names[0])
 
     def stream(self, model: str, messages: list[dict[str, str]], options: dict[str, Any]) -> Iterator[str]:
         """The pieces of an answer; `tokens` is their number afterwards.
@@ -178,12 +187,12 @@ class Client:
             if text:
                 yield str(text)
 
-    def _checked(self, send: Callable[[], Any]) -> Any:
+    def _checked(self, send: Callable[[], Any], unless: int = 200) -> Any:
         try:
             reply = send()
         except self._errors.HTTPError as exc:
             raise self._unreachable(exc) from exc
-        if reply.status_code != 200:
+        if reply.status_code not in (200, unless):
             raise self._refused(reply)
         return reply
 

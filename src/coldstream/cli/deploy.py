@@ -224,6 +224,9 @@ def deploy(
     refresh_base: Annotated[
         bool, typer.Option("--refresh-base", help="Build anew on today's base image, with nothing cached.")
     ] = False,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="With --cpu: first write the models' packed copies, to start from.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="A table that lives, instead of lines.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan; change nothing.")] = False,
 ) -> None:
@@ -236,10 +239,14 @@ def deploy(
     extra = {"overlap": False} if no_overlap else {}
     job, console = _job(ctx, place, kind, size, instances, extra=extra, refresh_base=refresh_base), _console()
     questions = smoke.questions(job.settings, job.wanted.smoke)
+    if pack:
+        _check_packable(job)
     found = job.examine()
     show.report(console, found, everything=False)
     if found.exit_code == 1 and not dry_run:
         raise DeployError("the checks above say that a deployment would fail; mend them, or `coldstream doctor --fix`")
+    if pack and not dry_run:
+        _pack(job, console)
     made = job.plan()
     show.plan(console, made)
     if dry_run:
@@ -252,6 +259,28 @@ def deploy(
             job.session.google, made, job.wanted, questions, canary=canary, clock=job.session.clock, tell=tell
         )
     show.deployed(console, result, job.target, questions[0].body)
+
+
+def _check_packable(job: DeployJob) -> None:
+    if not job.wanted.cpu_only or job.wanted.engine == "vllm":
+        raise SettingsError("--pack: packed copies are int8 for our engine on a CPU; add --cpu, or leave --pack out")
+    for name, model in job.settings.models.items():
+        if model.precision not in ("auto", "int8") or model.packed == "off":
+            kept = f'precision = "{model.precision}" and packed = "{model.packed}"'
+            raise SettingsError(f"--pack: model {name} has {kept}, so nothing would read its packed copy")
+
+
+def _pack(job: DeployJob, console: PrintableConsole) -> None:
+    """Write the copies that are not there yet."""
+    import asyncio
+
+    from coldstream.cli.pack import said
+    from coldstream.pack.pack import pack
+
+    for model in job.settings.models.values():
+        destination = None if model.packed == "auto" else model.packed
+        report = asyncio.run(pack(model.uri, destination, weights=model.weights))
+        console.print(said(report), soft_wrap=True)
 
 
 def job(

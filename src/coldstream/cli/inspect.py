@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -19,13 +20,15 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor too.")] = False,
     weights: Annotated[str, typer.Option(help="index, or file: model.safetensors though an index is there.")] = "index",
+    packed: Annotated[str, typer.Option(help="Where its packed copy lies: auto, off or a folder.")] = "auto",
 ) -> None:
     """Show a checkpoint's architecture, tensors and memory needs. Reads headers and small files only."""
     from coldstream.model.summary import summarize
+    from coldstream.pack import finding
     from coldstream.settings import check_weights
-    from coldstream.weights.checkpoint.checkpoint import open_checkpoint
 
-    report = summarize(open_checkpoint(uri, weights=check_weights(weights)), tensors=tensors)
+    found = asyncio.run(finding.find_copy(uri, packed, weights=check_weights(weights)))
+    report = summarize(found.checkpoint, tensors=tensors) | {"packed": finding.as_json(found)}
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -80,6 +83,14 @@ def _facts(report: Mapping[str, Any], size: Any) -> list[tuple[str, str]]:
         attention = ", ".join(f"{count} x {kind}" for kind, count in decoder["attention"].items())
         facts.insert(1, ("layers", f"{decoder['layers']}: {attention}; context {decoder['max_positions']:,} tokens"))
         facts.insert(6, ("keys and values", f"{size(decoder['cache_bytes_per_token'])} a token in float32"))
+    if report["packed"] is not None:
+        facts.append(("packed copy", _packed(report["packed"], size)))
     if report["files_left_alone"]:
         facts.append(("left alone", ", ".join(report["files_left_alone"])))
     return facts
+
+
+def _packed(copy: Mapping[str, Any], size: Any) -> str:
+    if not copy["fits"]:
+        return f"not used: {copy['why_not']}"
+    return f"{copy['form']}, {size(copy['bytes'])}, {copy['uri']}"

@@ -36,6 +36,9 @@ def serve(
     weights: Annotated[
         str | None, typer.Option(help="index, or file: model.safetensors though an index lies beside it.")
     ] = None,
+    packed: Annotated[
+        str | None, typer.Option(help="auto, off, or the folder of a packed copy (see `coldstream pack`).")
+    ] = None,
     timeline: Annotated[
         Path | None, typer.Option(help="Write the start as a trace for ui.perfetto.dev when the server ends.")
     ] = None,
@@ -49,4 +52,4 @@ def serve(
     wait. Nothing is written to disk. Credentials are Google's application default credentials; STORAGE_EMULATOR_HOST is
     honoured.
     """
-    run(Command(uri, config, host, port, device, engine, precision, weights, timeline, quiet))
+    run(Command(uri, config, host, port, device, engine, precision, weights, packed, timeline, quiet))

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _DEFAULT_CONFIG = Path("coldstream.toml")
-_WITH_VALUE = ("--config", "--host", "--port", "--device", "--engine", "--precision", "--weights", "--timeline")
+_OF_MODELS = ("--device", "--engine", "--precision", "--weights", "--packed")
+_WITH_VALUE = ("--config", "--host", "--port", *_OF_MODELS, "--timeline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Command:
     engine: str | None = None
     precision: str | None = None
     weights: str | None = None
+    packed: str | None = None
     timeline: Path | None = None
     quiet: bool = False
 
@@ -73,6 +75,7 @@ def read_plain(words: Sequence[str]) -> Command | None:
         engine=found.get("--engine"),
         precision=found.get("--precision"),
         weights=found.get("--weights"),
+        packed=found.get("--packed"),
         timeline=Path(found["--timeline"]) if "--timeline" in found else None,
         quiet="--quiet" in found,
     )
@@ -126,6 +129,8 @@ def _override(settings: Settings, command: Command) -> Settings:
     if command.weights is not None:
         chosen = configuration.check_weights(command.weights)
         models = {name: dataclasses.replace(model, weights=chosen) for name, model in models.items()}
+    if command.packed is not None:
+        models = {name: dataclasses.replace(model, packed=command.packed) for name, model in models.items()}
     return dataclasses.replace(settings, server=server, models=models)
 
 

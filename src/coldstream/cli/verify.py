@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,30 +28,46 @@ def verify(
     strict: Annotated[
         bool, typer.Option("--strict", help=f"Exit {_STRICT_EXIT} when a file has no checksum to hold it against.")
     ] = False,
+    packed: Annotated[str, typer.Option(help="Where its packed copy lies: auto, off or a folder.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Read every byte of a checkpoint, check it against the CRC32C in the store, keep nothing.
+    """Read every byte of a checkpoint and of its packed copy, check it against the store's CRC32C, keep nothing.
 
     Needs about 128 MiB of memory whatever the size. A byte that is wrong is an error that names its file.
     """
-    from coldstream.weights.transfer.verify import verify as verify_checkpoint
+    from coldstream.cli.byte_line import show_bytes
 
-    report = verify_checkpoint(uri, progress=_show if sys.stderr.isatty() and not as_json else None)
+    shown = show_bytes if sys.stderr.isatty() and not as_json else None
+    reports, why_not = asyncio.run(_verified(uri, packed, shown))
+    verified = all(report.verified for report in reports)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(report) | {"verified": report.verified}, indent=2))
+        model, *copies = map(dataclasses.asdict, reports)
+        told = {"verified": verified, "packed": copies[0] if copies else None, "packed_why_not": why_not}
+        typer.echo(json.dumps(model | told, indent=2))
     else:
-        _print(report)
-    if strict and not report.verified:
+        for report in reports:
+            _print(report)
+        if why_not is not None:
+            typer.echo(f"the packed copy was not read: {why_not}")
+    if strict and not verified:
         raise typer.Exit(_STRICT_EXIT)
 
 
-def _show(progress: Progress) -> None:
-    """One line, written over itself."""
-    done, total, rate = (number / 1e9 for number in (progress.landed_bytes, progress.total_bytes, progress.rate))
-    sys.stderr.write(f"\r{progress.fraction:4.0%}  {done:.2f} of {total:.2f} GB  {rate:.2f} GB/s ")
-    if progress.phase == "done":
-        sys.stderr.write("\n")
-    sys.stderr.flush()
+async def _verified(
+    uri: str, packed: str, shown: Callable[[Progress], None] | None
+) -> tuple[list[VerifyReport], str | None]:
+    """Of the checkpoint, and of its copy if there is one that fits; else why there is none."""
+    from coldstream.pack.finding import find_copy
+    from coldstream.weights.transfer.progress import Progress
+    from coldstream.weights.transfer.verify import verify_async
+
+    progress = Progress(on_change=shown) if shown is not None else Progress()
+    found = await find_copy(uri, packed, progress=progress)
+    reports = [await verify_async(found.checkpoint, progress=progress)]
+    if found.copy is not None:
+        again = Progress(on_change=shown) if shown is not None else Progress()
+        reports.append(await verify_async(found.copy.arriving, progress=again))
+    return reports, found.why_not
 
 
 def _print(report: VerifyReport) -> None:

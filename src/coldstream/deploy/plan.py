@@ -17,7 +17,8 @@ from coldstream.deploy.sizing import CPU, GIB, Prices, Size, Weights, Wish
 from coldstream.deploy.target import Target
 from coldstream.engines.choice import choose_engine
 from coldstream.errors import DeployError, SettingsError
-from coldstream.settings import DeploySettings, Device, RunEngine, Settings
+from coldstream.settings import DeploySettings, Device, ModelSettings, RunEngine, Settings
+from coldstream.weights.checkpoint.uri import Location
 
 # https://cloud.google.com/run/quotas: an environment variable ends at 32 KiB.
 MOST_CONFIG = 32 * 1024
@@ -39,6 +40,7 @@ class OpenedCheckpoint(Protocol):
 
 
 OpenModel = Callable[[str], OpenedCheckpoint]
+FindCopy = Callable[[ModelSettings], str]
 MakeContext = Callable[[image.Variant], image.Context]
 DigestOf = Callable[[str], str | None]
 
@@ -50,13 +52,32 @@ def open_model(uri: str) -> OpenedCheckpoint:
     return open_checkpoint(uri)
 
 
+def find_copy(model: ModelSettings) -> str:
+    """What a start on a CPU would find of a model's packed copy, in words."""
+    from coldstream.weights.packed.forms import CPU_INT8
+    from coldstream.weights.packed.opening import CopyPlace, open_with_copy
+    from coldstream.weights.transfer.own_loop import run_here
+
+    if model.packed == "off" or model.precision not in ("auto", "int8"):
+        return f'not used: precision = "{model.precision}", packed = "{model.packed}"'
+    place = CopyPlace.of(Location.parse(model.uri), CPU_INT8, model.packed)
+    found = run_here(open_with_copy(model.uri, place, weights=model.weights))
+    if found.copy is not None:
+        return f"{found.copy.manifest.total_bytes / 1e9:.2f} GB in {found.copy.arriving.location}, which a start reads"
+    return f"not used: {found.why_not}" if found.why_not else "none; --pack writes one, from which it starts sooner"
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model as it lies in its bucket now. `revision` changes when any of its objects does."""
+    """One model as it lies in its bucket now. `revision` changes when any of its objects does.
+
+    `packed` are words about its packed copy, where a start would look for one.
+    """
 
     name: str
     weights: Weights
     revision: str
+    packed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +113,15 @@ class Plan:
         return str(self.template["revision"])
 
 
-def read_models(settings: Settings, opener: OpenModel) -> tuple[Model, ...]:
-    """Open every model's headers, in parallel."""
+def read_models(settings: Settings, opener: OpenModel, copies: FindCopy | None = None) -> tuple[Model, ...]:
+    """Open every model's headers, in parallel; with `copies`, look for their packed copies too."""
 
     def read(name: str) -> Model:
-        uri = settings.models[name].uri
-        opened = opener(uri)
+        model = settings.models[name]
+        opened = opener(model.uri)
         shape = sizing.shape(opened.config)
-        return Model(name, Weights(uri, opened.total_bytes, opened.total_parameters, shape), opened.revision)
+        weights = Weights(model.uri, opened.total_bytes, opened.total_parameters, shape)
+        return Model(name, weights, opened.revision, copies(model) if copies is not None else None)
 
     with ThreadPoolExecutor(8) as pool:
         return tuple(pool.map(read, settings.models))
@@ -398,6 +420,7 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
         ("service", f"{plan.target.service} in {plan.target.region}, project {plan.target.project}"),
         ("access", _access(plan.target)),
         *(("model", f"{item.name}: {item.weights.uri} ({item.weights.shape.architecture})") for item in plan.models),
+        *(("packed copy", f"{item.name}: {item.packed}") for item in plan.models if item.packed is not None),
         ("engine", f"{size.engine}: {plan.engine_reason}"),
         ("instance", f"{size.machine}, {size.cpu} vCPU, {size.memory_gib} GiB"),
         ("memory", _memory(size)),
@@ -474,5 +497,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "proposals": list(plan.proposals),
         "kept": list(plan.kept),
         "warnings": list(plan.warnings),
-        "models": [{"name": item.name, "revision": item.revision, **asdict(item.weights)} for item in plan.models],
+        "models": [
+            {"name": item.name, "revision": item.revision, "packed": item.packed, **asdict(item.weights)}
+            for item in plan.models
+        ],
     }

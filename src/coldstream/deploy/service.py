@@ -364,15 +364,24 @@ def config_text(settings: Settings) -> str:
     for name, task in settings.tasks.items():
         where = f"tasks.{_key(name)}"
         tables[where] = _changed(task)
+        tables[f"{where}.help_in"] = _quoted(task.help_in)
+        for title, example in task.examples.items():
+            tables[f"{where}.examples.{_key(title)}"] = _quoted(example)
         for variable, item in task.inputs.items():
             tables[f"{where}.inputs.{_key(variable)}"] = _changed(_carried(item, f"{where}.inputs.{variable}"))
+            tables[f"{where}.inputs.{_key(variable)}.help_in"] = _quoted(item.help_in)
         tables[f"{where}.sampling"] = _changed(task.sampling)
     for room in ("server", "load", "engine", "images"):
         values = _changed(getattr(settings, room))
         if values.pop("api_keys_secret", None) is not None:
             values["api_keys_env"] = KEYS_VARIABLE
         tables[room] = {key: value for key, value in values.items() if key not in ("host", "port")}
-    wanted = {name: table for name, table in tables.items() if table or name.count(".") == 1 or ".inputs." in name}
+    kept = (".inputs.", ".examples.")  # there though nothing in it differs from a default
+    wanted = {
+        name: table
+        for name, table in tables.items()
+        if table or name.count(".") == 1 or (any(room in name for room in kept) and not name.endswith(".help_in"))
+    }
     return "\n".join(_table(name, table) for name, table in wanted.items())
 
 
@@ -394,6 +403,11 @@ def _changed(record: Any) -> dict[str, Any]:
     defaults = {item.name: item.default for item in fields(record)}
     plain = {key: value for key, value in values.items() if not isinstance(value, Mapping) and not is_dataclass(value)}
     return {key: value for key, value in plain.items() if value is not None and value != defaults[key]}
+
+
+def _quoted(values: Mapping[str, str]) -> dict[str, str]:
+    """A table whose keys are anybody's words."""
+    return {_key(name): value for name, value in values.items()}
 
 
 def _table(name: str, values: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from coldstream.deploy.doctor import Report
 from coldstream.deploy.evidence import ask
 from coldstream.deploy.google import Google, default_credentials
 from coldstream.deploy.google.transcript import Transcript
-from coldstream.deploy.plan import MakeContext, OpenModel, Plan
+from coldstream.deploy.plan import FindCopy, MakeContext, OpenModel, Plan
 from coldstream.deploy.target import Target, check_names, image_parts, target
 from coldstream.errors import ApiDisabled
 from coldstream.settings import DeploySettings, Settings
@@ -27,12 +27,13 @@ TRANSCRIPT_VARIABLE = "COLDSTREAM_TRANSCRIPT"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The seams of the whole wing."""
+    """The seams of the whole wing. Without `find_copy` a plan says nothing of packed copies."""
 
     google: Google
     clock: Clock
     open_model: OpenModel = plan.open_model
     context: MakeContext = image.context
+    find_copy: FindCopy | None = None
 
 
 def open_session(project: str | None, *, environ: Mapping[str, str] = os.environ) -> Session:
@@ -46,7 +47,8 @@ def open_session(project: str | None, *, environ: Mapping[str, str] = os.environ
     """
     path = environ.get(TRANSCRIPT_VARIABLE)
     transcript = Transcript(Path(path)) if path else None
-    return Session(Google(default_credentials(), quota_project=project, transcript=transcript), SystemClock())
+    google = Google(default_credentials(), quota_project=project, transcript=transcript)
+    return Session(google, SystemClock(), find_copy=plan.find_copy)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class DeployJob:
     def plan(self) -> Plan:
         """`coldstream plan`. Quotas that may not be seen count as unknown; an API that is off has deployed nothing."""
         google, place = self.session.google, self.target
-        models = plan.read_models(self.settings, self.session.open_model)
+        find_copy = self.session.find_copy if self.wanted.cpu_only else None
+        models = plan.read_models(self.settings, self.session.open_model, find_copy)
         said = plan.limits(google, place.project, plan.quota_names(self.wanted))
         return plan.make_plan(
             self.settings,
@@ -107,7 +110,8 @@ class DeployJob:
 
 def named(settings: Settings, wanted: DeploySettings) -> Target:
     """Where it goes, from settings alone."""
-    models = tuple(model.uri for model in settings.models.values())
+    places = (place for model in settings.models.values() for place in (model.uri, model.packed))
+    models = tuple(place for place in places if place not in ("auto", "off"))
     return target(wanted, models, settings.images.buckets, settings.server.api_keys_secret)
 
 
@@ -127,7 +131,8 @@ def offline_plan(settings: Settings, wanted: DeploySettings, session: Session | 
     place = named(away, replace(wanted, project=wanted.project or PLACEHOLDER))
     opener = plan.open_model if session is None else session.open_model
     context = image.context if session is None else session.context
-    models = plan.read_models(settings, opener)
+    find_copy = plan.find_copy if session is None else session.find_copy
+    models = plan.read_models(settings, opener, find_copy if wanted.cpu_only else None)
     made = plan.make_plan(settings, wanted, place, models, limits={}, deployed=None, context=context)
     notes = [f"{uri} lies on this machine: copy it to a bucket before it is deployed" for uri in here]
     notes += [] if wanted.project else [f"no project was named: {PLACEHOLDER} stands for yours"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from coldstream.loading.tensor_queue import FileVerified, ModelBuilt, TensorQueue
 
 if TYPE_CHECKING:
-    from coldstream.backends.cpu.packing import Packing
+    from coldstream.backends.cpu.placing import Filling
     from coldstream.backends.protocol import TakesTensors
     from coldstream.weights.transfer.stream import Landed
 
@@ -37,7 +37,7 @@ class Assigner:
     def __init__(
         self,
         tensors: TensorQueue,
-        packing: Packing | None,
+        packing: Filling | None,
         text_files: frozenset[str],
         *,
         as_stored: Callable[[Landed], Any],

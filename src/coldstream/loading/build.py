@@ -16,12 +16,13 @@ from coldstream.model.config import is_native
 if TYPE_CHECKING:
     from coldstream.backends.assembly import Assembly
     from coldstream.backends.cpu.decoder import CpuDecoder, CpuPrecision
-    from coldstream.backends.cpu.packing import Packing
+    from coldstream.backends.cpu.placing import Filling
     from coldstream.backends.protocol import Backend, VisionEncoder
     from coldstream.backends.torch.decoder import Decoder
     from coldstream.backends.torch.fallback import FallbackAssembly, FallbackDecoder
     from coldstream.timeline import Timeline
     from coldstream.weights.checkpoint.checkpoint import Checkpoint
+    from coldstream.weights.packed.opening import PackedCopy
     from coldstream.weights.transfer.stream import Landed
 
     Built: TypeAlias = tuple[CpuDecoder | Decoder, Assembly] | tuple[FallbackDecoder, FallbackAssembly]
@@ -33,11 +34,14 @@ _log = logging.getLogger(__name__)
 def begin_packing(
     checkpoint: Checkpoint,
     plan: RunPlan,
+    copy: PackedCopy | None,
     *,
     threads: int | None,
     failed: Callable[[BaseException], None],
-) -> Packing | None:
+) -> Filling | None:
     """What makes int8 weights of the landed bytes, before the decoder stands; None where they stay as they are.
+
+    Of a packed copy's bytes they are already.
 
     Raises:
         UnknownArchitecture, UnsupportedConfig, ParameterMismatch: see `build_decoder`.
@@ -49,6 +53,11 @@ def begin_packing(
 
     config = ModelConfig.from_json(checkpoint.config)
     workers = threads or cpu_limit()
+    if copy is not None:
+        from coldstream.backends.cpu.placing import Placing
+
+        arriving = copy.arriving.tensors
+        return Placing(config, checkpoint.tensors.values(), arriving, workers=workers, failed=failed)
     return Packing(config, checkpoint.tensors.values(), workers=workers, failed=failed)
 
 
@@ -67,7 +76,7 @@ def stored_as(plan: RunPlan) -> Callable[[Landed], Any]:
     return as_stored
 
 
-def build_decoder(checkpoint: Checkpoint, plan: RunPlan, packing: Packing | None) -> Built:
+def build_decoder(checkpoint: Checkpoint, plan: RunPlan, packing: Filling | None) -> Built:
     """The decoder that the config describes, before its bytes, and what fills it, but for what `packing` does.
 
     Raises:

@@ -50,15 +50,15 @@ async def load(
         async with asyncio.TaskGroup() as tasks:
             begin = tasks.create_task
             torch = begin(steps.import_torch())
-            process = begin(steps.begin_tokenizer_process())
-            checkpoint, plan = await begin(steps.open())
+            checkpoint, copy, plan = await begin(steps.open())
+            process = begin(steps.begin_tokenizer_process(checkpoint))
             files = begin(steps.read_tokenizer_files(checkpoint))
-            tokenizer = begin(steps.build_tokenizer(process, files))
+            tokenizer = begin(steps.build_tokenizer(checkpoint, process, files))
             if plan.engine == "vllm":
                 on_vllm = VllmSteps(model, settings, shared, steps.closing)
                 launched = await on_vllm.run(checkpoint, plan, torch, tokenizer, accepting)
                 return steps.ready(launched)
-            opened = steps.prepare(checkpoint, plan)
+            opened = steps.prepare(checkpoint, copy, plan)
             decoder = begin(steps.build_decoder(opened, torch))
             loaded = begin(steps.start_engine(opened, tokenizer, decoder, files, accepting))
             begin(steps.fetch_tensors(opened))

@@ -94,15 +94,17 @@ def _on_vllm(
     return RunPlan("vllm", reason, device, device_reason, precision, why, weights, converts=True, dtype=model.precision)
 
 
-def text_files(checkpoint: Checkpoint) -> frozenset[str]:
+def text_files(checkpoint: Checkpoint, arriving: Checkpoint) -> frozenset[str]:
     """The files that text rests on: those that hold anything but the vision tower. Empty where those are all.
 
+    `arriving` is what is streamed: the checkpoint itself, or its packed copy, whose own tensors are the text model's.
     Raises ParameterMismatch for tensors that can be loaded into no model, as `build_decoder` would.
     """
     if not is_native(checkpoint.config):
         return frozenset()
-    filled = [info for info in checkpoint.tensors.values() if info.nbytes]
-    of_text = frozenset(info.file for info in filled if not isinstance(destination(info.name), Vision))
+    filled = [info for info in arriving.tensors.values() if info.nbytes]
+    tower = {name for name in checkpoint.tensors if isinstance(destination(name), Vision)}
+    of_text = frozenset(info.file for info in filled if info.name not in tower)
     return of_text if of_text < {info.file for info in filled} else frozenset()
 
 

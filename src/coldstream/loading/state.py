@@ -24,7 +24,7 @@ class LoadState:
     """What is known of one model's load; written by the load, read on any thread.
 
     `is_ready`: every byte is there, verified, and the engine runs. `is_wanted`: a request waits for it. `warnings` are
-    what `model.findings` says of the checkpoint.
+    what `model.findings` says of the checkpoint, and why a packed copy is not used; `packed` is where one is that is.
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -32,6 +32,7 @@ class LoadState:
         self.progress: Progress | None = None
         self.plan: RunPlan | None = None
         self.warnings: tuple[str, ...] = ()
+        self.packed: str | None = None
         self.error: ColdstreamError | None = None
         self.is_ready = False
         self.is_wanted = False
@@ -93,6 +94,7 @@ class LoadState:
             "seconds_left": round(self.seconds_left, 1),
             "unverified": list(progress.unverified_files) if progress else [],
             "warnings": list(self.warnings),
+            "packed": self.packed,
         }
         if self.plan is not None:
             plan = self.plan

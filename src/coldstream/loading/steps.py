@@ -8,9 +8,9 @@ from asyncio import Task
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from coldstream.errors import ColdstreamError
+from coldstream.errors import ColdstreamError, ConvertedUnfit
 from coldstream.loading.assign import Assigner, Milestone
 from coldstream.loading.build import begin_packing, build_backend, build_decoder, build_vision, stored_as
 from coldstream.loading.closing import Closing
@@ -23,13 +23,14 @@ from coldstream.loading.torch_need import expects_torch, require_torch
 from coldstream.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
-    from coldstream.backends.cpu.packing import Packing
+    from coldstream.backends.cpu.placing import Filling
     from coldstream.engine.engine import Engine
     from coldstream.engine.tokenizer.process import TokenizerProcess
     from coldstream.engine.tokenizer.tokenizer import Tokenizer
     from coldstream.engine.vision.prompt import ImagePrompt
     from coldstream.loading.build import AnyDecoder, Built
     from coldstream.weights.checkpoint.checkpoint import Checkpoint
+    from coldstream.weights.packed.opening import PackedCopy
     from coldstream.weights.transfer.progress import Progress
     from coldstream.weights.transfer.stream import StreamOptions
 
@@ -42,14 +43,18 @@ _CONVERTED_AHEAD = 32 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A checkpoint, how it will run, and what its tensors go through. None in `milestones`: there are no more."""
+    """A checkpoint, how it will run, and what its tensors go through. None in `milestones`: there are no more.
+
+    `arriving` is what is streamed: the checkpoint, or its packed copy.
+    """
 
     checkpoint: Checkpoint
+    arriving: Checkpoint
     plan: RunPlan
     options: StreamOptions
     progress: Progress
     tensors: TensorQueue
-    packing: Packing | None
+    packing: Filling | None
     assigner: Assigner
     milestones: asyncio.Queue[Milestone | None]
 
@@ -74,9 +79,13 @@ class LoadSteps:
         if expects_torch(self._model):
             await self._threads.run("torch", self._torch.finish)
 
-    async def begin_tokenizer_process(self) -> TokenizerProcess:
-        """The tokenizer's process, which imports what it needs beside the listing."""
+    async def begin_tokenizer_process(self, checkpoint: Checkpoint) -> TokenizerProcess | None:
+        """The tokenizer's process, which imports beside the file's bytes; None where none may be needed."""
+        from coldstream.weights.checkpoint.file_names import CONVERTED
 
+        return None if CONVERTED in checkpoint.files else await self._begin_tokenizer_process()
+
+    async def _begin_tokenizer_process(self) -> TokenizerProcess:
         def begin() -> TokenizerProcess:
             from coldstream.engine.tokenizer.process import TokenizerProcess
 
@@ -86,30 +95,45 @@ class LoadSteps:
 
         return await self._threads.run("tokenizer", begin)
 
-    async def open(self) -> tuple[Checkpoint, RunPlan]:
-        """List, read the headers, and say how it will run."""
+    async def open(self) -> tuple[Checkpoint, PackedCopy | None, RunPlan]:
+        """List, read the headers, and say how it will run, and of which packed copy if of any."""
         with self._timeline.span("import the streamer", model=self._model.name):
+            from coldstream.loading.packed_copy import choose_copy, find_place
             from coldstream.model.findings import findings
-            from coldstream.weights.checkpoint.checkpoint import open_checkpoint_async
+            from coldstream.weights.packed.opening import open_with_copy
             from coldstream.weights.transfer.progress import Progress
             from coldstream.weights.transfer.retry import RetryPolicy
         retry = RetryPolicy(deadline=self._settings.load.deadline)
         progress = self._state.progress = Progress()
-        checkpoint = await open_checkpoint_async(
-            self._model.uri, weights=self._model.weights, retry=retry, progress=progress, timeline=self._timeline
+        found = await open_with_copy(
+            self._model.uri,
+            find_place(self._model),
+            weights=self._model.weights,
+            retry=retry,
+            progress=progress,
+            timeline=self._timeline,
         )
+        checkpoint = found.checkpoint
         plan = self._state.plan = plan_run(checkpoint, self._model)
         self._state.warnings = findings(checkpoint) if plan.engine == "native" else checkpoint.warnings
+        copy, why_not = choose_copy(found, plan, self._model)
+        if why_not is not None:
+            self._state.warnings = (*self._state.warnings, why_not)
+        if copy is not None:
+            self._state.packed = str(copy.arriving.location)
+            self.closing.add(checkpoint.store.close_idle)
         named = {"fields": {"model": self._model.name}}
         for warning in self._state.warnings:
             _log.warning("model %s: %s", self._model.name, warning, extra=named)
         _log.info("model %s: engine %s, %s", self._model.name, plan.engine, plan.engine_reason, extra=named)
-        return checkpoint, plan
+        if self._state.packed is not None:
+            _log.info("model %s: from its packed copy in %s", self._model.name, self._state.packed, extra=named)
+        return checkpoint, copy, plan
 
-    def prepare(self, checkpoint: Checkpoint, plan: RunPlan) -> Opened:
+    def prepare(self, checkpoint: Checkpoint, copy: PackedCopy | None, plan: RunPlan) -> Opened:
         """What the tensors go through on the native engine."""
         from coldstream.weights.transfer.retry import RetryPolicy
-        from coldstream.weights.transfer.stream import StreamOptions
+        from coldstream.weights.transfer.stream import StreamOptions, refuse_unchecked_files
 
         ahead = _CONVERTED_AHEAD if plan.converts else None
         options = StreamOptions(
@@ -119,38 +143,79 @@ class LoadSteps:
             verify="required" if self._settings.load.verify == "required" else True,
         )
         assert self._state.progress is not None
-        return self._opened(checkpoint, plan, options, self._state.progress, TensorQueue(ahead))
+        if copy is not None and options.verify == "required":
+            refuse_unchecked_files(checkpoint)
+        return self._opened(checkpoint, copy, plan, options, self._state.progress, TensorQueue(ahead))
 
     async def read_tokenizer_files(self, checkpoint: Checkpoint) -> Files:
         """The small files, by name."""
-        from coldstream.weights.checkpoint.file_names import TEMPLATES_BELOW, TOKENIZER
+        from coldstream.weights.checkpoint.file_names import CONVERTED, TEMPLATES_BELOW, TOKENIZER
 
+        names: tuple[str, ...] = (*TOKENIZER, *TEMPLATES_BELOW)
         with self._timeline.span("tokenizer files", model=self._model.name):
-            return await checkpoint.read_files((*TOKENIZER, *TEMPLATES_BELOW))
+            if CONVERTED in checkpoint.files:
+                from coldstream.loading import converted_tokenizer
 
-    async def build_tokenizer(self, process: Task[TokenizerProcess], files: Task[Files]) -> Tokenizer:
-        """The tokenizer, built in its process."""
-        home, contents = await process, await files
+                names = converted_tokenizer.names(checkpoint)
+            return await checkpoint.read_files(names)
+
+    async def build_tokenizer(
+        self, checkpoint: Checkpoint, process: Task[TokenizerProcess | None], files: Task[Files]
+    ) -> Tokenizer:
+        """The tokenizer, of its converted form or built in its process."""
+        from coldstream.weights.checkpoint.file_names import CONVERTED
+
+        contents = await files
+        if CONVERTED in contents:
+            made = await self._threads.run("tokenizer", partial(self._converted_tokenizer, checkpoint, contents))
+            if made is not None:
+                return made
+            contents = {**contents, **await checkpoint.read_files(("tokenizer.json",))}
+            del contents[CONVERTED]
+        home = await process or await self._begin_tokenizer_process()
 
         def build() -> Tokenizer:
             from coldstream.engine.tokenizer.added_tokens import Declared
 
             if "tokenizer.json" in contents:  # before imports, which wait for one another
                 home.begin(contents["tokenizer.json"], Declared.from_files(contents, source=self._model.uri))
-            from coldstream.engine.tokenizer import templates_apart
             from coldstream.engine.tokenizer.tokenizer import Tokenizer
 
-            templates_apart.begin(self._workers)  # beside the tokenizer's process, which is building
+            around = self._around_tokenizer()
             with self._timeline.span("tokenizer", model=self._model.name):
-                return Tokenizer.load(
-                    contents,
-                    source=self._model.uri,
-                    build=home.build,
-                    templates=partial(templates_apart.TemplatesApart, workers=self._workers),
-                    keeps_control_tokens=self._model.control_tokens == "keep",
-                )
+                return Tokenizer.load(contents, build=home.build, **around)
 
         return await self._threads.run("tokenizer", build)
+
+    def _converted_tokenizer(self, checkpoint: Checkpoint, contents: Files) -> Tokenizer | None:
+        """None, and a warning, where the converted form may not be used."""
+        from coldstream.engine.tokenizer.tokenizer import Tokenizer
+        from coldstream.loading import converted_tokenizer as converted
+
+        def began(process: TokenizerProcess) -> None:
+            self.closing.add(process.close)
+
+        uri = self._model.uri
+        try:
+            with self._timeline.span("tokenizer", model=self._model.name):
+                near = converted.near(contents, made_of=checkpoint.files["tokenizer.json"], began=began, source=uri)
+                return Tokenizer.around(near, contents, special_tokens=near.special_tokens, **self._around_tokenizer())
+        except ConvertedUnfit as exc:
+            warning = f"{exc}; tokenizer.json is read instead"
+            self._state.warnings = (*self._state.warnings, warning)
+            _log.warning("model %s: %s", self._model.name, warning, extra={"fields": {"model": self._model.name}})
+            return None
+
+    def _around_tokenizer(self) -> dict[str, Any]:
+        """What `Tokenizer` takes beside a checkpoint's files."""
+        from coldstream.engine.tokenizer import templates_apart
+
+        templates_apart.begin(self._workers)  # beside the tokenizer, which is being made
+        return {
+            "source": self._model.uri,
+            "templates": partial(templates_apart.TemplatesApart, workers=self._workers),
+            "keeps_control_tokens": self._model.control_tokens == "keep",
+        }
 
     async def build_decoder(self, opened: Opened, torch: Task[None]) -> Built:
         """The decoder before its bytes, and what fills it."""
@@ -188,7 +253,7 @@ class LoadSteps:
     async def fetch_tensors(self, opened: Opened) -> None:
         """Every tensor into the queue, when it is this model's turn."""
         await fetch_tensors(
-            opened.checkpoint,
+            opened.arriving,
             opened.tensors,
             pieces=opened.packing.pieces if opened.packing is not None else None,
             options=opened.options,
@@ -263,18 +328,25 @@ class LoadSteps:
             await self._threads.run("first token", engine.prove)
 
     def _opened(
-        self, checkpoint: Checkpoint, plan: RunPlan, options: StreamOptions, progress: Progress, tensors: TensorQueue
+        self,
+        checkpoint: Checkpoint,
+        copy: PackedCopy | None,
+        plan: RunPlan,
+        options: StreamOptions,
+        progress: Progress,
+        tensors: TensorQueue,
     ) -> Opened:
         loop, milestones = asyncio.get_running_loop(), asyncio.Queue[Milestone | None]()
 
         def reached(milestone: Milestone) -> None:
             loop.call_soon_threadsafe(milestones.put_nowait, milestone)
 
-        packing = begin_packing(checkpoint, plan, threads=self._settings.engine.threads, failed=tensors.fail)
-        files = text_files(checkpoint)
+        arriving = checkpoint if copy is None else copy.arriving
+        packing = begin_packing(checkpoint, plan, copy, threads=self._settings.engine.threads, failed=tensors.fail)
+        files = text_files(checkpoint, arriving)
         assigner = Assigner(tensors, packing, files, as_stored=stored_as(plan), reached=reached)
         self._when_failed.append(assigner.fail)
-        return Opened(checkpoint, plan, options, progress, tensors, packing, assigner, milestones)
+        return Opened(checkpoint, arriving, plan, options, progress, tensors, packing, assigner, milestones)
 
     def _new_engine(self, opened: Opened, tokenizer: Tokenizer, built: Built, files: Files) -> LoadedModel:
         from coldstream.engine.engine import Engine

@@ -23,6 +23,11 @@ class Joint:
     sizes: tuple[int, ...]
     bias: bool = False
 
+    @property
+    def rows(self) -> int:
+        """Of all parts."""
+        return sum(self.sizes)
+
 
 def joints_of_layer(config: ModelConfig, index: int) -> tuple[Joint, Joint, Joint, Joint]:
     """q, k and v; output; gate and up; down."""

@@ -65,6 +65,7 @@ def create_app(state: ServerState, measured: metrics.Metrics) -> FastAPI:
     _add_generate(app, state, inference)
     _add_openai(app, state, inference)
     _add_reads(app, state, measured)
+    _add_samples(app, state, inference)
     _raise_our_errors(app)
     _describe_probes(app)
     app.add_middleware(Heads)
@@ -155,6 +156,15 @@ def _add_reads(app: FastAPI, state: ServerState, measured: metrics.Metrics) -> N
     async def exposition() -> Response:
         """Prometheus metrics."""
         return Response(measured.text(), headers={"content-type": metrics.CONTENT_TYPE})
+
+
+def _add_samples(app: FastAPI, state: ServerState, inference: Inference) -> None:
+    @app.get("/v1/tasks/{task:path}/inputs/{name}", response_class=Response, responses=documented.SAMPLE)
+    async def sample(task: str, name: str) -> Response:
+        """The picture that stands for an image input of a task when none is sent."""
+        image = tasks.sample(state.settings, task, name)
+        kind, data = await inference.images.file(inference.images.default(image.text, image.field))
+        return Response(data, headers={"content-type": kind, "x-content-type-options": "nosniff"})
 
 
 def _model_objects(state: ServerState) -> list[dict[str, Any]]:

@@ -89,6 +89,17 @@ def _check_task(task: TaskSettings, models: Mapping[str, ModelSettings]) -> None
             raise SettingsError(f"{where}.system: an image cannot stand in the system text; put {{{name}}} into prompt")
         if item.kind != "image" and name not in variables:
             raise SettingsError(f"{where}.inputs.{name}: no {{{name}}} in the template; it has {', '.join(variables)}")
+    for title, example in task.examples.items():
+        _check_example(task, example, f"{where}.examples.{title}")
+
+
+def _check_example(task: TaskSettings, example: Mapping[str, str], where: str) -> None:
+    for name, value in example.items():
+        item = task.inputs.get(name, InputSettings())
+        if name not in task.variables or item.kind == "image":
+            raise SettingsError(f"{where}.{name}: no text input of the task; those are {', '.join(task.variables)}")
+        if item.kind == "choice" and value not in item.choices:
+            raise SettingsError(f"{where}.{name} = {value!r} is not one of its choices: {', '.join(item.choices)}")
 
 
 def _check_instances(deploy: DeploySettings) -> None:

@@ -101,7 +101,9 @@ def _type(hint: Any) -> str:
         return ", ".join(f"`{item}`" for item in get_args(hint))
     if get_origin(hint) is None:
         return _WORDS[hint]
-    return "list of texts" if get_origin(hint) is tuple else "table of texts"
+    if get_origin(hint) is tuple:
+        return "list of texts"
+    return "table of texts" if get_origin(element(hint)) is None else "table of tables of texts"
 
 
 def _toml(value: Any) -> str:

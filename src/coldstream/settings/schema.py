@@ -19,6 +19,7 @@ EngineName = Literal["auto", RunEngine]
 Verify = Literal["published", "required"]
 WeightsFrom = Literal["index", "file"]
 InputKind = Literal["text", "choice", "image"]
+AnswerForm = Literal["text", "markdown"]
 CardName = Literal["l4", "rtx-pro-6000"]
 Ingress = Literal["all", "internal", "internal-and-cloud-load-balancing"]
 
@@ -66,6 +67,9 @@ class InputSettings:
     )
     choices: tuple[str, ...] = key('the values that kind "choice" takes', (), example='["home", "garden"]')
     help: str = key("shown on the page and in GET /v1/tasks", "")
+    help_in: Mapping[str, str] = key(
+        "the same in other languages, by their tags", default_factory=_nothing, example='{ ko = "..." }'
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,12 @@ class ModelSettings:
     )
     precision: Precision = key("auto, float32, bfloat16 or int8", "auto")
     weights: WeightsFrom = key("what is taken where an index lies beside a whole model.safetensors", "index")
+    packed: str = key(
+        "where a packed copy lies that starts sooner: auto looks beside the model, off reads the model itself; "
+        "who may write there decides what is answered",
+        "auto",
+        example='"gs://my-bucket/my-model/packed"',
+    )
     control_tokens: Literal["text", "keep"] = key(
         'what "<|im_end|>" in a message is: text, so that it begins no turn, or the control token', "text"
     )
@@ -107,6 +117,15 @@ class TaskSettings:
     prompt_input: str = key("the input that the request's `prompt` fills", "prompt")
     images: int = key("how many unnamed images it takes; they stand before the text", 0, at_least=0)
     help: str = key("shown on the page and in GET /v1/tasks", "")
+    help_in: Mapping[str, str] = key(
+        "the same in other languages, by their tags", default_factory=_nothing, example='{ ko = "..." }'
+    )
+    answer: AnswerForm = key("markdown: the page shows answers formatted; text: as they are written", "text")
+    examples: Mapping[str, Mapping[str, str]] = key(
+        "inputs to try, by the name that the page gives them",
+        default_factory=_nothing,
+        example='{ Seoul = { city = "Seoul" } }',
+    )
     inputs: Mapping[str, InputSettings] = key("a table for each input", default_factory=_nothing)
     sampling: SamplingSettings = key("how tokens are drawn", SamplingSettings())
 

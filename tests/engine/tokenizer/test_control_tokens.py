@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldstream.engine.tokenizer import control_tokens
+from coldstream.engine.tokenizer.added_tokens import Declared
 from coldstream.engine.tokenizer.control_tokens import ControlTokens
+from coldstream.engine.tokenizer.library import LibraryTokenizer
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from coldstream.errors import InvalidRequest
 from tests.engine.tokenizer.test_added_tokens import byte_level
@@ -104,12 +106,17 @@ def test_half_a_surrogate_pair_cannot_forge_a_mark() -> None:
         ids(TOKENIZER, "a\udc01b")
 
 
+def library(backend: tokenizers.Tokenizer) -> LibraryTokenizer:
+    text: str = backend.to_str()
+    return LibraryTokenizer(text.encode(), Declared({}), source="checkpoint")
+
+
 def test_a_prefix_blank_is_not_written_before_each_piece() -> None:
     backend = tokenizers.Tokenizer(tokenizers.models.BPE({"▁": 0, "a": 1, "<": 2, "x": 3, ">": 4, "\n": 5}, []))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     backend.add_special_tokens(["<x>"])
     marked = ControlTokens(["<x>"]).mark("a<x>a")
-    assert control_tokens.encode(backend, f"<x>{marked}", add_special_tokens=False) == [6, 1, 2, 3, 4, 1]
+    assert library(backend).encode(f"<x>{marked}", add_special_tokens=False) == [6, 1, 2, 3, 4, 1]
 
 
 def test_a_tokenizer_that_finds_a_control_token_in_letters_is_told_apart() -> None:
@@ -117,11 +124,11 @@ def test_a_tokenizer_that_finds_a_control_token_in_letters_is_told_apart() -> No
     backend = tokenizers.Tokenizer(unigram)
     backend.add_special_tokens(["<x>"])
     marked = ControlTokens(["<x>"]).mark("<x>")
-    assert control_tokens.encode(backend, marked, add_special_tokens=False) == [2, 3, 4]
+    assert library(backend).encode(marked, add_special_tokens=False) == [2, 3, 4]
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "x": 1}, unk_token="<unk>"))
     backend.add_special_tokens(["x"])
     with pytest.raises(InvalidRequest, match="'x' is a control token"):
-        control_tokens.encode(backend, ControlTokens(["x"]).mark("x"), add_special_tokens=False)
+        library(backend).encode(ControlTokens(["x"]).mark("x"), add_special_tokens=False)
 
 
 def test_marks_are_seen_by_nobody_who_reads_the_prompt() -> None:

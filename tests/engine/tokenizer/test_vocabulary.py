@@ -7,7 +7,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldstream.engine.tokenizer.vocabulary import vocabulary
+from coldstream.engine.tokenizer.vocabulary import Names, vocabulary
 from tests.engine.tokenizer.test_process import byte_fallback_json
 
 
@@ -27,7 +27,7 @@ KINDS = {"byte-level": byte_level, "byte-fallback": lambda: tokenizers.Tokenizer
 @pytest.mark.parametrize("kind", KINDS)
 def test_joined_bytes_are_what_the_library_decodes(kind: str) -> None:
     backend = KINDS[kind]()
-    found = vocabulary(backend, special=())
+    found = vocabulary(Names.of(backend), special=())
 
     @settings(deadline=None, max_examples=200)
     @given(st.text(st.sampled_from("abz 안녕🙂\n\x00"), max_size=20))
@@ -39,6 +39,6 @@ def test_joined_bytes_are_what_the_library_decodes(kind: str) -> None:
 
 
 def test_added_tokens_are_their_text_and_special_ones_are_told_apart() -> None:
-    found = vocabulary(byte_level(), special={257})
+    found = vocabulary(Names.of(byte_level()), special={257})
     assert [found.tokens[i].decode() for i in (256, 257)] == ["<안녕>", "<end>"]
     assert found.special == (257,)

@@ -370,6 +370,25 @@ async def test_defaults_are_used_named_and_not_shown(serve, engine, tmp_path: Pa
     assert text_of(used.submitted[0]) == f"user\n{WHOLE} Mug:\nmodel\n"
     shown = (await served.client.get("/v1/tasks")).text
     assert str(tmp_path) not in shown
+    sample = await served.client.get("/v1/tasks/product/inputs/photo")
+    assert (sample.content, sample.headers["content-type"]) == (BLUE, "image/png")
+    for path in ("product/inputs/product", "product/inputs/other", "other/inputs/photo"):
+        assert (await served.client.get(f"/v1/tasks/{path}")).status_code == 404
+
+
+async def test_a_sample_that_is_no_picture_is_refused_by_name(serve, engine, tmp_path: Path) -> None:
+    (tmp_path / "mug.png").write_bytes(b"<html>")
+    (tmp_path / "coldstream.toml").write_text(TOML)
+    served = await serve(seeing(engine(), name="m"), settings_module.load(tmp_path / "coldstream.toml", environ={}))
+    refused = await served.client.get("/v1/tasks/product/inputs/photo")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "photo")
+
+
+async def test_defaults_say_that_they_are_there(serve, engine, tmp_path: Path) -> None:
+    (tmp_path / "mug.png").write_bytes(BLUE)
+    (tmp_path / "coldstream.toml").write_text(TOML)
+    served = await serve(seeing(engine(), name="m"), settings_module.load(tmp_path / "coldstream.toml", environ={}))
+    shown = (await served.client.get("/v1/tasks")).text
     assert '"x-has-default":true' in shown
 
 

@@ -10,6 +10,7 @@ import pytest
 from coldstream.cli.chat import Client, Conversation, converse
 from coldstream.errors import LocationError, NotReady, RequestError, StoreUnavailable
 from coldstream.serve.middleware.auth import ApiKeys
+from coldstream.settings import ModelSettings, Settings, TaskSettings
 from tests.support.scripted import ScriptedModel
 
 
@@ -37,6 +38,18 @@ async def test_a_conversation_remembers_what_was_said(serve, engine) -> None:
     last = "".join(map(chr, used.submitted[-1].prompt_ids))
     assert last == "system\nBe brief.\nuser\nhow are you?\nassistant\nfine\nuser\nand now?\nmodel\n"
     assert len(used.submitted) == 2
+
+
+async def test_a_conversation_is_held_with_the_model_of_a_task_that_takes_any_prompt(serve, engine) -> None:
+    models = {name: ScriptedModel(engine("ok"), name=name) for name in ("sql", "talker")}
+    tasks = {
+        "sql": TaskSettings("sql", "sql", prompt="{schema} {prompt}"),
+        "text": TaskSettings("text", "talker", system="Be kind."),
+    }
+    known = Settings({name: ModelSettings(name, "gs://b/m") for name in models}, tasks)
+    served = await serve(models, known)
+    _, talk = await asyncio.to_thread(talking, served.url, [])
+    assert talk.model == "talker"
 
 
 async def test_reset_and_system_begin_again(serve, engine) -> None:

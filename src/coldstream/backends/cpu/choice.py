@@ -7,7 +7,7 @@ from typing import Any
 
 from coldstream.backends.assembly import Assembly
 from coldstream.backends.cpu.decoder import CpuDecoder, CpuPrecision
-from coldstream.backends.cpu.packing import Packing
+from coldstream.backends.cpu.placing import Filling
 from coldstream.host.limits import cpu_limit
 from coldstream.model.config import ModelConfig
 from coldstream.model.findings import holds_vision
@@ -19,7 +19,7 @@ def stand_up(
     shapes: Mapping[str, Sequence[int]],
     *,
     precision: CpuPrecision,
-    packing: Packing | None = None,
+    packing: Filling | None = None,
 ) -> tuple[CpuDecoder, Assembly]:
     """A native decoder, with its vision tower where there are tensors of one, and what fills it.
 

@@ -1,6 +1,7 @@
-"""Compile kernels/*.c for several CPUs. Only the standard library; images and the wheel are built with it.
+"""Compile kernels/*.c for several CPUs and kernels/tokens/*.c for any. Only the standard library; images and the wheel
+are built with it.
 
-python compile.py [FOLDER]      # beside the source, where library.py looks, or elsewhere
+python compile.py [FOLDER]      # beside the source, where library.py and merges.py look, or elsewhere
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ SOURCE = Path(__file__).with_name("kernels")
 """The folder of the C files; what is made of them lies beside it."""
 NEEDED = "apt-get install gcc libc6-dev"
 """What puts a compiler there, on Debian; for x86 it is to be GCC 11 at least, which knows AVX-VNNI."""
+TOKENS = "tokens.so"
+"""What the tokenizer calls: one for all CPUs, without OpenMP, since a process with nothing else in it loads it."""
 VNNI, AVX_VNNI, AVX2, ANY = "kernels-vnni.so", "kernels-avx-vnni.so", "kernels-avx2.so", "kernels-any.so"
 _V3 = ("-march=x86-64-v3",)
 _V4 = ("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=256")
@@ -48,17 +51,18 @@ def compile_kernels(folder: Path, *, extra: tuple[str, ...] = ()) -> tuple[Path,
     Raises FileNotFoundError without a compiler and CalledProcessError, with its words on stderr, when it fails.
     """
     own = variants(platform.machine())
-    return tuple(compile_variant(folder / name, (*flags, *extra)) for name, flags in own.items())
+    tokens = compile_variant(folder / TOKENS, extra, source=SOURCE / "tokens")
+    return (*(compile_variant(folder / name, (*flags, *extra)) for name, flags in own.items()), tokens)
 
 
-def compile_variant(target: Path, flags: tuple[str, ...]) -> Path:
-    """Make one, with its own flags. Raises as `compile_kernels` does."""
+def compile_variant(target: Path, flags: tuple[str, ...], *, source: Path = SOURCE) -> Path:
+    """Make one of the C files in `source`, with its own flags. Raises as `compile_kernels` does."""
     named = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if named is None:
         raise FileNotFoundError(f"coldstream's kernels need a C compiler to be built: {NEEDED}")
     compiler = named.split()
     with tempfile.TemporaryDirectory() as scratch:
-        sources = sorted(map(str, SOURCE.resolve().glob("*.c")))
+        sources = sorted(map(str, source.resolve().glob("*.c")))
         subprocess.run([*compiler, *_FLAGS, *flags, "-c", *sources], check=True, cwd=scratch)
         made = sorted(map(str, Path(scratch).glob("*.o")))
         subprocess.run([*compiler, *made, "-o", str(target), *_LINKED], check=True)

@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 from collections.abc import Mapping
 from ctypes import Structure, byref, c_float, c_int64, c_void_p
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
@@ -45,12 +46,21 @@ class PackedMatrix:
 
     def __init__(self, k: int, n: int, *, bias: Floats | None = None) -> None:
         self.k, self.n = k, n
-        rows = -(-n // _OUTPUTS) * _OUTPUTS
-        self._packed = allocate(rows * -(-k // _QUAD) * _QUAD)
-        self._scales = (c_float * rows)()
+        self._packed = allocate(prod(units_shape(k, n)))
+        self._scales = (c_float * prod(scales_shape(n)))()
         packed = ctypes.addressof(ctypes.c_char.from_buffer(self._packed))
         self.struct = Matrix(k, n, rotation_order(k), packed, ctypes.addressof(self._scales), None)
         self.add(bias)
+
+    @property
+    def units(self) -> memoryview:
+        """The integers in the kernels' order, bytes of `units_shape`; may be written to."""
+        return self._packed
+
+    @property
+    def scales(self) -> memoryview:
+        """The rows' scales as bytes, float32 of `scales_shape`; may be written to."""
+        return memoryview(self._scales).cast("B")
 
     def add(self, bias: Floats | None) -> None:
         """What is added to the products from now on."""
@@ -73,6 +83,16 @@ class Packer:
         """
         row = (c_float * matrix.k)()
         self._pack(byref(matrix.struct), address, dtype, first, rows, row)
+
+
+def units_shape(k: int, n: int) -> tuple[int, int]:
+    """Blocks of rows, and the bytes of one: a block's bytes lie side by side."""
+    return -(-n // _OUTPUTS), _OUTPUTS * -(-k // _QUAD) * _QUAD
+
+
+def scales_shape(n: int) -> tuple[int]:
+    """A scale a row, with those of the last block's rows that there are not."""
+    return (-(-n // _OUTPUTS) * _OUTPUTS,)
 
 
 def rotation_order(features: int) -> int:

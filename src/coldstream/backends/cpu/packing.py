@@ -17,7 +17,7 @@ from functools import partial
 from coldstream.backends.cpu.crew import Crew
 from coldstream.backends.cpu.packed import DTYPE_CODES, PackedMatrix, Packer, best_library
 from coldstream.model.config import ModelConfig
-from coldstream.model.matrices import joints
+from coldstream.model.matrices import Joint, joints
 from coldstream.model.names import Text, destination
 from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.transfer.checksum import pinned
@@ -30,11 +30,11 @@ _ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a tensor's rows go."""
+class RowsPlace:
+    """Where a tensor's rows go: from row `first` of a joint matrix on."""
 
     parameter: str
-    matrix: PackedMatrix
+    joint: Joint
     first: int
     whole: TensorInfo
 
@@ -56,15 +56,24 @@ class Packing:
         workers: int,
         failed: Callable[[BaseException], None],
     ) -> None:
-        self.matrices: dict[str, PackedMatrix] = {}
+        self._places = find_places(config, tensors)
+        joints = {place.joint.name: place.joint for place in self._places.values()}
+        self.matrices = {name: PackedMatrix(joint.in_features, joint.rows) for name, joint in joints.items()}
         self._packer = Packer(best_library())
         self._crew = Crew(workers)
         self._failed = failed
-        self._places = self._find_places(config, tensors)
         self._lock = threading.Lock()
         self._left = Counter({key: place.whole.shape[0] for key, place in self._places.items()})
         self._filled: list[tuple[str, str]] = []
         self._on_filled: Callable[[str, str], None] | None = None
+
+    @property
+    def parts(self) -> Mapping[str, frozenset[str]]:
+        """The tensors that a matrix is made of, by its joint's name."""
+        found: dict[str, set[str]] = {}
+        for key, place in self._places.items():
+            found.setdefault(place.joint.name, set()).add(key)
+        return {joint: frozenset(keys) for joint, keys in found.items()}
 
     def pieces(self, info: TensorInfo) -> Sequence[TensorInfo]:
         """What a tensor should come in; see `weights.stream.Pieces`."""
@@ -92,6 +101,10 @@ class Packing:
         for parameter, key in filled:
             heard(parameter, key)
 
+    def release(self, joint: str) -> None:
+        """Let go of a matrix that is filled and used up; nothing may come for it any more."""
+        del self.matrices[joint]
+
     def settle(self) -> None:
         """Return when everything that was taken is in its place."""
         self._crew.settle()
@@ -104,11 +117,11 @@ class Packing:
         """Begin nothing more; does not wait."""
         self._crew.stop()
 
-    def _pack(self, place: _Place, landed: Landed) -> None:
+    def _pack(self, place: RowsPlace, landed: Landed) -> None:
         whole, info = place.whole, landed.info
         first = place.first + (info.start - whole.start) * whole.shape[0] // whole.nbytes
         with pinned(landed.data) as address:
-            self._packer.pack(place.matrix, address, DTYPE_CODES[info.dtype], first, info.shape[0])
+            self._packer.pack(self.matrices[place.joint.name], address, DTYPE_CODES[info.dtype], first, info.shape[0])
 
     def _note(self, info: TensorInfo) -> None:
         with self._lock:
@@ -121,19 +134,19 @@ class Packing:
         if heard is not None:
             heard(*filled)
 
-    def _find_places(self, config: ModelConfig, tensors: Iterable[TensorInfo]) -> dict[str, _Place]:
-        keys = _by_parameter(tensors)
-        places = {}
-        for joint in joints(config):
-            first = 0
-            for part, size in zip(joint.parts, joint.sizes, strict=True):
-                info = keys.get(f"{part}.weight")
-                if info is not None and info.shape == (size, joint.in_features) and info.dtype in DTYPE_CODES:
-                    if joint.name not in self.matrices:
-                        self.matrices[joint.name] = PackedMatrix(joint.in_features, sum(joint.sizes))
-                    places[info.name] = _Place(f"{part}.weight", self.matrices[joint.name], first, info)
-                first += size
-        return places
+
+def find_places(config: ModelConfig, tensors: Iterable[TensorInfo]) -> Mapping[str, RowsPlace]:
+    """The tensors that are packed, by their own names; one of another shape or dtype than can be is not among them."""
+    keys = _by_parameter(tensors)
+    places = {}
+    for joint in joints(config):
+        first = 0
+        for part, size in zip(joint.parts, joint.sizes, strict=True):
+            info = keys.get(f"{part}.weight")
+            if info is not None and info.shape == (size, joint.in_features) and info.dtype in DTYPE_CODES:
+                places[info.name] = RowsPlace(f"{part}.weight", joint, first, info)
+            first += size
+    return places
 
 
 def _by_parameter(tensors: Iterable[TensorInfo]) -> Mapping[str, TensorInfo]:

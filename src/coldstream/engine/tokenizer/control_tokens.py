@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from coldstream.errors import InvalidRequest
 
@@ -89,34 +89,45 @@ def pieces(text: str) -> Iterator[tuple[str, bool]]:
         yield text[place:], False
 
 
-def encode(backend: Any, text: str, *, add_special_tokens: bool) -> list[int]:
-    """The ids of a text that may hold marks, from a `tokenizers.Tokenizer`.
+class Spelling(Protocol):
+    """What `encode` asks of a tokenizer."""
+
+    def ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """The ids of a text without marks."""
+
+    def bare(self, text: str) -> list[int]:
+        """The ids of a text in which no added token is looked for."""
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token by its exact name."""
+
+
+def encode(tokenizer: Spelling, text: str, *, add_special_tokens: bool) -> list[int]:
+    """The ids of a text that may hold marks.
 
     Raises:
         InvalidRequest: the tokenizer makes a control token of its letters, whatever is done.
     """
-    ids: list[int]
     if _BEGIN not in text and _END not in text:
-        ids = backend.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
-    ids = []
-    before = _bare(backend, _BEFORE)
+        return tokenizer.ids(text, add_special_tokens=add_special_tokens)
+    ids: list[int] = []
+    before = tokenizer.bare(_BEFORE)
     for piece, is_text in pieces(text):
         if is_text:
-            ids += _as_text(backend, piece, before)
+            ids += _as_text(tokenizer, piece, before)
         elif not ids:
-            ids += backend.encode(piece, add_special_tokens=False).ids
+            ids += tokenizer.ids(piece, add_special_tokens=False)
         else:
-            found = backend.encode(_BEFORE + piece, add_special_tokens=False).ids
-            ids += _behind(before, found) or backend.encode(piece, add_special_tokens=False).ids
+            found = tokenizer.ids(_BEFORE + piece, add_special_tokens=False)
+            ids += _behind(before, found) or tokenizer.ids(piece, add_special_tokens=False)
     return ids
 
 
-def _as_text(backend: Any, token: str, before: list[int]) -> list[int]:
+def _as_text(tokenizer: Spelling, token: str, before: list[int]) -> list[int]:
     """The token's letters. Some tokenizers find the token in them all the same: then one letter after the other."""
-    own = backend.token_to_id(token)
+    own = tokenizer.token_to_id(token)
     for parts in ((token,), tuple(token)):
-        ids = [number for part in parts for number in _after(backend, part, before)]
+        ids = [number for part in parts for number in _after(tokenizer, part, before)]
         if own not in ids:
             return ids
     raise InvalidRequest(
@@ -124,20 +135,10 @@ def _as_text(backend: Any, token: str, before: list[int]) -> list[int]:
     )
 
 
-def _after(backend: Any, text: str, before: list[int]) -> list[int]:
-    return _behind(before, _bare(backend, _BEFORE + text)) or _bare(backend, text)
+def _after(tokenizer: Spelling, text: str, before: list[int]) -> list[int]:
+    return _behind(before, tokenizer.bare(_BEFORE + text)) or tokenizer.bare(text)
 
 
 def _behind(before: list[int], ids: list[int]) -> list[int]:
     """The ids behind those that stand before a piece; none where the tokenizer has joined the two."""
     return ids[len(before) :] if ids[: len(before)] == before else []
-
-
-def _bare(backend: Any, text: str) -> list[int]:
-    """What the model of the tokenizer makes of a text in which no added token is looked for."""
-    if backend.normalizer is not None:
-        text = backend.normalizer.normalize_str(text)
-    words = [text]
-    if backend.pre_tokenizer is not None:
-        words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
-    return [token.id for word in words for token in backend.model.tokenize(word)]

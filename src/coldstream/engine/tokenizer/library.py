@@ -11,7 +11,7 @@ from typing import Any
 
 from coldstream.engine.tokenizer import control_tokens
 from coldstream.engine.tokenizer.added_tokens import Declared, declare
-from coldstream.engine.tokenizer.vocabulary import Spell, Vocabulary, decoder_of, longest, spelling, vocabulary
+from coldstream.engine.tokenizer.vocabulary import Names, Spell, Vocabulary, decoder_of, longest, spelling, vocabulary
 from coldstream.errors import TokenizerError
 
 
@@ -40,7 +40,17 @@ class LibraryTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """See `Backend.encode`."""
-        return control_tokens.encode(self._backend, text, add_special_tokens=add_special_tokens)
+        return control_tokens.encode(self, text, add_special_tokens=add_special_tokens)
+
+    def ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """See `Spelling.ids`."""
+        found: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return found
+
+    def bare(self, text: str) -> list[int]:
+        """See `Spelling.bare`."""
+        words = words_of(text, self._backend.normalizer, self._backend.pre_tokenizer)
+        return [token.id for word in words for token in self._backend.model.tokenize(word)]
 
     def offsets(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """See `Backend.offsets`."""
@@ -75,12 +85,12 @@ class LibraryTokenizer:
 
     def longest_token(self) -> int | None:
         """See `Backend.longest_token`."""
-        return longest(self._backend)
+        return longest(Names.of(self._backend))
 
     def vocabulary(self) -> Vocabulary:
         """See `Backend.vocabulary`."""
         try:
-            return vocabulary(self._backend, self.special_ids)
+            return vocabulary(Names.of(self._backend), self.special_ids)
         except ValueError as exc:
             raise TokenizerError(f"{self._where}: {exc}") from exc
 
@@ -100,6 +110,15 @@ def bytes_of(name: str | None, added: dict[str, int], spell: Spell | None) -> by
     if name in added:
         return name.encode()
     return spell(name) if spell is not None else None
+
+
+def words_of(text: str, normalizer: Any, pre_tokenizer: Any) -> list[str]:
+    """What the model of a tokenizer gets of a text without added tokens."""
+    if normalizer is not None:
+        text = normalizer.normalize_str(text)
+    if pre_tokenizer is None:
+        return [text]
+    return [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
 
 
 def starts(offsets: Sequence[tuple[int, int]]) -> list[int]:

@@ -22,14 +22,20 @@ import socket
 import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from coldstream.engine.tokenizer import form
 from coldstream.engine.tokenizer.added_tokens import Declared
 from coldstream.engine.tokenizer.library import LibraryTokenizer, bytes_of, spell_of
 from coldstream.engine.tokenizer.vocabulary import Spell, Vocabulary
 from coldstream.errors import EngineError, InvalidRequest, TokenizerError
 from coldstream.workers import messages
 from coldstream.workers.child import Child, ignore_interrupts
+
+if TYPE_CHECKING:
+    from coldstream.engine.tokenizer.converted import ConvertedTokenizer, MakeMerges
+
+    _Answering = LibraryTokenizer | ConvertedTokenizer
 
 LONG = 16384
 """Characters from which on a text has the line of the long ones."""
@@ -52,9 +58,13 @@ class _Line:
 
 
 class TokenizerProcess:
-    """Start it early, `begin` with a tokenizer.json when it is there, then `build`; then call it from any thread."""
+    """Start it early, `begin` with a tokenizer.json when it is there, then `build`; then call it from any thread.
 
-    def __init__(self) -> None:
+    `entry` is what the child runs: `serve`, or what calls it with what converted tokenizers need.
+    """
+
+    def __init__(self, entry: str = "coldstream.engine.tokenizer.process:serve") -> None:
+        self._entry = entry
         self._lines = {name: _Line() for name in _LINES}
         self._restarting = threading.Lock()
         self._generation = 0
@@ -71,7 +81,7 @@ class TokenizerProcess:
         self._start()
 
     def begin(self, tokenizer_json: bytes, declared: Declared) -> None:
-        """Hand over the file and what the other files say of tokens, and do not wait."""
+        """Hand over the file, or its converted form, and what the other files say of tokens, and do not wait."""
         self._declared = declared.as_json()
         self._file = os.memfd_create("tokenizer.json", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(self._file), "wb") as file:
@@ -176,7 +186,7 @@ class TokenizerProcess:
     def _start(self) -> None:
         # Threads of the library would not survive the fork.
         environ = {"TOKENIZERS_PARALLELISM": "false"}
-        self._child = Child("coldstream.engine.tokenizer.process:serve", lines=len(_LINES), environ=environ)
+        self._child = Child(self._entry, lines=len(_LINES), environ=environ)
         for line, ours in zip(self._lines.values(), self._child.sockets, strict=True):
             line.socket = ours
 
@@ -247,8 +257,11 @@ def _line_for(text: str) -> str:
     return "short" if len(text) < LONG else "long"
 
 
-def serve(descriptors: Sequence[int]) -> None:
-    """The child's whole life: receive the file, build the tokenizer, answer on every line until its socket closes."""
+def serve(descriptors: Sequence[int], merges: MakeMerges | None = None) -> None:
+    """The child's whole life: receive the file, build the tokenizer, answer on every line until its socket closes.
+
+    `merges` is what a converted tokenizer is made with.
+    """
     ignore_interrupts()
     lines = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     names = lines[0]
@@ -259,9 +272,9 @@ def serve(descriptors: Sequence[int]) -> None:
     try:
         with os.fdopen(files[0], "rb") as file:
             file.seek(0)
-            tokenizer = LibraryTokenizer(file.read(), Declared.from_json(about[1]), source=about[0])
+            tokenizer = _built(file.read(), Declared.from_json(about[1]), about[0], merges)
     except TokenizerError as exc:
-        _send(names, {"error": str(exc).partition("tokenizer.json ")[2]})
+        _send(names, {"error": str(exc).partition("tokenizer.json ")[2] or str(exc)})
         return
     _send(names, {"value": _about(tokenizer)})
     mine = names
@@ -276,7 +289,15 @@ def serve(descriptors: Sequence[int]) -> None:
         _send(mine, _answer(tokenizer, message))
 
 
-def _about(tokenizer: LibraryTokenizer) -> dict[str, Any]:
+def _built(data: bytes, declared: Declared, source: str, merges: MakeMerges | None) -> _Answering:
+    if not data.startswith(form.MAGIC) or merges is None:
+        return LibraryTokenizer(data, declared, source=source)
+    from coldstream.engine.tokenizer.converted import ConvertedTokenizer
+
+    return ConvertedTokenizer(data, None, source=source, merges=merges)
+
+
+def _about(tokenizer: _Answering) -> dict[str, Any]:
     """What decoding needs beside the names of the tokens."""
     return {
         "decoder": tokenizer.decoder,
@@ -285,11 +306,11 @@ def _about(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     }
 
 
-def _names(tokenizer: LibraryTokenizer, ids: list[int]) -> dict[str, Any]:
+def _names(tokenizer: _Answering, ids: list[int]) -> dict[str, Any]:
     return {"value": [tokenizer.id_to_token(number) for number in ids]}
 
 
-def _vocabulary(tokenizer: LibraryTokenizer) -> dict[str, Any]:
+def _vocabulary(tokenizer: _Answering) -> dict[str, Any]:
     """As JSON can carry it: a character for each byte."""
     found = tokenizer.vocabulary()
     return {"value": {"tokens": [token.decode("latin-1") for token in found.tokens], "special": found.special}}
@@ -306,7 +327,7 @@ _ANSWERS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def _answer(tokenizer: LibraryTokenizer, message: list[Any]) -> Any:
+def _answer(tokenizer: _Answering, message: list[Any]) -> Any:
     method, *args = message
     try:
         return _ANSWERS[method](tokenizer, *args)

@@ -170,7 +170,32 @@ class Tokenizer:
             )
         declared = Declared.from_files(files, source=source)
         backend = build(raw, declared, source=source)
-        special = declared.texts
+        return cls.around(
+            backend,
+            files,
+            special_tokens=declared.texts,
+            source=source,
+            templates=templates,
+            keeps_control_tokens=keeps_control_tokens,
+        )
+
+    @classmethod
+    def around(
+        cls,
+        backend: TokenizerBackend,
+        files: Mapping[str, bytes],
+        *,
+        special_tokens: Mapping[str, str],
+        source: str = "checkpoint",
+        templates: Callable[..., Renders] = build_templates,
+        keeps_control_tokens: bool = False,
+    ) -> Tokenizer:
+        """Around a tokenizer that is made, of the other files; `special_tokens` are the texts of those with a name.
+
+        Raises:
+            TokenizerError: a file is not what it should be.
+        """
+        special = dict(special_tokens)
         generation = json_object(files, "generation_config.json", source)
         made_templates = templates(
             read_templates(files, json_object(files, "tokenizer_config.json", source), source),

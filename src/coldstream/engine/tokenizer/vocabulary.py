@@ -1,4 +1,4 @@
-"""The bytes of tokens, taken from a tokenizer of the `tokenizers` library; grammars and logprobs are told by them.
+"""The bytes of tokens, by their names; grammars and logprobs are told by them.
 
 Two ways of writing bytes as names are known, and every model here uses one of them: byte-level (GPT-2: a printable
 character for each byte) and byte-fallback (SentencePiece: text with U+2581 for a space, and <0x0A> for a lone byte).
@@ -26,19 +26,35 @@ class Vocabulary:
     special: tuple[int, ...]
 
 
-def vocabulary(backend: Any, special: Collection[int]) -> Vocabulary:
-    """Of a `tokenizers.Tokenizer`. Takes about half a second for 262,144 tokens.
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of tokens by their ids, those of `added` tokens apart, and the decoder, which says how they spell."""
+
+    own: Mapping[int, str]
+    added: Mapping[int, str]
+    decoder: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, backend: Any) -> Names:
+        """Of a `tokenizers.Tokenizer`."""
+        added = {number: token.content for number, token in backend.get_added_tokens_decoder().items()}
+        own = {number: name for name, number in backend.get_vocab(with_added_tokens=True).items()}
+        return cls(own, added, decoder_of(backend))
+
+
+def vocabulary(names: Names, special: Collection[int]) -> Vocabulary:
+    """Of all tokens. Takes about half a second for 262,144 of them.
 
     Raises:
-        ValueError: its decoder writes bytes in neither of the two ways.
+        ValueError: the decoder writes bytes in neither of the two ways.
     """
-    return Vocabulary(tuple(_tokens(backend)), tuple(sorted(special)))
+    return Vocabulary(tuple(_tokens(names)), tuple(sorted(special)))
 
 
-def longest(backend: Any) -> int | None:
+def longest(names: Names) -> int | None:
     """How many characters a token covers at most; None where one may cover any number: what is unknown becomes one."""
     try:
-        return max((len(token.decode(errors="replace")) for token in _tokens(backend)), default=None)
+        return max((len(token.decode(errors="replace")) for token in _tokens(names)), default=None)
     except ValueError:
         return None
 
@@ -66,13 +82,14 @@ def decoder_of(backend: Any) -> dict[str, Any]:
     return state
 
 
-def _tokens(backend: Any) -> Iterator[bytes]:
-    added = backend.get_added_tokens_decoder()
-    spell = spelling(decoder_of(backend))
-    names = {number: name for name, number in backend.get_vocab(with_added_tokens=True).items()}
-    for number in range(1 + max(names)):
-        name = added[number].content if number in added else names.get(number)
-        yield b"" if name is None else name.encode() if number in added else spell(name)
+def _tokens(names: Names) -> Iterator[bytes]:
+    spell = spelling(names.decoder)
+    for number in range(1 + max((*names.own, *names.added))):
+        if number in names.added:
+            yield names.added[number].encode()
+        else:
+            name = names.own.get(number)
+            yield b"" if name is None else spell(name)
 
 
 def _with_fallback(name: str) -> bytes:

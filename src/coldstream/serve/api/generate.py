@@ -24,7 +24,7 @@ from coldstream.serve.api.tasks import GivenImage, Rendered, find_task, render
 from coldstream.serve.images.decode import ImageLoader, ImageSource
 from coldstream.serve.middleware import errors as failures
 from coldstream.serve.middleware.record import RequestRecord
-from coldstream.serve.requests.inference import Inference, Job, Result, Running
+from coldstream.serve.requests.inference import Inference, Job, Result, Running, timings
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.settings import TaskSettings
 
@@ -68,7 +68,7 @@ class AskedTask:
         return {
             "finish_reason": result.finish_reason,
             "usage": _usage(result.usage),
-            "timings": _timings(result.usage),
+            "timings": timings(result.usage),
             "model": self.model.name,
             "revision": self.model.revision,
             "task": self.task.name,
@@ -181,15 +181,4 @@ def _usage(usage: Usage) -> dict[str, int]:
         "prompt_tokens": usage.prompt_tokens,
         "cached_tokens": usage.cached_tokens,
         "completion_tokens": usage.completion_tokens,
-    }
-
-
-def _timings(usage: Usage) -> dict[str, float | None]:
-    first, total = usage.first_token_seconds, usage.total_seconds
-    rate = (usage.completion_tokens - 1) / (total - first) if first is not None and total > first else None
-    return {
-        "queued_seconds": usage.queued_seconds,
-        "first_token_seconds": first,
-        "total_seconds": total,
-        "tokens_per_second": rate,
     }

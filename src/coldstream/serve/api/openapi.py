@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from coldstream.serve.health import LIVENESS, READINESS
+from coldstream.settings.schema import IMAGE_FORMATS
 
 Schema = dict[str, Any]
 
@@ -107,6 +108,9 @@ _TASK = _object(
         "type": _TEXT,
         "model": _TEXT,
         "help": _TEXT,
+        "help_in": {"type": "object", "additionalProperties": _TEXT},
+        "answer": {"enum": ["text", "markdown"]},
+        "examples": _list(_object({"name": _TEXT, "inputs": {"type": "object", "additionalProperties": _TEXT}})),
         "prompt_input": _or_null(_TEXT),
         "images": _COUNT,
         "inputs": {"type": "object"},
@@ -210,6 +214,11 @@ COMPLETIONS = _ok(_COMPLETION, streams=True) | _errors(_OPENAI_ERROR, *_REFUSALS
 MODELS = _ok(_object({"object": {"const": "list"}, "data": _list(_CARD)})) | _errors(_OPENAI_ERROR, 401)
 MODEL = _ok(_CARD) | _errors(_OPENAI_ERROR, 401, 404, 422)
 TASKS = _ok(_object({"object": {"const": "list"}, "data": _list(_TASK)})) | _errors(_OPENAI_ERROR, 401)
+_PICTURE: Schema = {"schema": {"type": "string", "format": "binary"}}
+SAMPLE: Responses = {
+    200: {"description": "The picture", "content": {f"image/{name}": _PICTURE for name in IMAGE_FORMATS}},
+    **_errors(_OPENAI_ERROR, 401, 404, 422),
+}
 METRICS: Responses = {
     200: {"description": "The exposition format", "content": {"text/plain": {"schema": _TEXT}}},
     **_errors(_OUR_ERROR, 401),

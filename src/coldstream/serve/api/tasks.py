@@ -250,6 +250,9 @@ def describe(task: TaskSettings) -> dict[str, Any]:
         "type": task.name,
         "model": task.model,
         "help": task.help,
+        "help_in": dict(task.help_in),
+        "answer": task.answer,
+        "examples": [{"name": name, "inputs": dict(inputs)} for name, inputs in task.examples.items()],
         "prompt_input": task.prompt_input if task.prompt_input in task.variables else None,
         "images": unnamed_images(task),
         "inputs": schema(task),
@@ -286,4 +289,21 @@ def _property(declared: InputSettings) -> dict[str, Any]:
         item |= {"contentMediaType": "image/*", "x-has-default": declared.default is not None}
     elif declared.default is not None:
         item["default"] = declared.default
+    if declared.help_in:
+        item["x-description-in"] = dict(declared.help_in)
     return item | ({"description": declared.help} if declared.help else {})
+
+
+def sample(settings: Settings, task: str, name: str) -> GivenImage:
+    """The image that stands for an image input of a task when none is sent.
+
+    Raises:
+        UnknownTask: there is no such task, no such image input, or it has no default; it names the field.
+    """
+    found = find_task(settings, task)
+    names = tuple(key for key in image_inputs(found) if found.inputs[key].default is not None)
+    if name not in names:
+        which = f"; those of the task are: {', '.join(names)}" if names else ""
+        message = f"task {found.name!r} has no image input {name[:100]!r} with a sample{which}"
+        raise UnknownTask(message, field="name", allowed=names)
+    return GivenImage(name, found.inputs[name].default or "", is_default=True)

@@ -96,6 +96,30 @@ class ImageLoader:
         """
         return [await self._one(source, resizing) for source in sources]
 
+    async def file(self, source: ImageSource) -> tuple[str, bytes]:
+        """The image as it is stored, not decoded, and its media type by its first bytes.
+
+        Raises:
+            InvalidRequest: it cannot be fetched, is larger than an image may be, or is of another format.
+        """
+        from coldstream.serve.images.pixels import image_format
+
+        fetched = source.kind == "url"
+        data = await (
+            self._fetcher.fetch(source.text, source.field) if fetched else asyncio.to_thread(self._stored, source)
+        )
+        name = image_format(data)
+        if name not in self._settings.formats:
+            message = f"{source.field}: no picture in a format that this server takes"
+            raise InvalidRequest(message, field=source.field, allowed=self._settings.formats)
+        return f"image/{name}", data
+
+    def _stored(self, source: ImageSource) -> bytes:
+        data = Path(source.text).read_bytes() if source.kind == "file" else _decoded(source)
+        if len(data) > self._settings.max_bytes:
+            raise _too_large(source.field, self._settings.max_bytes)
+        return data
+
     async def _one(self, source: ImageSource, resizing: Resizing) -> Picture:
         data = await self._fetcher.fetch(source.text, source.field) if source.kind == "url" else None
         self._places = self._places or asyncio.Semaphore(self._settings.decoders)
@@ -105,10 +129,7 @@ class ImageLoader:
     def _picture(self, source: ImageSource, data: bytes | None, resizing: Resizing) -> Picture:
         from coldstream.serve.images.pixels import pixels
 
-        if data is None:
-            data = Path(source.text).read_bytes() if source.kind == "file" else _decoded(source)
-        if len(data) > self._settings.max_bytes:
-            raise _too_large(source.field, self._settings.max_bytes)
+        data = self._stored(source) if data is None else data
         return Picture(source.field, *pixels(data, source.field, self._settings, resizing, self._workers))
 
 

@@ -93,7 +93,7 @@ async def _frames(asked: AskedChat, inference: Inference, record: RequestRecord)
                     yield b"".join(sse.frame(frame.wrap([item], **counted.beside())) for item in made)
                     begun = True
             if counted.is_wanted:
-                yield sse.frame(frame.wrap([], usage=usage(running.job, counted.results)))
+                yield sse.frame(frame.wrap([], usage=usage(running.job, counted.results), **counted.timings()))
     except ColdstreamError as error:
         if not begun:
             raise

@@ -12,7 +12,7 @@ from coldstream.errors import InvalidRequest
 from coldstream.serve.api.schema import stops
 from coldstream.serve.api.tasks import unknown_model
 from coldstream.serve.openai.schema import ChatRequest, ChatStreamOptions, CompletionRequest
-from coldstream.serve.requests.inference import Job, Result, Running
+from coldstream.serve.requests.inference import Job, Result, Running, timings
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.settings import SamplingSettings, TaskSettings
 
@@ -139,6 +139,10 @@ class Streamed:
     def is_wanted(self) -> bool:
         """Whether a last chunk has the usage."""
         return bool(self.options and self.options.include_usage)
+
+    def timings(self) -> dict[str, Any]:
+        """What the last chunk says beside the usage, ours: of one answer the engine's own times."""
+        return {"timings": timings(self.results[0].usage)} if len(self.results) == 1 else {}
 
     def beside(self) -> dict[str, Any]:
         """What a chunk carries beside its choices."""

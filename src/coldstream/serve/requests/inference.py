@@ -92,6 +92,18 @@ class Result:
             self.usage = event.usage or Usage()
 
 
+def timings(usage: Usage) -> dict[str, float | None]:
+    """The engine's own times of a sequence, in seconds from submit; tokens a second after the first one."""
+    first, total = usage.first_token_seconds, usage.total_seconds
+    rate = (usage.completion_tokens - 1) / (total - first) if first is not None and total > first else None
+    return {
+        "queued_seconds": usage.queued_seconds,
+        "first_token_seconds": first,
+        "total_seconds": total,
+        "tokens_per_second": rate,
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A submitted job. `prompt_ids[i]` belongs to sequences `i * samples` to `(i + 1) * samples - 1`."""

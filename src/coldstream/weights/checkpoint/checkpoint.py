@@ -83,7 +83,8 @@ class Shard:
 class Checkpoint:
     """What lies in the bucket, pinned. `files` are all objects of the folder, `tensors` only what the index names.
 
-    `warnings` are sentences for people: what else lies there, and what the index names and no file holds.
+    `warnings` are sentences for people: what else lies there, and what the index names and no file holds. `elsewhere`
+    are the stores of those of `files` that lie in another folder: a packed copy's.
     """
 
     location: Location
@@ -94,6 +95,7 @@ class Checkpoint:
     shards: tuple[Shard, ...] = field(repr=False)
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     warnings: tuple[str, ...] = ()
+    elsewhere: Mapping[str, Store] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
     @property
     def total_bytes(self) -> int:
@@ -127,7 +129,7 @@ class Checkpoint:
         """
         if name not in self.files:
             raise ObjectNotFound(f"{self.location.child(name)}: no such file in the checkpoint; upload it")
-        return await _read_whole(self.store, self.files[name], RetryPolicy())
+        return await read_whole(self.elsewhere.get(name, self.store), self.files[name], RetryPolicy())
 
     async def read_files(self, names: Iterable[str]) -> dict[str, bytes]:
         """Those of these small files that there are, whole, by name; names may lie in folders below this one.
@@ -144,7 +146,7 @@ class Checkpoint:
         pin = self.files.get(name)
         if pin is None and "/" in name:  # a listing shows one folder
             pin = await with_retries(lambda: self.store.pin(name), retry, where=str(self.location.child(name)))
-        return None if pin is None else await _read_whole(self.store, pin, retry)
+        return None if pin is None else await read_whole(self.elsewhere.get(name, self.store), pin, retry)
 
 
 async def open_checkpoint_async(
@@ -240,7 +242,7 @@ class _Opener:
         if pin.size > MAX_CONFIG:
             raise NoConfig(f"{where}: {pin.size} bytes are over the limit of {MAX_CONFIG}; is it a configuration?")
         try:
-            value = json.loads(await _read_whole(self.store, pin, self.retry))
+            value = json.loads(await read_whole(self.store, pin, self.retry))
         except (ValueError, RecursionError) as exc:
             raise NoConfig(f"{where}: is not valid JSON ({exc}); upload it again") from exc
         if not isinstance(value, dict):
@@ -294,7 +296,7 @@ class _Opener:
         where = self.location.child(INDEX)
         if pin.size > MAX_INDEX:
             raise IndexMismatch(f"{where}: {pin.size} bytes are over the limit of {MAX_INDEX}")
-        text = await _read_whole(self.store, pin, self.retry)
+        text = await read_whole(self.store, pin, self.retry)
         if marks(text) > MAX_ALL_TENSORS * 3:  # a comma and a colon each, and some in names
             raise IndexMismatch(f"{where}: names more than {MAX_ALL_TENSORS} tensors, over the limit")
         try:
@@ -419,7 +421,12 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-async def _read_whole(store: Store, pin: Pin, retry: RetryPolicy) -> bytes:
+async def read_whole(store: Store, pin: Pin, retry: RetryPolicy) -> bytes:
+    """A small object, held against its CRC32C where it has one.
+
+    Raises:
+        BadResponse: it is too large. ChecksumMismatch: it arrives damaged. StoreError: see `coldstream.errors`.
+    """
     if pin.size > MAX_SMALL_FILE:
         raise BadResponse(f"{store.location.child(pin.name)}: {pin.size} bytes is too large for a file of its kind")
     for _ in range(2):

@@ -16,6 +16,9 @@ TOKENIZER = (
 )
 """What makes a tokenizer, with its templates and what it needs to know of the model."""
 
+CONVERTED = "tokenizer.converted"
+"""What stands in place of tokenizer.json where it was made of it; it is found in a listing alone."""
+
 TEMPLATES_BELOW = ("additional_chat_templates/default.jinja", "additional_chat_templates/tool_use.jinja")
 """Templates in the folder where transformers 5 puts those that have a name. A listing of one folder does not show them;
 of all names these two are picked without being asked for."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from obstore import GetResult
     from obstore.store import GCSStore
 
+    from coldstream.weights.stores.google_upload import GoogleUpload
+
 # gcloud's variable for another endpoint of Cloud Storage, as Private Service Connect has.
 _ENDPOINT_VARIABLE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE"
 _ENDPOINT = "https://storage.googleapis.com"
@@ -202,13 +204,7 @@ class GoogleStore:
         response = await self._caller.call(self.location, lambda headers: self._ask(path, headers))
         if response.status != 200:
             raise_for_status(response, self.location)
-        try:
-            value = json.loads(response.body)
-        except ValueError as exc:
-            raise BadResponse(f"{self.location}: {self._api} did not answer JSON; is it a storage server?") from exc
-        if not isinstance(value, dict):
-            raise BadResponse(f"{self.location}: {self._api} did not answer a JSON object; is it a storage server?")
-        return value
+        return _json_object(response.body, self.location, self._api)
 
     async def _ask(self, path: str, headers: _Headers) -> http.Response:
         try:
@@ -262,6 +258,20 @@ class GoogleStore:
                 raise encoded(where) from None
             raise
 
+    async def begin_upload(self, name: str, size: int, *, replaces: Pin | None) -> GoogleUpload:
+        """See `WritableStore.begin_upload`."""
+        from coldstream.weights.stores.google_upload import begin
+
+        where = self.location.child(name)
+        only_if = "0" if replaces is None else replaces.generation
+        query = urlencode({"uploadType": "resumable", "name": where.path, "ifGenerationMatch": only_if})
+        url = f"{self._api}/upload/storage/v1/b/{quote(self.location.bucket, safe='')}/o?{query}"
+
+        def pinned(resource: bytes) -> Pin:
+            return _google_pin({**_json_object(resource, where, self._api), "name": name}, "")
+
+        return await begin(where, url, size, self._caller.call, self._network, pinned)
+
     def _media(self, where: Location, pin: Pin) -> str:
         query = urlencode({"generation": pin.generation})
         return f"{self._api}/{quote(self.location.bucket, safe='')}/{quote(where.path)}?{query}"
@@ -284,6 +294,16 @@ class GoogleStore:
     def close_idle(self) -> None:
         """See `Store.close_idle`."""
         self._buckets.clear()
+
+
+def _json_object(body: bytes, where: Location, api: str) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except ValueError as exc:
+        raise BadResponse(f"{where}: {api} did not answer JSON; is it a storage server?") from exc
+    if not isinstance(value, dict):
+        raise BadResponse(f"{where}: {api} did not answer a JSON object; is it a storage server?")
+    return value
 
 
 def _google_pin(item: Mapping[str, Any], prefix: str) -> Pin:

@@ -8,6 +8,7 @@ import stat
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coldstream.errors import AccessDenied, ObjectNotFound
 from coldstream.host.files import place_of
@@ -16,6 +17,9 @@ from coldstream.weights.checkpoint.uri import Location
 from coldstream.weights.stores.pinning import changed
 from coldstream.weights.stores.refusal import denied
 from coldstream.weights.stores.store import Interrupted, Pin
+
+if TYPE_CHECKING:
+    from coldstream.weights.stores.local_upload import LocalUpload
 
 # More than reads can run at once, second reads included; and bytes after which one looks whether it is still wanted.
 _THREADS = 128
@@ -61,6 +65,18 @@ class LocalStore:
             yield await asyncio.get_running_loop().run_in_executor(self._threads, reading.run)
         finally:
             reading.aborted = True
+
+    async def begin_upload(self, name: str, size: int, *, replaces: Pin | None) -> LocalUpload:
+        """See `WritableStore.begin_upload`."""
+        from coldstream.weights.stores.local_upload import LocalUpload
+
+        where = self.location.child(name)
+
+        def look() -> Pin | None:
+            path = Path(where.path)
+            return _pinned(name, path.stat()) if path.is_file() else None
+
+        return LocalUpload(where, size, replaces, look)
 
     def close_idle(self) -> None:
         """See `Store.close_idle`; waits for reads that were cancelled."""

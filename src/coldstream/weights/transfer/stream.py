@@ -159,6 +159,25 @@ def chosen(checkpoint: Checkpoint, select: Select | None) -> list[TensorInfo]:
     return [info if answer is True else answer for info, answer in answers if answer]
 
 
+def refuse_unchecked_files(checkpoint: Checkpoint) -> None:
+    """Return where every small file of a checkpoint that is read has a checksum.
+
+    Raises:
+        BadResponse: one has none.
+    """
+    files = checkpoint.files
+    names = [name for name in files if name.endswith(READ_WHOLE) and files[name].crc32c is None]
+    if names:
+        raise _unverifiable(checkpoint, names)
+
+
+def _unverifiable(checkpoint: Checkpoint, names: Sequence[str]) -> BadResponse:
+    return BadResponse(
+        f"{checkpoint.location.child(min(names))}: cannot be verified: its store publishes no CRC32C for"
+        ' it, or only a part of it is read. verify = "required" refuses that; "published" allows it'
+    )
+
+
 def _group(landed: LandedRange) -> list[Landed]:
     """The tensors that are whole now."""
     read, base = landed.read, landed.read.start
@@ -301,14 +320,10 @@ class _Run:
                 yield file
 
     def _refuse_unverifiable(self) -> None:
-        files = self.checkpoint.files
         names = [file.shard.name for file in self._files.values() if not file.verifiable]
-        names += [name for name in files if name.endswith(READ_WHOLE) and files[name].crc32c is None]
         if names:
-            raise BadResponse(
-                f"{self.checkpoint.location.child(min(names))}: cannot be verified: its store publishes no CRC32C for"
-                ' it, or only a part of it is read. verify = "required" refuses that; "published" allows it'
-            )
+            raise _unverifiable(self.checkpoint, names)
+        refuse_unchecked_files(self.checkpoint)
 
     def _new_fetcher(self) -> Fetcher:
         share = self.options.hedge_fraction

@@ -3,11 +3,16 @@
 import { ApiError, call, events } from "./api.js";
 import { el, say, text, toClipboard } from "./dom.js";
 import { left, number, seconds, t } from "./words.js";
+import { Formatted, isPlain } from "./markdown.js";
 import { modelState } from "./start.js";
+
+const SHORTEST = 250; // milliseconds of an answer from which the page tells a rate of its own
+const SLOWEST = 20; // formatting takes at most one part in so many of the time
 
 // A stream of POST /generate: {"text": ...}, the last one with finish_reason, usage, model, inputs_defaulted.
 export function fromGenerate(event) {
-  return { text: event.text, finish: event.finish_reason, usage: event.usage, defaulted: event.inputs_defaulted };
+  const { text: words, finish_reason: finish, usage, timings, inputs_defaulted: defaulted } = event;
+  return { text: words, finish, usage, timings, defaulted };
 }
 
 // A stream of POST /v1/chat/completions; with stream_options.include_usage the last chunk has the usage and no choice.
@@ -15,7 +20,7 @@ export function fromChat(event) {
   const [choice] = event.choices;
   const cached = event.usage?.prompt_tokens_details?.cached_tokens;
   const usage = event.usage ? { ...event.usage, cached_tokens: cached } : undefined;
-  return { text: choice?.delta.content ?? "", finish: choice?.finish_reason ?? undefined, usage };
+  return { text: choice?.delta.content ?? "", finish: choice?.finish_reason ?? undefined, usage, timings: event.timings };
 }
 
 export class Answer {
@@ -25,14 +30,17 @@ export class Answer {
   #frame = 0;
   #abort = null;
 
-  // `scroll` is called after text was added, for a box that keeps its end in view.
-  constructor({ scroll = () => {} } = {}) {
+  // `scroll` is called after text was added, for a box that keeps its end in view. `form` is "text" or "markdown".
+  constructor({ scroll = () => {}, form = "text" } = {}) {
     this.scroll = scroll;
+    this.form = form;
     this.output = el("div", { class: "words" });
+    this.formatted = new Formatted(this.output);
     this.note = el("p", { class: "dim note" });
     this.figures = el("ul", { class: "figures-line" });
     this.copy = el("button", { type: "button", class: "link", hidden: true, onclick: () => void this.#copy() });
-    this.foot = el("div", { class: "foot" }, this.figures, this.copy);
+    this.other = el("button", { type: "button", class: "link", hidden: true, onclick: () => this.#turnOver() });
+    this.foot = el("div", { class: "foot" }, this.figures, this.copy, this.other);
     this.root = el("div", { class: "answer" }, this.output, this.note, this.foot);
     this.#clear();
     this.started = null;
@@ -72,6 +80,14 @@ export class Answer {
     }
   }
 
+  // An answer that was kept over a reload: its words and how it ended; its figures were not kept.
+  restore({ words, finish }) {
+    this.#waiting = words;
+    this.finish = finish;
+    this.started = 0;
+    this.#settle();
+  }
+
   async #follow(response, read) {
     for await (const event of events(response)) {
       if (event.error !== undefined) throw ApiError.fromBody(event.error, event.error.type === "DeadlineExceeded" ? 504 : 500);
@@ -79,6 +95,7 @@ export class Answer {
       if (piece.text) this.#add(piece.text);
       this.finish = piece.finish ?? this.finish;
       this.usage = piece.usage ?? this.usage;
+      this.timings = piece.timings ?? this.timings;
       this.defaulted = piece.defaulted ?? this.defaulted;
     }
     // A stream that was cut off ends without a reason; one that was finished has said why.
@@ -91,13 +108,14 @@ export class Answer {
     this.#waiting = "";
     this.#written = "";
     this.#line = null;
-    this.output.replaceChildren();
+    this.formatted.clear();
     this.started = performance.now();
     this.first = this.last = null;
     this.pieces = 0;
-    this.finish = this.usage = null;
+    this.finish = this.usage = this.timings = null;
     this.defaulted = [];
-    this.copy.hidden = true;
+    this.pause = 0;
+    this.copy.hidden = this.other.hidden = true;
     this.figures.replaceChildren();
     text(this.note, "");
   }
@@ -113,11 +131,42 @@ export class Answer {
 
   #draw() {
     this.#frame = 0;
-    for (const piece of this.#waiting.split(/(?<=\n)/)) this.#write(piece);
-    this.#waiting = "";
+    if (performance.now() < this.pause) {
+      this.#frame = requestAnimationFrame(() => this.#draw());
+      return;
+    }
+    this.#show(this.#waiting);
     text(this.note, "");
     this.#drawFigures();
     this.scroll();
+  }
+
+  // What came since the last time. Formatting reads the whole answer again: it does so less often, the longer that takes.
+  #show(piece, { whole = false } = {}) {
+    const before = performance.now();
+    const all = this.words;
+    this.#waiting = "";
+    if (this.form === "markdown" && this.formatted.draw(all, { whole })) {
+      this.#written = all;
+      this.pause = before + SLOWEST * (performance.now() - before);
+    } else if (piece !== "") for (const line of piece.split(/(?<=\n)/)) this.#write(line);
+    this.output.classList.toggle("formatted", this.form === "markdown");
+  }
+
+  // As it was written, or formatted.
+  #turnOver() {
+    this.form = this.form === "markdown" ? "text" : "markdown";
+    this.#redraw();
+    this.translate();
+  }
+
+  #redraw() {
+    const all = this.words;
+    this.formatted.clear();
+    this.#line = null;
+    this.#written = "";
+    this.#waiting = all;
+    this.#show(all, { whole: true });
   }
 
   // A block for each line: what is added to a long answer then costs the layout of its last line only.
@@ -140,16 +189,25 @@ export class Answer {
   }
 
   #end() {
-    cancelAnimationFrame(this.#frame);
-    this.#draw();
-    this.copy.hidden = this.words === "";
-    this.translate();
+    this.#settle();
     if (this.finish === "you") say(t("answer.stopped"));
     else if (this.finish) say(t("answer.said", { tokens: number(this.tokens), rate: this.#rate() }));
   }
 
+  #settle() {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+    text(this.note, "");
+    this.#redraw(); // as a whole: what came late may have changed what stood before it
+    this.scroll();
+    this.copy.hidden = this.words === "";
+    this.other.hidden = isPlain(this.words);
+    this.translate();
+  }
+
   translate() {
     text(this.copy, t("copy.text"));
+    text(this.other, t(this.form === "markdown" ? "answer.as.written" : "answer.as.formatted"));
     const notes = [];
     if (this.finish && this.finish !== "you" && this.words === "") notes.push(t("answer.nothing"));
     if (this.defaulted.length) notes.push(t("answer.defaulted", { names: this.defaulted.join(", ") }));
@@ -163,9 +221,12 @@ export class Answer {
     return this.usage?.completion_tokens ?? this.pieces;
   }
 
+  // The engine's own rate once it is told; until then the page's, as soon as it means something: what the engine drew
+  // within a second may arrive within a millisecond.
   #rate() {
-    const time = (this.last - this.first) / 1000;
-    return this.tokens > 1 && time > 0 ? number((this.tokens - 1) / time, 1) : "–";
+    if (this.timings) return this.tokens > 1 && this.timings.tokens_per_second ? number(this.timings.tokens_per_second, 1) : "–";
+    const time = this.last - this.first;
+    return this.tokens > 1 && time >= SHORTEST ? number(((this.tokens - 1) * 1000) / time, 1) : "–";
   }
 
   #drawFigures() {
@@ -175,7 +236,7 @@ export class Answer {
       lines.push([seconds((this.first - this.started) / 1000), t("answer.first")]);
       lines.push([this.#rate(), t("answer.rate")]);
     }
-    lines.push([number(this.tokens), t("answer.tokens")]);
+    if (this.usage || this.pieces) lines.push([number(this.tokens), t("answer.tokens")]);
     if (this.usage) {
       const cached = this.usage.cached_tokens ? ` (${t("answer.cached", { count: number(this.usage.cached_tokens) })})` : "";
       lines.push([number(this.usage.prompt_tokens), t("answer.prompt") + cached]);

@@ -1,6 +1,7 @@
 // The server's API: the key, errors in words, server-sent events.
 
 import { $, text } from "./dom.js";
+import { why } from "./errors.js";
 import { has, t, left } from "./words.js";
 
 const STORED = "coldstream-key";
@@ -21,9 +22,10 @@ export const onKeyNeeded = (listener) => lockListeners.add(listener);
 
 // What went wrong, as the server says it; `field` is the part of the request to look at.
 export class ApiError extends Error {
-  constructor({ status, message, field = null, allowed = [], retryAfter = null }) {
+  constructor({ status, message, type = "", field = null, allowed = [], retryAfter = null }) {
     super(message);
     this.status = status;
+    this.type = type;
     this.field = field;
     this.allowed = allowed;
     this.retryAfter = retryAfter;
@@ -33,6 +35,11 @@ export class ApiError extends Error {
     if (this.status === 0) return t("error.network");
     const name = `error.${this.status}`;
     return t(has(name) ? name : this.status < 500 ? "error.400" : "error.500");
+  }
+
+  // The message in the reader's language; "" where that is not known, or is what the server said anyway.
+  get why() {
+    return why(this);
   }
 
   get hint() {
@@ -46,7 +53,8 @@ export class ApiError extends Error {
 
   static fromBody(error, status, retryAfter = null) {
     const field = error.field ?? error.param ?? null;
-    return new ApiError({ status, message: error.message, field, allowed: error.allowed ?? [], retryAfter });
+    const type = error.code ?? error.type ?? "";
+    return new ApiError({ status, message: error.message, type, field, allowed: error.allowed ?? [], retryAfter });
   }
 
   static async fromResponse(response) {
@@ -90,6 +98,16 @@ async function send(path, { body, accept, signal }) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError({ status: 0, message: "" });
+  }
+}
+
+// Whether anything answers there within so many milliseconds.
+export async function answersAt(path, patience) {
+  try {
+    await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(patience) });
+    return true;
+  } catch {
+    return false;
   }
 }
 

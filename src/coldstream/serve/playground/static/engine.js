@@ -1,31 +1,29 @@
-// What each engine is doing, from GET /metrics, once a second while the page is looked at.
+// What each engine is doing, from GET /metrics, once a second while the panel is open and looked at.
 
-import { ApiError, call } from "./api.js";
+import { call } from "./api.js";
 import { $, el, svg, text } from "./dom.js";
-import { lost } from "./start.js";
 import { inEveryLanguage, number, percent, seconds, t } from "./words.js";
 
 const PERIOD = 1000; // milliseconds
 const boxes = new Map();
 let last = new Map();
 let timer = null;
-let inView = true;
 
 export function watchEngines() {
   if (timer !== null) return;
   timer = setInterval(() => void look(), PERIOD);
-  new IntersectionObserver(([entry]) => (inView = entry.isIntersecting)).observe($("engine"));
+  $("engine").addEventListener("toggle", () => void look());
   inEveryLanguage(draw);
   void look();
 }
 
 async function look() {
-  if (document.hidden || !inView) return;
+  if (document.hidden || !$("engine").open) return;
   try {
     last = parse(await (await call("metrics", { accept: "text/plain" })).text());
     draw();
-  } catch (error) {
-    if (error instanceof ApiError && error.status === 0) lost();
+  } catch {
+    // whether the server lives is told in the header
   }
 }
 

@@ -115,29 +115,57 @@ export class Sampling {
   }
 }
 
+// Things to try, a button each; `use` gets the value of the one that was pressed.
+export class Examples {
+  constructor(use) {
+    this.use = use;
+    this.title = el("span", { class: "dim" });
+    this.row = el("span", { class: "chips" });
+    this.root = el("div", { class: "examples" }, this.title, this.row);
+  }
+
+  // `examples` are { name, value }.
+  show(examples) {
+    text(this.title, t("examples"));
+    this.row.replaceChildren(
+      ...examples.map(({ name, value }) => el("button", { type: "button", class: "chip", onclick: () => this.use(value) }, name)),
+    );
+  }
+}
+
 // An error of the API in words, beside the field that it names; the field gets the focus.
 export class Complaint {
   constructor() {
     this.title = el("strong");
     this.message = el("p");
     this.hint = el("p");
-    this.root = el("div", { class: "alert", role: "alert", hidden: true }, this.title, this.message, this.hint);
+    this.original = el("p", { class: "original", lang: "en" });
+    const parts = [this.title, this.message, this.hint, this.original];
+    this.root = el("div", { class: "alert", role: "alert", hidden: true }, ...parts);
   }
 
   // `at` is the field, where its name alone does not say it.
   show(error, fields, at = undefined) {
-    text(this.title, error.title ?? t("error.500"));
-    text(this.message, error.message);
-    text(this.hint, error.hint ?? "");
-    this.root.hidden = false;
     const field = at ?? (error.field ? find(fields, error.field) : undefined);
-    if (field === undefined) return;
-    field.complain(error.message);
-    field.focus();
+    this.shown = { error, field };
+    this.translate();
+    this.root.hidden = false;
+    field?.focus();
+  }
+
+  translate() {
+    if (this.shown === undefined) return;
+    const { error, field } = this.shown;
+    text(this.title, error.title ?? t("error.500"));
+    text(this.message, error.why || error.message);
+    text(this.hint, error.hint ?? "");
+    text(this.original, error.why ? error.message : "");
+    field?.complain(error.why || error.message);
   }
 
   clear(fields) {
     this.root.hidden = true;
+    this.shown = undefined;
     for (const field of fields) field.clear();
   }
 }

@@ -48,6 +48,9 @@ function tabs() {
   }
 }
 
+// A task that takes nothing but a prompt is answered by a model that can hold a conversation; others may know one thing only.
+const isConversation = (task) => task.images === 0 && Object.keys(task.inputs.properties).join() === "prompt";
+
 async function begin() {
   chooseLanguage();
   offerKey();
@@ -56,14 +59,16 @@ async function begin() {
   const chat = new Chat($("panel-chat"));
   await follow();
   // These wait in the server until its API is there.
-  tasks.show((await getJson("v1/tasks")).data);
+  const listed = (await getJson("v1/tasks")).data;
+  tasks.show(listed);
+  const talker = listed.find(isConversation)?.model;
   let known = "";
   onState(async (state) => {
     const ready = Object.entries(state.models).filter(([, model]) => model.phase === "ready");
     const names = ready.map(([name]) => name).join("\n");
     if (names === known) return;
     known = names;
-    chat.show((await getJson("v1/models")).data);
+    chat.show((await getJson("v1/models")).data, talker);
     watchEngines();
   });
 }

@@ -1,5 +1,6 @@
 // Photos from a drop, the clipboard or a file dialog, with a preview; sent as data URLs.
 
+import { call } from "./api.js";
 import { el, freshId, say, text } from "./dom.js";
 import { bytes, t } from "./words.js";
 
@@ -16,8 +17,8 @@ export class Photos {
   #label;
 
   // A field like those of form.js, for at most `most` photos.
-  // `sample`: the server has one of its own, for when none is given.
-  constructor({ name, most, label = "", help = "", sample = false, onchange = () => {} }) {
+  // `sample`: where the server has one of its own, for when none is given; "" where it has none.
+  constructor({ name, most, label = "", help = "", sample = "", onchange = () => {} }) {
     const id = freshId("photos");
     this.name = name;
     this.most = most;
@@ -31,12 +32,15 @@ export class Photos {
     this.error = el("p", { class: "error", id: `${id}-error`, hidden: true, role: "alert" });
     this.control = el("input", { type: "file", id, accept: KINDS.join(","), multiple: most > 1, class: "hidden", tabIndex: -1 });
     this.control.addEventListener("change", () => void this.add([...this.control.files]));
-    this.zone = el("div", { class: "drop" }, this.list, el("p", {}, this.hint, " ", this.pick, " ", this.kinds));
+    this.note = el("figcaption", { class: "dim" });
+    this.sample = el("figure", { class: "sample", hidden: true }, this.note);
+    this.hasSample = sample !== "";
+    if (this.hasSample) void this.#showSample(sample);
+    this.zone = el("div", { class: "drop" }, this.list, this.sample, el("p", {}, this.hint, " ", this.pick, " ", this.kinds));
     this.help = el("p", { class: "dim help" }, help);
     this.help.hidden = help === "";
-    this.note = el("p", { class: "dim help", hidden: !sample });
     const caption = el("div", { class: "label" }, this.label);
-    this.root = el("div", { class: "field" }, caption, this.help, this.note, this.zone, this.control, this.error);
+    this.root = el("div", { class: "field" }, caption, this.help, this.zone, this.control, this.error);
     this.pick.setAttribute("aria-describedby", `${id}-error`);
     this.takeDrops(this.zone);
     this.translate();
@@ -96,6 +100,15 @@ export class Photos {
     this.onchange();
   }
 
+  async #showSample(path) {
+    try {
+      const picture = await (await call(path, { accept: "image/*" })).blob();
+      this.sample.prepend(el("img", { src: URL.createObjectURL(picture), alt: "" }));
+    } catch {
+      // the note alone says that there is one; asking says what is wrong with it
+    }
+  }
+
   restore(photos) {
     this.#photos = [...photos];
     this.#draw();
@@ -107,6 +120,7 @@ export class Photos {
 
   #draw() {
     this.list.replaceChildren(...this.#photos.map((photo) => this.#preview(photo)));
+    this.sample.hidden = !this.hasSample || this.#photos.length > 0;
   }
 
   #preview(photo) {

@@ -1,17 +1,20 @@
 // The load as it happens, from GET /startup, and what became of it.
 
-import { ApiError, call, events, getJson, onKeyNeeded } from "./api.js";
+import { ApiError, answersAt, call, events, getJson, onKeyNeeded } from "./api.js";
 import { $, el, say, svg, text } from "./dom.js";
+import { why } from "./errors.js";
 import { bytes, inEveryLanguage, left, seconds, t } from "./words.js";
 import { drawWaterfall } from "./waterfall.js";
 
 const PAUSE = 1000; // milliseconds between two tries, and between two looks at the timeline
+const PULSE = 200; // milliseconds between two looks whether the server lives, and
+const SILENCE = 700; // how long such a look may take: together within a second
+const WIDE = 560; // pixels: on a phone the waterfall stays folded while the load goes on
 const cards = new Map();
 const listeners = new Set();
 let state = null;
 let timeline = [];
 let trouble = null; // "gone" or "locked"
-let lose = () => {};
 
 // Calls back with each state of the load, and with the last one at once.
 export function onState(listener) {
@@ -21,7 +24,7 @@ export function onState(listener) {
 
 export const modelState = (name) => state?.models[name] ?? null;
 
-// Follows the load, and after a `lost()` the next one; the promise is kept when the server first answered.
+// Follows the load, then looks whether the server lives; the promise is kept when the server first answered.
 export function follow() {
   $("waterfall").addEventListener("toggle", redraw);
   inEveryLanguage(redraw);
@@ -40,10 +43,18 @@ async function followForEver(answered) {
         clearInterval(watching);
       }
       await refreshTimeline();
-      if (state.status !== "loading") await new Promise((resolve) => (lose = resolve));
+      if (state.status !== "loading") await silence();
     } catch (error) {
       await showTrouble(error);
     }
+  }
+}
+
+// Ends, with an error, when the server no longer answers. A page that is not looked at asks nothing.
+async function silence() {
+  for (;;) {
+    await pause(PULSE);
+    if (!document.hidden && !(await answersAt("healthz", SILENCE))) throw new ApiError({ status: 0, message: "" });
   }
 }
 
@@ -64,20 +75,23 @@ async function showTrouble(error) {
   await (locked ? new Promise((resume) => onKeyNeeded((given) => given && resume())) : pause());
 }
 
-const pause = () => new Promise((resolve) => setTimeout(resolve, PAUSE));
+const pause = (time = PAUSE) => new Promise((resolve) => setTimeout(resolve, time));
 
 function show(now) {
   const before = state;
   state = now;
   trouble = null;
-  if (before === null && now.status === "loading") $("waterfall").open = true;
-  if (before?.status !== now.status) say(t(`status.${now.status}`));
+  if (before === null && now.status === "loading") $("waterfall").open = innerWidth > WIDE;
+  if (before?.status !== now.status) {
+    say(t(`status.${now.status}`));
+    // What is over is one line; what goes on, or went wrong, is seen first.
+    $("start").open = now.status !== "ready";
+    if (now.status !== "loading") $("waterfall").open = false;
+    document.querySelector("main").dataset.status = now.status;
+  }
   redraw();
   for (const listener of listeners) listener(now);
 }
-
-// A request saw that the server no longer answers, after the load had been followed to its end.
-export const lost = () => lose();
 
 function redraw() {
   drawStatus();
@@ -127,6 +141,7 @@ function drawModel(name, model) {
   card.error.hidden = model.error === undefined;
   if (model.error) {
     text(card.error.firstElementChild, t("model.failed"));
+    text(card.error.children[1], why(model.error));
     text(card.error.lastElementChild, `${model.error.type}: ${model.error.message}`);
   }
 }
@@ -139,7 +154,7 @@ function makeCard(name) {
   const line = svg("polyline", { points: "", fill: "none" });
   const spark = svg("svg", { viewBox: "0 0 100 24", preserveAspectRatio: "none", class: "spark", "aria-hidden": "true" }, line);
   const notesLine = el("p", { class: "dim notes" });
-  const error = el("div", { class: "alert", hidden: true }, el("strong"), el("p"));
+  const error = el("div", { class: "alert", hidden: true }, el("strong"), el("p"), el("p", { class: "original", lang: "en" }));
   const head = el("div", { class: "model-head" }, el("strong", {}, name), phase, spark, figuresLine);
   const root = el("article", { class: "model", "aria-label": name }, head, bar, notesLine, error);
   $("models").append(root);

@@ -3,9 +3,9 @@
 import { Answer, fromGenerate } from "./answer.js";
 import { Code } from "./code.js";
 import { el, text } from "./dom.js";
-import { Complaint, Field, Sampling, textArea } from "./form.js";
+import { Complaint, Examples, Field, Sampling, textArea } from "./form.js";
 import { Photos } from "./photos.js";
-import { inEveryLanguage, t } from "./words.js";
+import { current, inEveryLanguage, t } from "./words.js";
 
 export class Tasks {
   #box;
@@ -51,16 +51,22 @@ export class Tasks {
 class TaskForm {
   constructor(task) {
     this.task = task;
-    this.inputs = Object.entries(task.inputs.properties).map(([name, schema]) => this.#input(name, schema));
+    const inputs = Object.entries(task.inputs.properties);
+    const isPrompt = ([name]) => name === task.prompt_input;
+    this.inputs = [...inputs.filter(isPrompt), ...inputs.filter((input) => !isPrompt(input))].map((input) => this.#input(...input));
+    this.examples = new Examples((values) => this.#try(values));
+    this.examples.show(task.examples.map(({ name, inputs: value }) => ({ name, value })));
+    this.examples.root.hidden = task.examples.length === 0;
     this.photos = task.images > 0 ? new Photos({ name: "images", most: task.images, onchange: () => this.code.draw() }) : null;
     this.sampling = new Sampling();
     this.sampling.showDefaults(task.sampling);
     this.complaint = new Complaint();
-    this.answer = new Answer();
+    this.answer = new Answer({ form: task.answer });
     this.code = new Code(() => this.#request(true));
     this.button = el("button", { type: "submit", class: "primary" });
     this.keys = el("kbd", { class: "dim" });
     this.model = el("span", { class: "dim" });
+    this.help = el("span");
     this.title = el("h3");
     this.root = this.#layout();
     this.translate();
@@ -70,11 +76,10 @@ class TaskForm {
     const form = el(
       "form",
       { noValidate: true },
-      el("p", { class: "about" }, this.task.help, this.task.help ? " " : "", this.model),
       ...this.inputs.map((input) => input.root),
       this.photos?.root ?? null,
-      this.sampling.root,
       el("div", { class: "actions" }, this.button, this.keys),
+      this.examples.root,
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -87,22 +92,27 @@ class TaskForm {
     form.addEventListener("input", () => this.code.draw());
     const [place] = [...this.inputs.filter((input) => input instanceof Photos), ...(this.photos ? [this.photos] : [])];
     place?.takeDrops(form);
-    return el("div", {}, form, el("div", { class: "result" }, this.title, this.complaint.root, this.answer.root), this.code.root);
+    const about = el("p", { class: "about" }, this.help, " ", this.model);
+    const result = el("div", { class: "result" }, this.title, this.complaint.root, this.answer.root);
+    this.sampling.root.addEventListener("input", () => this.code.draw());
+    return el("div", {}, about, form, result, this.sampling.root, this.code.root);
   }
 
   #input(name, schema) {
     const sentAs = name === this.task.prompt_input ? "prompt" : `inputs.${name}`;
     if (schema.contentMediaType?.startsWith("image/")) {
-      const sample = schema["x-has-default"] === true;
+      const path = `v1/tasks/${encodeURIComponent(this.task.type)}/inputs/${encodeURIComponent(name)}`;
+      const sample = schema["x-has-default"] === true ? path : "";
       const onchange = () => this.code.draw();
-      return new Photos({ name: sentAs, most: 1, label: name, help: schema.description, sample, onchange });
+      const photos = new Photos({ name: sentAs, most: 1, label: name, help: schema.description, sample, onchange });
+      return Object.assign(photos, { schema, input: name });
     }
     const required = this.task.inputs.required.includes(name);
     const control = schema.enum ? choices(schema) : textArea({ rows: name === this.task.prompt_input ? 2 : 3 });
     control.setAttribute("aria-required", String(required));
     const field = new Field({ name: sentAs, control, label: name, help: schema.description, optional: !required });
     field.standard = schema.default;
-    return field;
+    return Object.assign(field, { schema, input: name });
   }
 
   get fields() {
@@ -114,7 +124,10 @@ class TaskForm {
     this.answer.translate();
     this.code.translate();
     this.photos?.translate();
+    this.complaint.translate();
+    text(this.help, spoken(this.task.help, this.task.help_in));
     for (const input of this.inputs) {
+      text(input.help, spoken(input.schema.description ?? "", input.schema["x-description-in"]));
       if (input instanceof Photos) input.translate();
       else translateInput(input);
     }
@@ -122,6 +135,16 @@ class TaskForm {
     text(this.title, t("answer.title"));
     text(this.keys, t("run.keys"));
     this.#drawButton();
+  }
+
+  // An example is asked as it is, whatever was written before.
+  #try(values) {
+    if (this.answer.running) return;
+    for (const input of this.inputs) {
+      if (!(input instanceof Photos)) setValue(input.control, values[input.input] ?? "");
+    }
+    this.code.draw();
+    void this.#press();
   }
 
   #drawButton() {
@@ -163,6 +186,14 @@ class TaskForm {
     if (this.photos?.photos.length) body.images = this.photos.photos.map((photo) => (forCode ? photo : photo.url));
     return { path: "generate", body: { ...body, ...this.sampling.values() } };
   }
+}
+
+// A help in the reader's language, where the task has it.
+const spoken = (english, others) => others?.[current()] ?? english;
+
+function setValue(control, value) {
+  control.value = value;
+  control.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
 function valueOf(input, forCode) {

@@ -1,9 +1,9 @@
-// The start as bars on one axis of time: a row a span; ranges, checksums and layers share rows (as /startup.svg does).
+// The start as bars on one axis of time: a row a span. Ranges, checksums and layers of a model are one row together.
 
-import { el, text } from "./dom.js";
+import { el } from "./dom.js";
 import { seconds, t } from "./words.js";
 
-const SHARED = new Set(["range", "checksum", "prefill layer"]);
+const GROUPED = new Set(["range", "checksum", "prefill layer"]);
 const NEAR = 0.002; // of the whole axis: two bars of a row that are nearer than that are drawn as one
 const STEPS = [0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200];
 
@@ -15,27 +15,30 @@ export function drawWaterfall(box, spans) {
   box.replaceChildren(drawAxis(end), list, instants, el("p", { class: "dim" }, t("start.total", { seconds: seconds(end) })));
 }
 
-function rowsOf(spans) {
+export function rowsOf(spans) {
   const rows = new Map();
   for (const span of spans) {
     if (span.start === span.end) continue;
-    const shared = SHARED.has(span.name);
-    const id = shared ? `${span.name} ${span.details.lane ?? span.thread}` : rows.size;
-    if (!rows.has(id)) rows.set(id, { name: span.name, shared, model: span.details.model, spans: [] });
+    const grouped = GROUPED.has(span.name);
+    const id = grouped ? `${span.name} ${span.details.model ?? ""}` : rows.size;
+    if (!rows.has(id)) rows.set(id, { name: span.name, grouped, model: span.details.model, spans: [] });
     rows.get(id).spans.push(span);
   }
-  return [...rows.values()].sort((a, b) => a.spans[0].start - b.spans[0].start);
+  return [...rows.values()].sort((a, b) => first(a) - first(b));
 }
 
+const first = (row) => Math.min(...row.spans.map((span) => span.start));
+
 function drawRow(row, end) {
-  const busy = row.spans.reduce((sum, span) => sum + span.end - span.start, 0);
-  const name = row.shared ? t("start.many", { count: row.spans.length, name: row.name }) : row.name;
+  const name = row.grouped ? t("start.many", { count: row.spans.length, name: row.name }) : row.name;
   const bars = merged(row.spans, end * NEAR).map((span) => place(el("i", {}), span, end));
   const track = el("span", { class: "track", "aria-hidden": "true" }, ...bars);
   const label = row.model === undefined ? name : `${name} · ${row.model}`;
+  // Spans of one row overlap: what is told is how long at least one of them was at work.
+  const busy = merged(row.spans, 0).reduce((sum, span) => sum + span.end - span.start, 0);
   return el(
     "li",
-    { class: row.shared ? "shared" : "", title: label },
+    { class: row.grouped ? "grouped" : "", title: label },
     el("span", { class: "name" }, label),
     track,
     el("span", { class: "time" }, seconds(busy)),
@@ -46,7 +49,7 @@ function merged(spans, near) {
   const bars = [];
   for (const span of [...spans].sort((a, b) => a.start - b.start)) {
     const last = bars.at(-1);
-    if (last !== undefined && span.start - last.end < near) last.end = Math.max(last.end, span.end);
+    if (last !== undefined && span.start - last.end <= near) last.end = Math.max(last.end, span.end);
     else bars.push({ start: span.start, end: span.end });
   }
   return bars;
@@ -73,7 +76,6 @@ function drawMark(mark, end) {
   const line = el("i", {});
   line.style.left = `${(100 * mark.start) / end}%`;
   const label = el("span", { class: "name" }, mark.name);
-  const time = el("span", { class: "time" });
-  text(time, seconds(mark.start));
-  return el("li", {}, label, el("span", { class: "track", "aria-hidden": "true" }, line), time);
+  const track = el("span", { class: "track", "aria-hidden": "true" }, line);
+  return el("li", {}, label, track, el("span", { class: "time" }, seconds(mark.start)));
 }

@@ -1,0 +1,1 @@
+"""`coldstream pack`: the packed copy of a checkpoint, written beside it."""
