@@ -28,12 +28,16 @@ from coldstream.engine.tokenizer.added_tokens import Declared
 from coldstream.engine.tokenizer.library import LibraryTokenizer, bytes_of, spell_of
 from coldstream.engine.tokenizer.vocabulary import Spell, Vocabulary
 from coldstream.errors import EngineError, InvalidRequest, TokenizerError
+from coldstream.host.memory import give_back
+from coldstream.host.process import resident
 from coldstream.workers import messages
 from coldstream.workers.child import Child, ignore_interrupts
 
 LONG = 16384
 """Characters from which on a text has the line of the long ones."""
 
+_GROWN = 4 * 1024 * 1024
+"""Bytes by which an answer left the process larger, from which on the allocator is asked to give back what is free."""
 _LINES = ("names", "short", "long")
 # What a message begins with: JSON, or ids as machine words, which need no parsing.
 _JSON, _IDS = b"j", b"i"
@@ -264,6 +268,7 @@ def serve(descriptors: Sequence[int]) -> None:
         _send(names, {"error": str(exc).partition("tokenizer.json ")[2]})
         return
     _send(names, {"value": _about(tokenizer)})
+    give_back()  # two thirds of what was allocated to build it; before the forks, or each would have its own of it
     mine = names
     for line in lines[1:]:
         if not os.fork():
@@ -272,8 +277,13 @@ def serve(descriptors: Sequence[int]) -> None:
     for line in lines:
         if line is not mine:
             line.close()
+    before = resident()
     while (message := _receive(mine)) is not None:
         _send(mine, _answer(tokenizer, message))
+        del message
+        if resident() - before > _GROWN:
+            give_back()
+            before = resident()
 
 
 def _about(tokenizer: LibraryTokenizer) -> dict[str, Any]:
