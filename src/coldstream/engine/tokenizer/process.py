@@ -10,7 +10,8 @@ The child is started by `exec`, gets the file through a memfd, builds the tokeni
 each line: names, short texts, long ones. Nothing on one line waits for another: the name of a token is there while
 megabytes are encoded. It answers one message after the other on each line's socket, and ends when the sockets close,
 which they do when we end, however that happens. Should one be killed, the next call starts them again from the same
-memfd.
+memfd. A text is encoded within limits of time and memory that grow with it, since a checkpoint's normalizer may make
+anything of it; beyond them the process ends.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ import socket
 import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from coldstream.engine.tokenizer.added_tokens import Declared
 from coldstream.engine.tokenizer.library import LibraryTokenizer, bytes_of, spell_of
 from coldstream.engine.tokenizer.vocabulary import Spell, Vocabulary
-from coldstream.errors import EngineError, InvalidRequest, TokenizerError
-from coldstream.host.memory import give_back
+from coldstream.errors import EngineError, InvalidRequest, TokenizerError, TooCostly
 from coldstream.host.process import resident
 from coldstream.workers import messages
 from coldstream.workers.child import Child, ignore_interrupts
+from coldstream.workers.limits import Limits, give_up_first, held_to
 
 LONG = 16384
 """Characters from which on a text has the line of the long ones."""
@@ -206,6 +208,8 @@ class TokenizerProcess:
             with line.lock:
                 return self._ask(line, method, args)
         except OSError as exc:
+            if method in _OF_A_TEXT:
+                raise _costly(limits_of(args[0])) from exc
             raise EngineError(f"{self._source}: the tokenizer's process ended twice ({exc})") from exc
 
     def _check_open(self) -> None:
@@ -240,11 +244,25 @@ class TokenizerProcess:
             raise ConnectionResetError("the tokenizer's process closed its socket")
         if isinstance(answer, list):
             return answer
+        if "costly" in answer:
+            raise _costly(Limits(*answer["costly"]))
         if "refused" in answer:
             raise InvalidRequest(answer["refused"], field="prompt")
         if "error" in answer:
             raise TokenizerError(f"{self._source}/tokenizer.json: {answer['error']}")
         return answer["value"]
+
+
+def limits_of(text: str) -> Limits:
+    """What encoding a text may take: several times what any honest tokenizer does."""
+    return Limits(5.0 + 2e-5 * len(text), 64 * 1024 * 1024 + 1024 * len(text), 0)
+
+
+def _costly(limits: Limits) -> TooCostly:
+    message = (
+        f"tokenizing takes more than {limits.seconds:.0f} s of the processor or {limits.memory >> 20} MiB of memory"
+    )
+    return TooCostly(f"prompt: {message}, which the model's tokenizer makes of this text", field="prompt")
 
 
 def _line_for(text: str) -> str:
@@ -254,6 +272,7 @@ def _line_for(text: str) -> str:
 def serve(descriptors: Sequence[int]) -> None:
     """The child's whole life: receive the file, build the tokenizer, answer on every line until its socket closes."""
     ignore_interrupts()
+    give_up_first()
     lines = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     names = lines[0]
     _, files, _, _ = socket.recv_fds(names, 1, 1)
@@ -268,7 +287,7 @@ def serve(descriptors: Sequence[int]) -> None:
         _send(names, {"error": str(exc).partition("tokenizer.json ")[2]})
         return
     _send(names, {"value": _about(tokenizer)})
-    give_back()  # two thirds of what was allocated to build it; before the forks, or each would have its own of it
+    _give_back()  # two thirds of what was allocated to build it; before the forks, or each would have its own of it
     mine = names
     for line in lines[1:]:
         if not os.fork():
@@ -282,8 +301,14 @@ def serve(descriptors: Sequence[int]) -> None:
         _send(mine, _answer(tokenizer, message))
         del message
         if resident() - before > _GROWN:
-            give_back()
+            _give_back()
             before = resident()
+
+
+def _give_back() -> None:
+    from coldstream.host.memory import give_back  # ctypes, which a start does without
+
+    give_back()
 
 
 def _about(tokenizer: LibraryTokenizer) -> dict[str, Any]:
@@ -316,10 +341,17 @@ _ANSWERS: Mapping[str, Callable[..., Any]] = {
 }
 
 
+_OF_A_TEXT = ("encode", "offsets")
+
+
 def _answer(tokenizer: LibraryTokenizer, message: list[Any]) -> Any:
     method, *args = message
+    limits = limits_of(args[0]) if method in _OF_A_TEXT else None
     try:
-        return _ANSWERS[method](tokenizer, *args)
+        with held_to(limits) if limits is not None else contextlib.nullcontext():
+            return _ANSWERS[method](tokenizer, *args)
+    except MemoryError:
+        return {"costly": list(astuple(limits))} if limits is not None else {"error": f"{method}: no memory"}
     except InvalidRequest as exc:
         return {"refused": str(exc)}
     except TokenizerError as exc:
