@@ -7,7 +7,7 @@ little longer lies between them and keeps it from being given back.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import overload
 
 from coldstream.engine.request import TokenLogprob
@@ -39,6 +39,11 @@ class Alternatives(Sequence[TokenLogprob]):
             return tuple(self[each] for each in range(*place.indices(len(self))))
         return named(self._ids[place], self._values[place], self._spellings)
 
+    def spelled(self) -> Iterator[tuple[bytes, float]]:
+        """The bytes of each and its log probability, without an object for each."""
+        spellings = self._spellings
+        return ((spellings[token][0], value) for token, value in zip(self._ids, self._values, strict=True))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
@@ -47,6 +52,11 @@ class Alternatives(Sequence[TokenLogprob]):
 
     def __repr__(self) -> str:
         return repr(tuple(self))
+
+
+def spelled(top: Sequence[TokenLogprob]) -> Iterable[tuple[bytes, float]]:
+    """The bytes and the log probabilities of a token's alternatives, however they are kept."""
+    return top.spelled() if isinstance(top, Alternatives) else ((item.spelled, item.logprob) for item in top)
 
 
 def named(token_id: int, logprob: float, spellings: Mapping[int, Spelling]) -> TokenLogprob:
