@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from coldstream.backends.protocol import Group
 from coldstream.engine.kvcache.blocks import Blocks
-from coldstream.engine.pace import BESIDE, Pace
+from coldstream.engine.pace import BESIDE, ReadingPace
 from coldstream.engine.scheduler import CHUNK_ALIGNMENT, Scheduler, Sequence
 
 MACHINES = st.tuples(st.floats(0.001, 1.0), st.floats(1e-6, 0.02))
@@ -17,7 +17,7 @@ MACHINES = st.tuples(st.floats(0.001, 1.0), st.floats(1e-6, 0.02))
 def test_a_step_beside_a_stream_takes_no_longer_than_it_may_whatever_the_machine(machine, most) -> None:
     """Seconds of a step: what it takes alone, and so much more for each token of a prompt."""
     alone, token = machine
-    pace = Pace()
+    pace = ReadingPace()
     for _ in range(20):
         pace.took(alone, read=0)
     for _ in range(20):
@@ -30,7 +30,7 @@ def test_a_step_beside_a_stream_takes_no_longer_than_it_may_whatever_the_machine
 
 
 def test_one_step_that_was_held_up_does_not_let_the_next_ones_take_as_long() -> None:
-    pace = Pace()
+    pace = ReadingPace()
     for _ in range(20):
         pace.took(0.02, read=0)
         pace.took(0.1, read=40)

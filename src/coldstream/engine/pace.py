@@ -17,7 +17,7 @@ _NEWS, _DELAY = 0.3, 0.05
 """The weight of the last step in what is expected; and of one that drew, took longer and may have been held up."""
 
 
-class Pace:
+class ReadingPace:
     """Expects what a step that only draws takes, and what a prompt's token beside it does; in seconds."""
 
     def __init__(self) -> None:

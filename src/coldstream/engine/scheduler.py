@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from coldstream.backends.protocol import Copy
 from coldstream.engine.kvcache.blocks import Blocks, Chain
-from coldstream.engine.pace import Pace
+from coldstream.engine.pace import ReadingPace
 
 if TYPE_CHECKING:
     from coldstream.engine.vision.encoder import PlacedImage
@@ -106,7 +106,7 @@ class Scheduler:
     waiting: list[Sequence] = field(default_factory=list)
     running: list[Sequence] = field(default_factory=list)
     preemptions: int = 0
-    pace: Pace = field(default_factory=Pace)
+    pace: ReadingPace = field(default_factory=ReadingPace)
     _copies: dict[str, tuple[Copy, ...]] = field(default_factory=dict)
 
     def add(self, sequence: Sequence) -> None:
