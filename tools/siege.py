@@ -1,10 +1,12 @@
 """All attacks in turn, several times, beside one honest stream and a probe: what they cost the honest.
 
-    python tools/siege.py MODEL [--rounds 2] [--only NAME ...] [--memory 1536]
+    python tools/siege.py MODEL [--rounds 2] [--only NAME ...] [--memory 1536] [--kv-bytes N --fill TOKENS]
 
 Starts `coldstream serve MODEL` on 127.0.0.1 with two keys and a bound of memory: a cgroup's where one can be made, else
-RLIMIT_DATA. The honest client is a process of its own with the other key. Prints, for each attack, the longest wait for
-/ready, the longest gap in the stream, how honest requests ended, and the memory of the server with its children (PSS).
+RLIMIT_DATA. The honest client is a process of its own with the other key; the attacker, who would be on another
+machine, is nice to both. Keys and values have a bound of their own and stay: `--fill` has prompts of so many tokens
+read before anything is measured. Prints, for each attack, the longest wait for /ready, the longest gap in the stream,
+how honest requests ended, and the memory of the server with its children (PSS).
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ _PERIOD = 0.02
 _QUIET = 5.0
 _SETTLED = 60.0
 _START = 300.0
+_PROMPT = 1900
+"""Tokens of a prompt that fills the cache."""
+_NICENESS = 10
 
 
 @dataclass
@@ -264,12 +269,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=sorted(ATTACKS), default=list(ATTACKS))
     parser.add_argument("--memory", type=int, default=1536, help="MiB that the server may have")
+    parser.add_argument("--kv-bytes", type=int, help="of keys and values; left out: the server's choice")
+    parser.add_argument("--fill", type=int, default=0, help="tokens of prompts that are read first")
     given = parser.parse_args()
-    with serving(given.model, given.memory) as (server, port, how):
+    options = [] if given.kv_bytes is None else ["[engine]", f"kv_bytes = {given.kv_bytes}"]
+    with serving(given.model, given.memory, *options) as (server, port, how):
+        for number in range(given.fill // _PROMPT):
+            Target(port, _KEYS[1]).ask("/v1/completions", {"prompt": [number + 1] * _PROMPT, "max_tokens": 1})
         print(f"{given.model}, {given.memory} MiB by {how}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
         client = multiprocessing.get_context("spawn").Process(target=honest, args=(port, theirs), daemon=True)
         client.start()
+        os.nice(_NICENESS)
 
         def seen() -> Seen:
             ours.send(True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +94,30 @@ async def test_scores_of_a_prompt_are_counted_before_they_are_computed(serve, en
     refused = await served.client.post("/v1/completions", json=MANY)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprobs")
     assert not used.submitted
+
+
+async def test_answers_together_hold_no_more_scores_than_are_counted(serve, engine) -> None:
+    """Each is within its own limit; when one of them is out, there is room for the next."""
+    stuck = engine("a", manual=True)
+    served = await serve(ScriptedModel(stuck, max_context=4000), settings(ServerSettings(max_queue=8)))
+    asked = {"model": "default", "prompt": "x", "max_tokens": 2500, "logprobs": 100}
+
+    async def ask() -> httpx2.Response:
+        return await served.client.post("/v1/completions", json=asked)
+
+    held = [asyncio.create_task(ask()) for _ in range(3)]
+    await asyncio.to_thread(stuck.wait_until, lambda: len(stuck.submitted) == 3)
+    refused = await ask()
+    assert refused.status_code == 429
+    assert "757500 log probabilities" in refused.json()["error"]["message"]
+    assert int(refused.headers["retry-after"]) >= 1
+    assert len(stuck.submitted) == 3
+    await asyncio.to_thread(stuck.step)
+    assert [(await task).status_code for task in held] == [200] * 3
+    last = asyncio.create_task(ask())
+    await asyncio.to_thread(stuck.wait_until, lambda: len(stuck.submitted) == 4)
+    await asyncio.to_thread(stuck.step)
+    assert (await last).status_code == 200
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from coldstream.backends.protocol import Logprob, Sampled
 from coldstream.engine.generation import Finish, Generation
-from coldstream.engine.request import Request, SamplingParams, TokenEvent
+from coldstream.engine.request import Request, SamplingParams, TokenEvent, TokenLogprob
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from tests.engine.tokenizer.test_added_tokens import byte_level
 from tests.support.parts import EOS, SPECIAL, VOCAB, make_tokenizer
@@ -32,6 +33,48 @@ def drawn(ids: list[int], tokenizer: Tokenizer = TOKENIZER, **params: Any) -> tu
     finish = finish or Finish("length")
     last = generation.last_event(finish)
     return [*events, last], Finish(last.finish_reason or "error", last.stop_match)
+
+
+class Counting:
+    """A tokenizer's backend that counts what is asked of it, as a process would be asked."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.known: set[int] = set()
+        self.fetches = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def learn(self, ids: Sequence[int]) -> None:
+        self.fetches += not self.known.issuperset(ids)
+        self.known.update(ids)
+
+    def token_bytes(self, id: int) -> bytes | None:
+        assert id in self.known, "asked for by itself"
+        return self._backend.token_bytes(id)  # type: ignore[no-any-return]
+
+
+@given(st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=20), min_size=1, max_size=20))
+def test_names_of_all_alternatives_of_a_step_are_fetched_together_and_are_theirs(best: list[list[int]]) -> None:
+    plain = make_tokenizer()
+    counting = Counting(plain.backend)
+    tokenizer = make_tokenizer()
+    tokenizer.backend = counting
+    request = Request("r", (VOCAB["b"],) * (len(best) + 1), SamplingParams(prompt_logprobs=20))
+    generation = Generation(request, lambda _: None, tokenizer=tokenizer, stop_ids=frozenset(), max_context=1000)
+    scored = [Logprob(ids[0], -1.0, tuple((token, -1.0 - place) for place, token in enumerate(ids))) for ids in best]
+    generation.prompt_scored(0, scored)
+    assert counting.fetches == 1
+    first, *rest = generation.last_event(Finish("length")).prompt_logprobs
+    assert first is None
+    for ids, item in zip(best, rest, strict=True):
+        assert item is not None
+        assert [other.spelled for other in item.top] == [plain.token_bytes(token) for token in ids]
+        assert item.top == tuple(
+            TokenLogprob(token, plain.token_text(token), -1.0 - place, raw=plain.token_bytes(token))
+            for place, token in enumerate(ids)
+        )
 
 
 def text(events: list[TokenEvent]) -> str:

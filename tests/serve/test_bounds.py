@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from coldstream.errors import InvalidRequest
 from coldstream.serve.api.schema import GenerateRequest, small
-from coldstream.serve.middleware.json_body import JsonLimits, parsed
+from coldstream.serve.http import asgi
+from coldstream.serve.middleware.json_body import PARSED, JsonLimits, LargeBodies, ReadJson, parsed
 from coldstream.serve.openai.responses_schema import ResponsesRequest
 from coldstream.serve.openai.schema import ChatRequest, CompletionRequest
 
@@ -132,6 +134,20 @@ def test_half_a_surrogate_pair_is_refused_and_a_whole_one_is_not(chunk, pieces) 
     else:
         with pytest.raises(InvalidRequest, match="half a surrogate pair"):
             parsed(body, chunk=chunk)
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+async def test_a_body_is_not_kept_beside_its_value(size) -> None:
+    body = json.dumps({"prompt": "x" * size}).encode()
+    alone = sys.getrefcount(body)
+    seen = []
+
+    async def application(scope, receive, send) -> None:
+        seen.append((scope[PARSED], sys.getrefcount(body)))
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+    await ReadJson(application, LargeBodies())(scope, asgi.replay(body), None)
+    assert seen == [({"prompt": "x" * size}, alone)]
 
 
 COSTLY = {

@@ -10,6 +10,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
 
 from coldstream.backends.protocol import Logprob, Sampled, SamplingRow
+from coldstream.engine.alternatives import Alternatives, Spelling, named
 from coldstream.engine.grammar import Matcher
 from coldstream.engine.kvcache.blocks import Chain, Mark
 from coldstream.engine.request import Deliver, FinishReason, Request, TokenEvent, TokenLogprob, Usage
@@ -111,7 +112,7 @@ class Generation:
         self._characters = 0
         self._unsent = _Unsent()
         self._prompt_logprobs: list[TokenLogprob | None] = []
-        self._spellings: dict[int, tuple[bytes, str]] = {}  # alternatives come again and again
+        self._spellings: dict[int, Spelling] = {}  # alternatives come again and again
 
     @property
     def scores_prompt(self) -> bool:
@@ -232,15 +233,12 @@ class Generation:
         return text
 
     def _named(self, item: Logprob, offset: int = 0) -> TokenLogprob:
-        top = tuple(self._spelled(token, value) for token, value in item.top)
-        return replace(self._spelled(item.token_id, item.logprob), top=top, offset=offset)
-
-    def _spelled(self, token_id: int, logprob: float) -> TokenLogprob:
-        if token_id not in self._spellings:
-            raw = self._tokenizer.token_bytes(token_id)
-            self._spellings[token_id] = raw, raw.decode(errors="replace")
-        raw, text = self._spellings[token_id]
-        return TokenLogprob(token_id, text, logprob, raw=raw)
+        for token in _tokens(item):
+            if token not in self._spellings:
+                raw = self._tokenizer.token_bytes(token)
+                self._spellings[token] = raw, raw.decode(errors="replace")
+        own = named(item.token_id, item.logprob, self._spellings)
+        return replace(own, top=Alternatives(item.top, self._spellings) if item.top else (), offset=offset)
 
 
 def _tokens(item: Logprob) -> list[int]:

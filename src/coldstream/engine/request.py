@@ -5,7 +5,7 @@ Every submitted request ends in exactly one terminal event: the one whose `finis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -104,7 +104,7 @@ class TokenLogprob:
     token_id: int
     text: str
     logprob: float
-    top: tuple[TokenLogprob, ...] = ()
+    top: Sequence[TokenLogprob] = ()
     raw: bytes | None = None
     offset: int = 0
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from coldstream.backends.protocol import Copy
 from coldstream.engine.kvcache.blocks import Blocks, Chain
+from coldstream.engine.pace import ReadingPace
 
 if TYPE_CHECKING:
     from coldstream.engine.vision.encoder import PlacedImage
@@ -94,7 +95,10 @@ class Step:
 
 @dataclass(slots=True)
 class Scheduler:
-    """`max_sequences` run at once, with at most `step_tokens` tokens a step, in the blocks of `blocks`."""
+    """`max_sequences` run at once, with at most `step_tokens` tokens a step, in the blocks of `blocks`.
+
+    Beside sequences that draw, prompts are read at the `pace`.
+    """
 
     blocks: Blocks
     max_sequences: int
@@ -102,6 +106,7 @@ class Scheduler:
     waiting: list[Sequence] = field(default_factory=list)
     running: list[Sequence] = field(default_factory=list)
     preemptions: int = 0
+    pace: ReadingPace = field(default_factory=ReadingPace)
     _copies: dict[str, tuple[Copy, ...]] = field(default_factory=dict)
 
     def add(self, sequence: Sequence) -> None:
@@ -132,7 +137,7 @@ class Scheduler:
         decoding = [item for item in self.running if item.is_decoding]
         reading = [item for item in self.running if not item.is_decoding]
         wanted = [Piece(item, item.computed, 1, True) for item in decoding]
-        budget = max(self.step_tokens - len(decoding), CHUNK_ALIGNMENT)
+        budget = max(self._budget(len(decoding)), CHUNK_ALIGNMENT)
         for item, count in _shares(reading, min(budget, self.blocks.step)):
             wanted.append(Piece(item, item.computed, count, count == item.missing))
         # By age: the sequence that has to give up its blocks is younger, so its turn has not come yet.
@@ -154,6 +159,10 @@ class Scheduler:
         for sequence in list(self.running):
             self._send_back(sequence)
         self.blocks.forget()
+
+    def _budget(self, decoding: int) -> int:
+        left = self.step_tokens - decoding
+        return self.pace.tokens(left) if decoding else left
 
     def _grow(self, piece: Piece) -> bool:
         """Blocks for the piece; the youngest give theirs up while there are too few. False if it had to itself."""

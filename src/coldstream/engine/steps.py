@@ -137,6 +137,7 @@ class Steps:
 
     def _measure(self, launched: Launched) -> None:
         done, pieces = time.monotonic(), launched.step.pieces
+        self._scheduler.pace.took(done - launched.started, read=sum(item.count for item in pieces if item.count > 1))
         self._meter.step(
             Measured(
                 done,

@@ -256,6 +256,27 @@ def with_other_ids() -> bytes:
     return changed(checks=[[text, [*ids, 1]] for text, ids in form.read(made(), source="x").description["checks"]])
 
 
+def replacing(string: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": string}, "content": content}
+
+
+def splitting(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def with_part(kind: str, *steps: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a form, one of them other steps."""
+    name = {"pre_tokenizer": "pretokenizers"}.get(kind, f"{kind}s")
+    part = steps[0] if len(steps) == 1 else {"type": "Sequence", name: list(steps)}
+    parts: dict[str, Any] = {**form.read(made(), source="x").description["parts"], kind: part}
+    return parts
+
+
+def finding(normalizer: dict[str, Any]) -> bytes:
+    """A finder that does more to a text than to find."""
+    return json.dumps({**json.loads(form.read(made(), source="x").finder), "normalizer": normalizer}).encode()
+
+
 ATTACKS = [
     (lambda: b"", "is none"),
     (lambda: b"{}", "is none"),
@@ -271,7 +292,14 @@ ATTACKS = [
     (lambda: changed(parts={}), "describes none"),
     (lambda: changed(unknown=1 << 21), "unknown token has no name"),
     (lambda: changed(finder=b"{}"), "describes none"),
-    (lambda: changed(finder=unigram().to_str().encode()), "makes other ids"),
+    (lambda: changed(finder=unigram().to_str().encode()), "cannot be used: what finds its added tokens does more"),
+    (lambda: changed(finder=finding({"type": "Replace", "pattern": {"String": "a"}, "content": "b"})), "does more"),
+    (lambda: changed(parts=with_part("normalizer", replacing("a", "a" * 65))), "cannot be used: .* 65 times as long"),
+    (lambda: changed(parts=with_part("normalizer", *(7 * [replacing("a", "aa")]))), "normalizer .* 128 times as long"),
+    (lambda: changed(parts=with_part("normalizer", {"type": "Precompiled"})), "type 'Precompiled', which may make"),
+    (lambda: changed(parts=with_part("normalizer", *(40 * [{"type": "Lowercase"}]))), "more than 32 parts"),
+    (lambda: changed(parts=with_part("decoder", replacing("a", "a" * 65))), "decoder .* 65 times as long"),
+    (lambda: changed(parts=with_part("pre_tokenizer", splitting("(a+)+$"))), "a pattern whose cost is not known"),
     (lambda: changed(finder=nothing_unknown().to_str().encode()), "cannot encode"),
     (with_other_ids, "makes other ids"),
 ]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from coldstream.engine.tokenizer.added_tokens import Declared
 from coldstream.engine.tokenizer.control_tokens import ControlTokens
-from coldstream.engine.tokenizer.process import TokenizerProcess
+from coldstream.engine.tokenizer.process import LONG, TokenizerProcess
 from coldstream.engine.tokenizer.tokenizer import Tokenizer
-from coldstream.errors import EngineError, InvalidRequest, TokenizerError
+from coldstream.errors import EngineError, InvalidRequest, TokenizerError, TooCostly
 
 NOTHING = Declared({})
 WORDS = ["<unk>", "<bos>", "hello", "world", "안녕", "🙂"]
@@ -113,6 +113,34 @@ def test_a_name_is_there_while_a_long_text_is_encoded_and_short_ones_are_too(pro
             process.encode("a b")
         assert not encoded.done()
         assert len(encoded.result()) > 500_000
+
+
+def exploding(factor: int, times: int) -> bytes:
+    """A tokenizer whose normalizer multiplies each letter by the factor, again and again."""
+    backend = tokenizers.Tokenizer.from_str(byte_fallback_json().decode())
+    backend.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Replace("b", "b" * factor)] * times)
+    text: str = backend.to_str()
+    return text.encode()
+
+
+@pytest.mark.parametrize("text", ["bb", "b" * (LONG + 1)])
+def test_a_normalizer_that_makes_terabytes_of_a_text_is_ended_and_others_are_answered(
+    process: TokenizerProcess, text: str
+) -> None:
+    process.build(exploding(1000, 4), NOTHING, source="gs://b/m")
+    with pytest.raises(
+        TooCostly, match=r"prompt: tokenizing takes more than \d+ s of the processor or \d+ MiB"
+    ) as caught:
+        process.encode(text)
+    assert caught.value.field == "prompt"
+    assert process.decode(process.encode("안")) == "안"
+
+
+def test_a_decoder_that_multiplies_a_text_is_refused_since_it_runs_here(process: TokenizerProcess) -> None:
+    backend = tokenizers.Tokenizer.from_str(byte_fallback_json().decode())
+    backend.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.Replace("b", "b" * 100)] * 6)
+    with pytest.raises(TokenizerError, match=r"gs://b/m/tokenizer\.json .*decoder may make a text \d+ times as long"):
+        process.build(backend.to_str().encode(), NOTHING, source="gs://b/m")
 
 
 def test_what_the_other_files_declare_is_known_there_too(process: TokenizerProcess) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from coldstream.engine.tokenizer import control_tokens, form
 from coldstream.engine.tokenizer.added_tokens import AddedToken
+from coldstream.engine.tokenizer.bounded import unbounded
 from coldstream.engine.tokenizer.library import bytes_of, spell_of, starts, words_of
 from coldstream.engine.tokenizer.vocabulary import Names, Vocabulary, longest, vocabulary
 from coldstream.errors import ConvertedUnfit, TokenizerError
@@ -132,6 +133,8 @@ class ConvertedTokenizer:
         self._where = f"{source}: the converted tokenizer"
         try:
             about = self._about = Description.from_json(self._form.description)
+            if (reason := unbounded(about.parts) or _more_than_finds(self._form.finder)) is not None:
+                raise ConvertedUnfit(f"{self._where} cannot be used: {reason}")
             self._shell = _Shell(about, self._form.finder)
         except ConvertedUnfit:
             raise
@@ -336,7 +339,7 @@ def refusal(parts: Mapping[str, Any], added: Collection[AddedToken]) -> str | No
     """Why a tokenizer with these parts and tokens is not made of pieces that stand by themselves; None where it is."""
     if parts["normalizer"] is not None and any(_is_normalized(token) for token in added):
         return "an added token is looked for in the normalized text"
-    return None
+    return unbounded(parts)
 
 
 def _is_normalized(token: AddedToken) -> bool:
@@ -372,6 +375,13 @@ def finder(added: Mapping[int, AddedToken]) -> bytes:
     ]
     vocabulary = {token.content: number for number, token in added.items()}
     return _json(_model({**vocabulary, BETWEEN: 1 + max(added, default=0)}), tokens)
+
+
+def _more_than_finds(finder: bytes) -> str | None:
+    """Why this is no tokenizer that finds added tokens and does nothing else to a text; None where it is one."""
+    written = json.loads(finder)
+    finds = not any(written.get(name) for name in PARTS) and written["model"]["type"] == "WordLevel"
+    return None if finds else "what finds its added tokens does more than that"
 
 
 def _made(**parts: Any) -> Any:

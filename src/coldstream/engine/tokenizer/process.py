@@ -10,7 +10,8 @@ The child is started by `exec`, gets the file through a memfd, builds the tokeni
 each line: names, short texts, long ones. Nothing on one line waits for another: the name of a token is there while
 megabytes are encoded. It answers one message after the other on each line's socket, and ends when the sockets close,
 which they do when we end, however that happens. Should one be killed, the next call starts them again from the same
-memfd.
+memfd. A text is encoded within limits of time and memory that grow with it, since a checkpoint's normalizer may make
+anything of it; beyond them the process ends.
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ import socket
 import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.tokenizer import form
 from coldstream.engine.tokenizer.added_tokens import Declared
+from coldstream.engine.tokenizer.bounded import too_long
 from coldstream.engine.tokenizer.library import LibraryTokenizer, bytes_of, spell_of
 from coldstream.engine.tokenizer.vocabulary import Spell, Vocabulary
-from coldstream.errors import EngineError, InvalidRequest, TokenizerError
+from coldstream.errors import EngineError, InvalidRequest, TokenizerError, TooCostly
+from coldstream.host.process import resident
 from coldstream.workers import messages
 from coldstream.workers.child import Child, ignore_interrupts
+from coldstream.workers.limits import Limits, give_up_first, held_to
 
 if TYPE_CHECKING:
     from coldstream.engine.tokenizer.converted import ConvertedTokenizer, MakeMerges
@@ -40,6 +45,8 @@ if TYPE_CHECKING:
 LONG = 16384
 """Characters from which on a text has the line of the long ones."""
 
+_GROWN = 4 * 1024 * 1024
+"""Bytes by which an answer left the process larger, from which on the allocator is asked to give back what is free."""
 _LINES = ("names", "short", "long")
 # What a message begins with: JSON, or ids as machine words, which need no parsing.
 _JSON, _IDS = b"j", b"i"
@@ -108,6 +115,9 @@ class TokenizerProcess:
         self._spell = spell_of(built["decoder"])
         if built["decoder"]:
             import tokenizers
+
+            if (reason := too_long(built["decoder"])) is not None:  # it runs here
+                raise TokenizerError(f"{source}/tokenizer.json cannot be used: {reason}")
 
             backend = tokenizers.Tokenizer.from_str(_ONLY_A_DECODER % json.dumps(built["decoder"]))
             self._join = backend.decoder.decode
@@ -212,6 +222,8 @@ class TokenizerProcess:
             with line.lock:
                 return self._ask(line, method, args)
         except OSError as exc:
+            if method in _OF_A_TEXT:
+                raise _costly(limits_of(args[0])) from exc
             raise EngineError(f"{self._source}: the tokenizer's process ended twice ({exc})") from exc
 
     def _check_open(self) -> None:
@@ -246,11 +258,25 @@ class TokenizerProcess:
             raise ConnectionResetError("the tokenizer's process closed its socket")
         if isinstance(answer, list):
             return answer
+        if "costly" in answer:
+            raise _costly(Limits(*answer["costly"]))
         if "refused" in answer:
             raise InvalidRequest(answer["refused"], field="prompt")
         if "error" in answer:
             raise TokenizerError(f"{self._source}/tokenizer.json: {answer['error']}")
         return answer["value"]
+
+
+def limits_of(text: str) -> Limits:
+    """What encoding a text may take: several times what any honest tokenizer does."""
+    return Limits(5.0 + 2e-5 * len(text), 64 * 1024 * 1024 + 1024 * len(text), 0)
+
+
+def _costly(limits: Limits) -> TooCostly:
+    message = (
+        f"tokenizing takes more than {limits.seconds:.0f} s of the processor or {limits.memory >> 20} MiB of memory"
+    )
+    return TooCostly(f"prompt: {message}, which the model's tokenizer makes of this text", field="prompt")
 
 
 def _line_for(text: str) -> str:
@@ -263,6 +289,7 @@ def serve(descriptors: Sequence[int], merges: MakeMerges | None = None) -> None:
     `merges` is what a converted tokenizer is made with.
     """
     ignore_interrupts()
+    give_up_first()
     lines = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     names = lines[0]
     _, files, _, _ = socket.recv_fds(names, 1, 1)
@@ -277,6 +304,7 @@ def serve(descriptors: Sequence[int], merges: MakeMerges | None = None) -> None:
         _send(names, {"error": str(exc).partition("tokenizer.json ")[2] or str(exc)})
         return
     _send(names, {"value": _about(tokenizer)})
+    _give_back()  # two thirds of what was allocated to build it; before the forks, or each would have its own of it
     mine = names
     for line in lines[1:]:
         if not os.fork():
@@ -285,8 +313,19 @@ def serve(descriptors: Sequence[int], merges: MakeMerges | None = None) -> None:
     for line in lines:
         if line is not mine:
             line.close()
+    before = resident()
     while (message := _receive(mine)) is not None:
         _send(mine, _answer(tokenizer, message))
+        del message
+        if resident() - before > _GROWN:
+            _give_back()
+            before = resident()
+
+
+def _give_back() -> None:
+    from coldstream.host.memory import give_back  # ctypes, which a start does without
+
+    give_back()
 
 
 def _built(data: bytes, declared: Declared, source: str, merges: MakeMerges | None) -> _Answering:
@@ -327,10 +366,17 @@ _ANSWERS: Mapping[str, Callable[..., Any]] = {
 }
 
 
+_OF_A_TEXT = ("encode", "offsets")
+
+
 def _answer(tokenizer: _Answering, message: list[Any]) -> Any:
     method, *args = message
+    limits = limits_of(args[0]) if method in _OF_A_TEXT else None
     try:
-        return _ANSWERS[method](tokenizer, *args)
+        with held_to(limits) if limits is not None else contextlib.nullcontext():
+            return _ANSWERS[method](tokenizer, *args)
+    except MemoryError:
+        return {"costly": list(astuple(limits))} if limits is not None else {"error": f"{method}: no memory"}
     except InvalidRequest as exc:
         return {"refused": str(exc)}
     except TokenizerError as exc:

@@ -50,7 +50,7 @@ def _pieces(data: Any) -> Iterator[str]:
         yield _text(data)
 
 
-_PIECE = 64
+_PIECE = 16
 
 
 def _text(data: Any) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import MutableMapping
 from typing import Any
 
 from coldstream.errors import InvalidRequest
 from coldstream.serve.http import asgi
 from coldstream.serve.http.asgi import ASGIApp, Receive, Scope, Send
-from coldstream.serve.middleware.json_body import PARSED, LargeBodies, parsed
+from coldstream.serve.middleware.json_body import PARSED, READ, LargeBodies, parsed
 
 _TEXTS = frozenset({"type", "prompt", "image", "stop"})
 _MOST_PARTS = 256
@@ -42,17 +43,15 @@ class Form:
         ):
             await self._app(scope, receive, send)
             return
-        message = await receive()
-        body = message.get("body", b"")
-        scope[PARSED] = await self._bodies.read(len(body), lambda: parse(body, kind))
+        scope[PARSED] = await self._value(await receive(), kind)
         headers = [item for item in scope["headers"] if item[0] not in (b"content-type", b"content-length")]
-        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(_READ)).encode())]
+        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(READ)).encode())]
         scope["headers"] = headers  # in place: the router writes into this scope which route it took
-        await self._app(scope, asgi.replay(_READ), send)
+        await self._app(scope, asgi.replay(READ), send)
 
-
-_READ = b"{}"
-"""Stands for a body whose value is in the scope."""
+    async def _value(self, message: MutableMapping[str, Any], kind: str) -> Any:
+        body = message.pop("body", b"")
+        return await self._bodies.read(len(body), lambda: parse(body, kind))
 
 
 def parse(body: bytes, content_type: str) -> dict[str, Any]:

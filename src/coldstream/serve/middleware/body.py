@@ -48,10 +48,12 @@ class WholeBody:
             if body is not None:
                 await _until_gone(self._app, scope, receive, send, body)
 
-    async def _read_in_time(self, scope: Scope, receive: Receive, share: _Share) -> bytes | None:
+    async def _read_in_time(self, scope: Scope, receive: Receive, share: _Share) -> Receive | None:
+        """What gives the body once, and does not keep it."""
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._read(scope, receive, share)
+                body = await self._read(scope, receive, share)
+                return None if body is None else asgi.replay(body)
         except TimeoutError as exc:
             raise HttpError(f"the body was not whole after {self._seconds:g} s", status=408) from exc
 
@@ -128,7 +130,7 @@ class _Share:
         self._mine += size
 
 
-async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send, body: Receive) -> None:
     answering = asyncio.current_task()
     assert answering is not None
     gone = False
@@ -147,7 +149,7 @@ async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send, 
         await send(message)
 
     try:
-        await app(scope, asgi.replay(body), sending)
+        await app(scope, body, sending)
     except asyncio.CancelledError:
         if not gone:
             raise

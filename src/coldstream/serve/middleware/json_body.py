@@ -23,6 +23,8 @@ from coldstream.serve.http.asgi import ASGIApp, Receive, Scope, Send
 
 PARSED = "coldstream.json"
 """Where a request's scope has the value of its body, when that was read."""
+READ = b"{}"
+"""Stands for a body whose value is in the scope."""
 
 _T = TypeVar("_T")
 _LARGE = 64 * 1024
@@ -74,10 +76,14 @@ class ReadJson:
             await self._app(scope, receive, send)
             return
         message = await receive()
-        body = message.get("body", b"")
-        if body and _is_json(asgi.headers(scope).get("content-type", "")):
-            scope[PARSED] = await self._bodies.read(len(body), lambda: parsed(body))
-        await self._app(scope, asgi.replay(body), send)
+        if message.get("body") and _is_json(asgi.headers(scope).get("content-type", "")):
+            scope[PARSED] = await self._value(message.pop("body"))
+            message["body"] = READ
+        await self._app(scope, asgi.replay(message.get("body", b"")), send)
+
+    async def _value(self, body: bytes) -> Any:
+        """Of a body that ends with this: its text is not kept beside its value."""
+        return await self._bodies.read(len(body), lambda: parsed(body))
 
 
 def parsed(body: bytes, limits: JsonLimits = _LIMITS, *, large: int = _LARGE, chunk: int = _CHUNK) -> Any:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from coldstream.engine.alternatives import spelled
 from coldstream.engine.request import TokenLogprob
 
 
 def chat(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     """`choices[].logprobs` of a chat completion or of one of its chunks."""
     return {
-        "content": [{**_token(item), "top_logprobs": [_token(other) for other in item.top]} for item in tokens],
+        "content": [
+            {**_token(item.spelled, item.logprob), "top_logprobs": [_token(*other) for other in spelled(item.top)]}
+            for item in tokens
+        ],
         "refusal": None,
     }
 
@@ -36,22 +40,19 @@ def completion(
 def _alternatives(item: TokenLogprob) -> dict[str, float]:
     """Several ids may have one text; the best of them is kept."""
     found: dict[str, float] = {}
-    for other in (*item.top, item):
-        found.setdefault(_name(other.spelled), other.logprob)
+    for raw, value in spelled(item.top):
+        found.setdefault(_name(raw), value)
+    found.setdefault(_name(item.spelled), item.logprob)
     return found
 
 
-def _token(item: TokenLogprob) -> dict[str, Any]:
-    return {
-        "token": _name(item.spelled, ""),
-        "logprob": item.logprob,
-        "bytes": list(item.spelled),
-    }
+def _token(raw: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": _name(raw, ""), "logprob": logprob, "bytes": list(raw)}
 
 
-def _name(spelled: bytes, prefix: str = "bytes:") -> str:
+def _name(raw: bytes, prefix: str = "bytes:") -> str:
     r"""The token's text; a part of a character is written as OpenAI writes it: `bytes:\xea`, in a chat `\xea`."""
     try:
-        return spelled.decode()
+        return raw.decode()
     except UnicodeDecodeError:
-        return prefix + "".join(f"\\x{byte:02x}" for byte in spelled)
+        return prefix + "".join(f"\\x{byte:02x}" for byte in raw)
