@@ -58,4 +58,5 @@ def said(report: PackReport) -> str:
     sizes = f"{decimal(report.total_bytes)}, from {decimal(report.source_bytes)}"
     if not report.is_new:
         return f"{report.destination}: a copy of revision {report.revision} is there already ({report.form}, {sizes})"
-    return f"{report.destination}: {report.form} of revision {report.revision}, {sizes}, in {report.seconds:.1f} s"
+    told = f"{report.destination}: {report.form} of revision {report.revision}, {sizes}, in {report.seconds:.1f} s"
+    return "\n".join((told, *(f"not in it: {note}" for note in report.notes)))

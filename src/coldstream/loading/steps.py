@@ -100,6 +100,7 @@ class LoadSteps:
         with self._timeline.span("import the streamer", model=self._model.name):
             from coldstream.loading.packed_copy import choose_copy, find_place
             from coldstream.model.findings import findings
+            from coldstream.weights.checkpoint.file_names import CONVERTED
             from coldstream.weights.packed.opening import open_with_copy
             from coldstream.weights.transfer.progress import Progress
             from coldstream.weights.transfer.retry import RetryPolicy
@@ -120,6 +121,7 @@ class LoadSteps:
         if why_not is not None:
             self._state.warnings = (*self._state.warnings, why_not)
         if copy is not None:
+            checkpoint = copy.around(checkpoint, (CONVERTED,))
             self._state.packed = str(copy.arriving.location)
             self.closing.add(checkpoint.store.close_idle)
         named = {"fields": {"model": self._model.name}}

@@ -15,13 +15,15 @@ from importlib.metadata import version
 
 from coldstream.backends.cpu.packed_copy import CopiedTensor, check_fits, contents
 from coldstream.backends.cpu.packing import Packing
-from coldstream.errors import ChecksumMismatch, CopyRefused, LocationError
+from coldstream.errors import ChecksumMismatch, CopyRefused, LocationError, TokenizerError
 from coldstream.host.limits import cpu_limit
+from coldstream.loading.converted_tokenizer import convert
 from coldstream.model.config import ModelConfig
 from coldstream.model.findings import findings
 from coldstream.pack.layout import file_header
 from coldstream.settings import WeightsFrom
 from coldstream.weights.checkpoint.checkpoint import Checkpoint
+from coldstream.weights.checkpoint.file_names import CONVERTED, TEMPLATES_BELOW, TOKENIZER
 from coldstream.weights.checkpoint.header import TensorInfo
 from coldstream.weights.checkpoint.plan import MIB
 from coldstream.weights.checkpoint.uri import Location
@@ -48,6 +50,7 @@ class PackReport:
     """What lies there now. `is_new`: it was written; else it was there already, made of the source as it is.
 
     `files` are sizes in bytes by name, the manifest among them; `source_bytes` are those of the source's tensors.
+    `notes` say what is not in it, and why.
     """
 
     source: str
@@ -58,6 +61,7 @@ class PackReport:
     files: Mapping[str, int]
     source_bytes: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -88,7 +92,9 @@ async def pack(
     try:
         findings(found.checkpoint)
         manifest = None if again else _fitting(found)
-        written = manifest or await _Packer.of(found.checkpoint, weights, store, progress).run()
+        packer = None if manifest is not None else _Packer.of(found.checkpoint, weights, store, progress)
+        written = manifest if packer is None else await packer.run()
+        assert written is not None
         sizes = {name: file.size for name, file in written.files.items()}
         sizes |= {name: file.size for name, file in written.small.items()}
         return PackReport(
@@ -100,6 +106,7 @@ async def pack(
             files={**sizes, manifest_name(CPU_INT8): len(written.text())},
             source_bytes=found.checkpoint.total_bytes,
             seconds=time.monotonic() - started,
+            notes=() if packer is None else tuple(packer.notes),
         )
     finally:
         store.close_idle()
@@ -163,6 +170,7 @@ class _Packer:
     files: dict[str, _File] = field(default_factory=dict)
     kept: dict[str, memoryview] = field(default_factory=dict)
     next: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, weights: WeightsFrom, store: WritableStore, progress: Progress) -> _Packer:
@@ -262,8 +270,16 @@ class _Packer:
         return matrix.units if tensor.dtype == "U8" else matrix.scales
 
     async def _small(self) -> Mapping[str, bytes]:
-        """What a start reads of the copy besides tensors."""
-        return {}
+        """What a start reads of the copy besides tensors: the converted tokenizer, where it is of a kind that is."""
+        files = await self.checkpoint.read_files((*TOKENIZER, *TEMPLATES_BELOW))
+        if "tokenizer.json" not in files:
+            return {}
+        try:
+            made = await asyncio.to_thread(convert, files, source=str(self.checkpoint.location))
+        except TokenizerError as exc:
+            self.notes.append(str(exc))
+            return {}
+        return {CONVERTED: made}
 
     def _manifest(self, source: Mapping[str, Version], small: Mapping[str, SmallFile]) -> Manifest:
         files = {name: CopiedFile(file.size, file.crc, file.header) for name, file in self.files.items()}
