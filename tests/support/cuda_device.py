@@ -8,8 +8,8 @@ there, and a copy to there that is not merely queued. One copy is let through, a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coldstream.backends.cuda.launchers import Argument
 from coldstream.backends.cuda.variants import KernelVariant
+from coldstream.backends.torch.graphs import Scored
 
 CUDA = torch.device("cuda:0")
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "i32": torch.int32, "i8": torch.int8}
@@ -62,16 +63,59 @@ class SilentLauncher:
         self.launches[variant.kernel] += 1
 
 
+class SilentRecorder:
+    """A `Recorder` of fake tensors: nothing is computed by playing."""
+
+    def __init__(self, device: torch.device) -> None:
+        assert device == CUDA
+        self.played = 0
+
+    def record(self, work: Callable[[], Scored]) -> tuple[Callable[[], object], Scored]:
+        result = work()
+
+        def play() -> None:
+            self.played += 1
+
+        return play, result
+
+
+class UnorderedCopies:
+    """A `CopyQueue` of fake tensors, which have no bytes that could come too late."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def buffer(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8)
+
+    def scope(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def copy(self, target: Tensor, staged: Tensor) -> None:
+        assert target.device == self._device
+        target.copy_(staged, non_blocking=True)
+
+    def mark(self) -> Callable[[], object]:
+        return lambda: None
+
+    def join(self) -> None:
+        pass
+
+
 class Waited(AssertionError):
     """The host would have waited for the device here."""
 
 
 class Waits(TorchDispatchMode):
-    """Fails on a wait, but for the copies back that `Readback` makes, which it answers with zeros and counts."""
+    """Fails on a wait, but for the copies back that `Readback` makes, which it answers with zeros and counts.
+
+    `queued` are the operators that a device would have been given, copies to it among them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.readbacks = 0
+        self.queued: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, given = func.overloadpacket.__name__, kwargs or {}
@@ -92,7 +136,10 @@ class Waits(TorchDispatchMode):
                 fetched = self._copied(func, args[0], given)
                 if fetched is not None:
                     return fetched
-        return func(*args, **given)
+        result = func(*args, **given)
+        if isinstance(result, Tensor) and _is_on_device(result) and _computes(func):
+            self.queued[name] += 1
+        return result
 
     def _copied(self, func: Any, source: Tensor, given: Any) -> Tensor | None:
         if _is_on_device(given["device"]):
@@ -102,6 +149,7 @@ class Waits(TorchDispatchMode):
         if source.dtype != torch.float64 or source.dim() != 1:
             raise Waited(f"{func}: a copy from the device")
         self.readbacks += 1
+        self.queued["readback"] += 1
         with unset_fake_temporarily():
             return torch.zeros(source.shape, dtype=torch.float64)
 
@@ -131,6 +179,13 @@ def cuda() -> Iterator[None]:
     """Within it tensors may be made on `CUDA`."""
     with FakeTensorMode(allow_non_fake_inputs=True), _Guarded():
         yield
+
+
+def _computes(func: Any) -> bool:
+    """Whether an operator is more than a view or a piece of memory."""
+    is_view = any(item.alias_info is not None for item in func._schema.returns) and not func._schema.is_mutable
+    name = func.overloadpacket.__name__
+    return not is_view and "empty" not in name and name != "_unsafe_view"
 
 
 def _is_on_device(item: Any) -> bool:

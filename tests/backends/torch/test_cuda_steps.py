@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,12 +19,13 @@ from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
 from coldstream.backends.torch.device_kernels import DeviceKernels
 from coldstream.backends.torch.fallback import FallbackAssembly, FallbackDecoder
+from coldstream.backends.torch.graphs import WITHOUT
 from coldstream.backends.torch.kv_cache import KvCache
-from coldstream.bench.gpu.floors import LAUNCHES_A_LAYER
+from coldstream.bench.gpu.floors import LAUNCHES_A_LAYER, LAUNCHES_BESIDE_A_RECORDING
 from coldstream.engine.generation import Generation
 from coldstream.engine.grammar import Grammars
 from coldstream.engine.kvcache.blocks import Blocks
-from coldstream.engine.kvcache.budget import BLOCK_SIZE, affordable
+from coldstream.engine.kvcache.budget import affordable
 from coldstream.engine.kvcache.pool import Table
 from coldstream.engine.request import Grammar, PromptImage, Request, SamplingParams, TokenEvent
 from coldstream.engine.scheduler import Scheduler
@@ -31,10 +33,11 @@ from coldstream.engine.stats import Meter
 from coldstream.engine.steps import Steps
 from coldstream.errors import ColdstreamError
 from coldstream.model.config import ModelConfig
+from coldstream.model.memory import BLOCK_SIZE
 from coldstream.model.vision_config import VisionConfig
 from coldstream.settings import EngineSettings
 from tests.backends.torch.test_fallback import make as make_reference
-from tests.support.cuda_device import CUDA, SilentLauncher, Waited, Waits, cuda
+from tests.support.cuda_device import CUDA, SilentLauncher, SilentRecorder, UnorderedCopies, Waited, Waits, cuda
 from tests.support.parts import GEMMA, LLAMA, make_tokenizer
 from tests.support.tiny import Tiny
 from tests.support.tiny_vision import IMAGE, SIZE, TOKENS, gemma3_vision
@@ -82,10 +85,18 @@ def device() -> Iterator[None]:
 class Stepping:
     """The engine's parts around a decoder on CUDA, driven on this thread; each step under a guard against waits."""
 
-    def __init__(self, decoder: Any, *, step_tokens: int = 32, kv_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        decoder: Any,
+        *,
+        step_tokens: int = 32,
+        kv_bytes: int = 1 << 20,
+        recorder: SilentRecorder | None = None,
+    ) -> None:
         settings = EngineSettings(max_sequences=16, step_tokens=step_tokens, kv_bytes=kv_bytes)
         config = decoder.config
-        self.backend = TorchBackend(decoder, config, device=CUDA, kernels=decoder.kernels)
+        made_recorder = None if recorder is None else lambda device: recorder
+        self.backend = TorchBackend(decoder, config, device=CUDA, kernels=decoder.kernels, recorder=made_recorder)
         groups = affordable(
             kv_bytes,
             windows=self.backend.windows,
@@ -125,7 +136,8 @@ class Stepping:
         self.active[key] = generation
         self.scheduler.add(generation.sequence)
 
-    def step(self) -> None:
+    def step(self) -> Counter[str]:
+        """What the device was given."""
         step = self.scheduler.schedule()
         with torch.inference_mode(), Waits() as waits:
             launched = self.steps.launch(step, self.active)
@@ -136,6 +148,7 @@ class Stepping:
                 self._end(generation, event)
         needs_one = any(piece.draws or piece.sequence.is_scored for piece in step.pieces)
         assert waits.readbacks == needs_one
+        return waits.queued
 
     def run(self) -> None:
         """To the end of all."""
@@ -156,7 +169,9 @@ class Stepping:
 def made(
     config: Mapping[str, Any], precision: DecoderPrecision = "float32", kernels: DeviceKernels | None = None
 ) -> Decoder:
-    decoder = Decoder(ModelConfig.from_json(config), precision=precision, device=CUDA, kernels=kernels)
+    decoder = Decoder(
+        ModelConfig.from_json(config), precision=precision, device=CUDA, kernels=kernels, copies=UnorderedCopies
+    )
     shapes = {
         "lm_head.weight" if item.name == "lm_head.weight" else f"model.{item.name}": item.shape
         for item in decoder.parameters()
@@ -205,6 +220,28 @@ def test_steps_of_our_own_kernels(config: Mapping[str, Any], precision: DecoderP
     assert {event.finish_reason for event in stepping.finished.values()} == {"length"}
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("config", [LLAMA, GEMMA], ids=["llama", "gemma"])
+def test_a_decode_step_is_one_recording_and_a_few_launches(
+    config: Mapping[str, Any], precision: DecoderPrecision
+) -> None:
+    """What `bench/gpu.py --plan` says of a step."""
+    launcher, recorder = SilentLauncher(), SilentRecorder(CUDA)
+    stepping = Stepping(made(config, precision, DeviceKernels(launcher)), recorder=recorder)
+    for name in "abc":
+        stepping.add(name, range(4, 9), max_tokens=40)
+    queued = [stepping.step() for _ in range(WITHOUT + 2)]
+    assert not recorder.played
+    before = launcher.launches.total()
+    queued = [stepping.step() for _ in range(8)]
+    assert recorder.played == len(queued)
+    assert launcher.launches.total() == before
+    assert {sum(each.values()) for each in queued} == {LAUNCHES_BESIDE_A_RECORDING}, queued
+    stepping.add("late", range(4, 50), max_tokens=2)
+    stepping.run()
+    assert {event.finish_reason for event in stepping.finished.values()} == {"length"}
+
+
 def test_blocks_that_are_copied_and_blocks_that_lie_scattered() -> None:
     config = ModelConfig.from_json(GEMMA)
     groups = tuple(Group(window, 8) for window in windows(config))
@@ -249,7 +286,9 @@ def test_a_grammars_mask() -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_images_and_the_tower_that_sees_them(tiny: Tiny, precision: Literal["float32", "bfloat16"]) -> None:
     config = ModelConfig.from_json(tiny.config)
-    decoder = Decoder(config, precision=precision, device=CUDA, vision=VisionConfig.from_json(tiny.config))
+    decoder = Decoder(
+        config, precision=precision, device=CUDA, vision=VisionConfig.from_json(tiny.config), copies=UnorderedCopies
+    )
     assembly = Assembly(decoder, {name: tensor.shape for name, tensor in tiny.tensors.items()})
     for name, tensor in tiny.tensors.items():
         assembly.assign(name, torch.zeros_like(tensor))

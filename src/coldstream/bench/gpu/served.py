@@ -18,9 +18,14 @@ from coldstream.settings import Device, EngineSettings, ModelSettings, Precision
 
 @dataclass(slots=True)
 class Answered:
-    """One answer: its ids, and when each came, on `time.monotonic()`'s clock."""
+    """One answer: its ids, and when each came, on `time.monotonic()`'s clock.
+
+    Log probabilities, in nats, where they were asked for: of its ids, and of the prompt's behind the first.
+    """
 
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    prompt_logprobs: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     first_seconds: float = 0.0
     error: ColdstreamError | None = None
@@ -28,11 +33,19 @@ class Answered:
 
 @contextmanager
 def serving(
-    folder: str, *, device: Device, precision: Precision, max_sequences: int = 64, step_tokens: int = 2048
+    folder: str,
+    *,
+    device: Device,
+    precision: Precision,
+    max_sequences: int = 64,
+    step_tokens: int = 2048,
+    graphs: bool = True,
 ) -> Iterator[LoadedModel]:
     """The engine of a checkpoint's folder, ready; it is closed behind it."""
     model = ModelSettings("bench", folder, engine="native", device=device, precision=precision)
-    engine = EngineSettings(max_sequences=max_sequences, step_tokens=step_tokens, prefix_cache=False)
+    engine = EngineSettings(
+        max_sequences=max_sequences, step_tokens=step_tokens, prefix_cache=False, cuda_graphs=graphs
+    )
     loaded = asyncio.run(load(model, Settings(models={"bench": model}, engine=engine)))
     try:
         yield loaded
@@ -54,6 +67,8 @@ def ask(loaded: LoadedModel, requests: Sequence[Request]) -> list[Answered]:
         now = time.monotonic()
         answer.token_ids += event.token_ids
         answer.times += [now] * len(event.token_ids)
+        answer.logprobs += [item.logprob for item in event.logprobs]
+        answer.prompt_logprobs += [item.logprob for item in event.prompt_logprobs if item is not None]
         if event.finish_reason is not None:
             answer.error = event.error
             answer.first_seconds = (event.usage.first_token_seconds or 0.0) if event.usage is not None else 0.0
