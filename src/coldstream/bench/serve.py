@@ -116,17 +116,19 @@ def run_serve_bench(
     load: Load | None = None,
     endpoints: Mapping[str, Endpoint] | None = None,
     engine: EngineName | None = None,
+    vllm_args: tuple[str, ...] = (),
     say: Say = lambda line: None,
 ) -> ServeReport:
     """Start each server in turn, load it, end it; `endpoints` run already. `servers`: name -> model, see `SERVERS`.
 
-    `engine` is our own server's.
+    `engine` is our own server's; `vllm_args` are options of `vllm serve`, for it and for our own server on engine vllm.
 
     Raises:
         SettingsError: a name that is not known, or our own server did not start. A peer that does not is left out.
     """
     wanted = load or Load()
-    plan = PeerPlan(max([1, wanted.beside + 1, *wanted.clients]), wanted.context, os.cpu_count() or 1, engine)
+    sequences = max([1, wanted.beside + 1, *wanted.clients])
+    plan = PeerPlan(sequences, wanted.context, os.cpu_count() or 1, engine, vllm_args)
     chosen = [server(name, model, plan) for name, model in servers.items()]
     runs: list[Run] = []
     skipped: dict[str, str] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -227,6 +228,9 @@ def serve(
     requests: Annotated[int, typer.Option(min=1, help="Requests of each client.")] = 4,
     seconds: Annotated[float, typer.Option(min=1, help="Length of an open loop.")] = 30.0,
     engine: Annotated[str | None, typer.Option(help="Of our own server: auto, native or vllm.")] = None,
+    vllm_args: Annotated[
+        str, typer.Option(help="More options of vllm serve, for it and for our server on engine vllm.")
+    ] = "",
     as_json: AsJson = False,
     chart: Chart = None,
 ) -> None:
@@ -252,6 +256,7 @@ def serve(
         ),
         endpoints={name: Endpoint(address, model) for name, address, model in running},
         engine=check_engine(engine) if engine is not None else None,
+        vllm_args=tuple(shlex.split(vllm_args)),
         say=_say,
     )
     _write(chart, report.svg())
