@@ -28,7 +28,7 @@ from coldstream.bench.serve_load import (
 from coldstream.bench.serve_peers import PeerPlan, running, server
 from coldstream.errors import SettingsError
 from coldstream.host import cpu
-from coldstream.settings import EngineName
+from coldstream.settings import EngineName, Precision
 
 Say = Callable[[str], None]
 
@@ -117,18 +117,20 @@ def run_serve_bench(
     endpoints: Mapping[str, Endpoint] | None = None,
     engine: EngineName | None = None,
     vllm_args: tuple[str, ...] = (),
+    precision: Precision = "auto",
     say: Say = lambda line: None,
 ) -> ServeReport:
     """Start each server in turn, load it, end it; `endpoints` run already. `servers`: name -> model, see `SERVERS`.
 
-    `engine` is our own server's; `vllm_args` are options of `vllm serve`, for it and for our own server on engine vllm.
+    `engine` is our own server's, `precision` its and vLLM's; `vllm_args` are options of `vllm serve`, for it and for
+    our own server on engine vllm.
 
     Raises:
         SettingsError: a name that is not known, or our own server did not start. A peer that does not is left out.
     """
     wanted = load or Load()
     sequences = max([1, wanted.beside + 1, *wanted.clients])
-    plan = PeerPlan(sequences, wanted.context, os.cpu_count() or 1, engine, vllm_args)
+    plan = PeerPlan(sequences, wanted.context, os.cpu_count() or 1, engine, vllm_args, precision)
     chosen = [server(name, model, plan) for name, model in servers.items()]
     runs: list[Run] = []
     skipped: dict[str, str] = {}

@@ -23,7 +23,7 @@ import httpx2
 from coldstream.bench import child
 from coldstream.bench.serve_load import Api, Endpoint
 from coldstream.errors import SettingsError
-from coldstream.settings import EngineName
+from coldstream.settings import EngineName, Precision
 
 _DEADLINE = 900.0
 _PATIENCE = 15.0
@@ -50,7 +50,8 @@ threading.Event().wait()
 class PeerPlan:
     """What all servers get alike: sequences at once, tokens a sequence may have, threads; `engine` is ours alone.
 
-    `vllm_args` are options of `vllm serve`, for it and for our server on engine vllm.
+    `precision` is our server's and vLLM's; `vllm_args` are options of `vllm serve`, for it and for our server on
+    engine vllm.
     """
 
     sequences: int
@@ -58,6 +59,7 @@ class PeerPlan:
     threads: int
     engine: EngineName | None = None
     vllm_args: tuple[str, ...] = ()
+    precision: Precision = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class PeerServer:
 
 def _coldstream(model: str, plan: PeerPlan) -> PeerServer:
     command = (sys.executable, "-m", "coldstream", "serve", "--host", "127.0.0.1", "--port", "{port}", "--quiet")
-    config = ""
+    command, config = (*command, "--precision", plan.precision), ""
     if plan.engine == "vllm":  # with the limits that vLLM itself is given
         command, config = (*command, "--config", "{config}"), _on_vllm(model, plan)
     else:
@@ -111,7 +113,8 @@ def _transformers(model: str, plan: PeerPlan) -> PeerServer:
 def _vllm(model: str, plan: PeerPlan) -> PeerServer:
     script = shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
     memory = ("--kv-cache-memory-bytes", str(_VLLM_CACHE))
-    limits = (*memory, "--max-model-len", str(plan.context), "--max-num-seqs", str(plan.sequences), *plan.vllm_args)
+    limits = (*memory, "--max-model-len", str(plan.context), "--max-num-seqs", str(plan.sequences))
+    limits = (*limits, "--dtype", plan.precision, *plan.vllm_args)
     command = (script or "vllm", "serve", model, "--host", "127.0.0.1", "--port", "{port}", *limits)
     return PeerServer(
         "vllm", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=None if script else "vllm"

@@ -228,6 +228,7 @@ def serve(
     requests: Annotated[int, typer.Option(min=1, help="Requests of each client.")] = 4,
     seconds: Annotated[float, typer.Option(min=1, help="Length of an open loop.")] = 30.0,
     engine: Annotated[str | None, typer.Option(help="Of our own server: auto, native or vllm.")] = None,
+    precision: Annotated[str, typer.Option(help="Of our own server and of vLLM.")] = "auto",
     vllm_args: Annotated[
         str, typer.Option(help="More options of vllm serve, for it and for our server on engine vllm.")
     ] = "",
@@ -237,7 +238,7 @@ def serve(
     """Tokens a second, time to the first token and between tokens, under load, beside peers."""
     from coldstream.bench.serve import Load, run_serve_bench
     from coldstream.bench.serve_load import Endpoint
-    from coldstream.settings import check_engine
+    from coldstream.settings import check_engine, check_precision
 
     servers = ({"coldstream": uri} if uri else {}) | dict(_pair(item, "--peer") for item in peer or ())
     running = [(name, *_pair(rest, "--url")) for name, rest in (_pair(item, "--url") for item in url or ())]
@@ -256,6 +257,7 @@ def serve(
         ),
         endpoints={name: Endpoint(address, model) for name, address, model in running},
         engine=check_engine(engine) if engine is not None else None,
+        precision=check_precision(precision),
         vllm_args=tuple(shlex.split(vllm_args)),
         say=_say,
     )
