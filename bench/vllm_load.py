@@ -29,7 +29,8 @@ from coldstream.bench.shape import BucketShape, ShapedProxy
 from coldstream.demo.bucket import LocalBucket
 
 LOADERS = ("coldstream", "runai")
-_DATA = re.compile(rb"^GET [^\r\n]*\.safetensors", re.MULTILINE)
+_DATA = re.compile(rb"^GET [^\r\n]*(?:\.|%2E)safetensors", re.MULTILINE)
+"""A request for weights, as either client writes the name."""
 
 
 class Model:
@@ -199,12 +200,12 @@ def measure(model: Model, runs: int) -> dict[str, Any]:
     return {name: {"median": statistics.median(found), "runs": found} for name, found in taken.items() if found}
 
 
-def survive(model: Model, proxy: FaultyProxy, schedules: int) -> dict[str, Any]:
+def survive(model: Model, proxy: FaultyProxy, seeds: range) -> dict[str, Any]:
     """How each ends under each schedule: whole, an error, or other weights without one."""
     proxy.reseed(-1)
     right = model.digest()
     ends: dict[str, list[str]] = {name: [] for name in LOADERS}
-    for seed in range(schedules):
+    for seed in seeds:
         for name in LOADERS:
             proxy.reseed(seed)
             model.spoil()
@@ -224,6 +225,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--faults", type=int, default=0)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--shape", default="rate=1GB/s,ttfb=60ms")
     asked = parser.parse_args()
     found: dict[str, Any] = {"folder": str(asked.folder), "load": os.getloadavg()[0]}
@@ -241,7 +243,7 @@ def main() -> None:
                 model.seconds("coldstream")
             faulty = FaultyProxy(host, int(port))
             with environment(faulty.url):
-                found["ends"] = survive(model, faulty, asked.faults)
+                found["ends"] = survive(model, faulty, range(asked.first_seed, asked.first_seed + asked.faults))
     print(json.dumps(found))
 
 
