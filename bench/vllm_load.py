@@ -193,8 +193,10 @@ def measure(model: Model, runs: int) -> dict[str, Any]:
     for number in range(runs + 1):
         for name in LOADERS if number % 2 else LOADERS[::-1]:
             model.spoil()
+            used = time.process_time()
             seconds = model.seconds(name)
-            print(f"{name}: {seconds:.2f} s, digest {model.digest():08x}", flush=True)
+            used = time.process_time() - used
+            print(f"{name}: {seconds:.2f} s, {used:.2f} s of processors, digest {model.digest():08x}", flush=True)
             if number:
                 taken[name].append(seconds)
     return {name: {"median": statistics.median(found), "runs": found} for name, found in taken.items() if found}

@@ -80,8 +80,9 @@ class PeerServer:
 
 
 def _coldstream(model: str, plan: PeerPlan) -> PeerServer:
-    command = (sys.executable, "-m", "coldstream", "serve", "--host", "127.0.0.1", "--port", "{port}", "--quiet")
-    command, config = (*command, "--precision", plan.precision), ""
+    common = ("-m", "coldstream", "serve", "--host", "127.0.0.1", "--port", "{port}", "--quiet")
+    command: tuple[str, ...] = (sys.executable, *common, "--precision", plan.precision)
+    config = ""
     if plan.engine == "vllm":  # with the limits that vLLM itself is given
         command, config = (*command, "--config", "{config}"), _on_vllm(model, plan)
     else:
@@ -93,8 +94,7 @@ def _coldstream(model: str, plan: PeerPlan) -> PeerServer:
 def _on_vllm(model: str, plan: PeerPlan) -> str:
     keys = {"uri": model, "engine": "vllm", "max_context": plan.context, "vllm_args": list(plan.vllm_args)}
     limits = {"max_sequences": plan.sequences, "kv_bytes": _VLLM_CACHE}
-    tables = {"models.default": keys, "engine": limits}
-    lines = (line for name, table in tables.items() for line in (f"[{name}]", *map(_toml, table.items())))
+    lines = ["[models.default]", *map(_toml, keys.items()), "[engine]", *map(_toml, limits.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -113,8 +113,8 @@ def _transformers(model: str, plan: PeerPlan) -> PeerServer:
 def _vllm(model: str, plan: PeerPlan) -> PeerServer:
     script = shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
     memory = ("--kv-cache-memory-bytes", str(_VLLM_CACHE))
-    limits = (*memory, "--max-model-len", str(plan.context), "--max-num-seqs", str(plan.sequences))
-    limits = (*limits, "--dtype", plan.precision, *plan.vllm_args)
+    sizes = ("--max-model-len", str(plan.context), "--max-num-seqs", str(plan.sequences))
+    limits = (*memory, *sizes, "--dtype", plan.precision, *plan.vllm_args)
     command = (script or "vllm", "serve", model, "--host", "127.0.0.1", "--port", "{port}", *limits)
     return PeerServer(
         "vllm", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=None if script else "vllm"
