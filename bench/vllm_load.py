@@ -4,7 +4,8 @@
     python bench/vllm_load.py FOLDER --runs 0 --faults 20            # seeded schedules of a bucket that errs
 
 In an environment with vllm. FOLDER is put into a local bucket (fake-gcs-server); both loaders are vLLM's registered
-classes, asked as vLLM asks them. A faulty bucket breaks off answers, says 503, or waits, seeded, behind both alike.
+classes, asked as vLLM asks them. A faulty bucket breaks off answers, says 503, or waits, seeded, behind both alike; in
+every fourth schedule one answer has a bit turned over.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import socket
 import statistics
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +29,8 @@ from coldstream.bench.shape import BucketShape, ShapedProxy
 from coldstream.demo.bucket import LocalBucket
 
 LOADERS = ("coldstream", "runai")
-_DATA = re.compile(rb"^GET [^\r\n]*\.safetensors", re.MULTILINE)
+_DATA = re.compile(rb"^GET [^\r\n]*(?:\.|%2E)safetensors", re.MULTILINE)
+"""A request for weights, as either client writes the name."""
 
 
 class Model:
@@ -63,9 +66,14 @@ class Model:
             self.loaders[loader].load_weights(self.model, self.config.model_config)
             return time.perf_counter() - began
 
-    def digest(self) -> float:
-        """A number that tells loaded weights from others."""
-        return sum(float(item.detach().float().abs().sum()) for item in self.model.parameters())
+    def digest(self) -> int:
+        """A number that tells loaded weights from others, if only by a bit."""
+        import torch
+
+        found = 0
+        for item in self.model.parameters():
+            found = zlib.crc32(item.detach().contiguous().view(torch.uint8).numpy().data, found)
+        return found
 
     def spoil(self) -> None:
         """Other weights than any checkpoint's, so that what is not loaded is seen."""
@@ -77,13 +85,13 @@ class Model:
 
 
 class FaultyProxy:
-    """Passes connections on to a bucket; an answer with weights is now and then broken off, refused, or late."""
+    """Passes connections on to a bucket; at times it breaks off, refuses, delays or damages an answer with weights."""
 
     def __init__(self, host: str, port: int) -> None:
         self._upstream = (host, port)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self._draw, self._chance, self._lock = random.Random(0), 0.0, threading.Lock()  # noqa: S311
-        self.met = 0
+        self.met, self._damaged = 0, -1
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -91,13 +99,18 @@ class FaultyProxy:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def reseed(self, seed: int) -> None:
-        """The next schedule: how often an answer meets a fault, from 2 % to 30 %."""
+        """The next schedule: how often an answer meets a fault, from 2 % to 30 %; and which one is damaged, if any."""
         with self._lock:
             self._draw = random.Random(seed)  # noqa: S311
             self._chance, self.met = self._draw.choice([0.02, 0.05, 0.1, 0.3]), 0
+            self._damaged = self._draw.randrange(8) if seed % 4 == 0 else -1
 
     def _fault(self) -> tuple[str, int] | None:
         with self._lock:
+            self._damaged -= 1
+            if self._damaged == -1:
+                self.met += 1
+                return "damaged", self._draw.randrange(1 << 16)
             if self._draw.random() >= self._chance:
                 return None
             self.met += 1
@@ -119,7 +132,8 @@ class FaultyProxy:
                 if fault is not None and fault[0] == "late":
                     time.sleep(0.5)
                 server.sendall(request)
-                self._answer(server, client, fault[1] if fault is not None and fault[0] == "reset" else None)
+                kind, place = fault or ("none", 0)
+                self._answer(server, client, place if kind == "reset" else None, place if kind == "damaged" else None)
         except OSError:
             pass
         finally:
@@ -135,10 +149,19 @@ class FaultyProxy:
         host = f"Host: {self._upstream[0]}:{self._upstream[1]}".encode()
         return re.sub(rb"(?im)^host: [^\r\n]*", host, head)
 
-    def _answer(self, server: socket.socket, client: socket.socket, cut: int | None) -> None:
+    def _received(self, server: socket.socket, most: int) -> bytes:
+        piece = server.recv(most)
+        if not piece:
+            raise OSError("the bucket broke off")
+        return piece
+
+    def _answer(
+        self, server: socket.socket, client: socket.socket, cut: int | None = None, flip: int | None = None
+    ) -> None:
+        """Pass an answer on; `cut` bytes of its content and no more, or with a bit of byte `flip` turned over."""
         head = b""
         while b"\r\n\r\n" not in head:
-            head += server.recv(65536)
+            head += self._received(server, 65536)
         at = head.index(b"\r\n\r\n") + 4
         length = re.search(rb"(?i)content-length: (\d+)", head[:at])
         left = (int(length[1]) if length else 0) - (len(head) - at)
@@ -146,7 +169,10 @@ class FaultyProxy:
         while left > 0:
             if cut is not None and cut <= 0:
                 raise OSError("broken off")
-            piece = server.recv(min(left, 1 << 18))
+            piece = bytearray(self._received(server, min(left, 1 << 18)))
+            if flip is not None and flip < len(piece):
+                piece[flip] ^= 1
+            flip = None if flip is None or flip < len(piece) else flip - len(piece)
             client.sendall(piece)
             left -= len(piece)
             cut = None if cut is None else cut - len(piece)
@@ -167,25 +193,27 @@ def measure(model: Model, runs: int) -> dict[str, Any]:
     for number in range(runs + 1):
         for name in LOADERS if number % 2 else LOADERS[::-1]:
             model.spoil()
+            used = time.process_time()
             seconds = model.seconds(name)
-            print(f"{name}: {seconds:.2f} s, digest {model.digest():.1f}", flush=True)
+            used = time.process_time() - used
+            print(f"{name}: {seconds:.2f} s, {used:.2f} s of processors, digest {model.digest():08x}", flush=True)
             if number:
                 taken[name].append(seconds)
     return {name: {"median": statistics.median(found), "runs": found} for name, found in taken.items() if found}
 
 
-def survive(model: Model, proxy: FaultyProxy, schedules: int) -> dict[str, Any]:
+def survive(model: Model, proxy: FaultyProxy, seeds: range) -> dict[str, Any]:
     """How each ends under each schedule: whole, an error, or other weights without one."""
     proxy.reseed(-1)
     right = model.digest()
     ends: dict[str, list[str]] = {name: [] for name in LOADERS}
-    for seed in range(schedules):
+    for seed in seeds:
         for name in LOADERS:
             proxy.reseed(seed)
             model.spoil()
             try:
                 model.seconds(name)
-                end = "whole" if abs(model.digest() - right) < 1e-3 * right else "WRONG"
+                end = "whole" if model.digest() == right else "WRONG"
             except Exception as exc:
                 end = type(exc).__name__
             ends[name].append(end)
@@ -199,6 +227,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--faults", type=int, default=0)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--shape", default="rate=1GB/s,ttfb=60ms")
     asked = parser.parse_args()
     found: dict[str, Any] = {"folder": str(asked.folder), "load": os.getloadavg()[0]}
@@ -212,10 +241,11 @@ def main() -> None:
                 found["seconds"] = measure(model, asked.runs)
         if asked.faults:
             with environment(bucket.url):
+                model.spoil()
                 model.seconds("coldstream")
             faulty = FaultyProxy(host, int(port))
             with environment(faulty.url):
-                found["ends"] = survive(model, faulty, asked.faults)
+                found["ends"] = survive(model, faulty, range(asked.first_seed, asked.first_seed + asked.faults))
     print(json.dumps(found))
 
 

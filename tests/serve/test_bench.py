@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,7 @@ from coldstream.bench.serve_peers import SERVERS, PeerPlan, PeerServer, running,
 from coldstream.bench.served_quality import ServedQuality
 from coldstream.errors import SettingsError
 from coldstream.serve.middleware.auth import ApiKeys
+from coldstream.settings import load as load_settings
 from tests.support.scripted import ScriptedModel
 
 
@@ -160,6 +163,25 @@ def test_every_peer_gets_its_own_port_and_model() -> None:
     assert (made.name, made.command[0], made.needs) == ("openvino int4", "/elsewhere/python", None)
     with pytest.raises(SettingsError, match="known here: coldstream"):
         server("nobody", "m", PeerPlan(1, 1, 1))
+
+
+def test_our_server_on_vllm_gets_the_limits_that_vllm_gets(tmp_path: Path) -> None:
+    plan = PeerPlan(sequences=8, context=512, threads=2, engine="vllm", vllm_args=("--enforce-eager", '--x "\n"'))
+    ours, theirs = server("coldstream", "gs://bucket/m \u00fc", plan), server("vllm", "m", plan)
+    file = tmp_path / "coldstream.toml"
+    file.write_text(ours.config, encoding="utf-8")
+    read = load_settings(file, environ={})
+    model = read.models["default"]
+    assert (model.uri, model.engine, model.vllm_args) == ("gs://bucket/m \u00fc", "vllm", plan.vllm_args)
+    limits = {
+        "--max-model-len": model.max_context,
+        "--max-num-seqs": read.engine.max_sequences,
+        "--kv-cache-memory-bytes": read.engine.kv_bytes,
+    }
+    given = dict(itertools.pairwise(theirs.command))
+    assert {name: given[name] for name in limits} == {name: str(value) for name, value in limits.items()}
+    assert theirs.command[-2:] == plan.vllm_args
+    assert "{config}" in ours.command
 
 
 async def test_the_report_has_a_line_and_a_bar_for_every_run(serve, engine) -> None:

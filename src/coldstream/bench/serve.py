@@ -30,7 +30,7 @@ from coldstream.bench.serve_peers import PeerPlan, running, server
 from coldstream.bench.served_quality import BEST, Positions, ServedQuality, measure
 from coldstream.errors import SettingsError
 from coldstream.host import cpu
-from coldstream.settings import EngineName
+from coldstream.settings import EngineName, Precision
 
 Say = Callable[[str], None]
 
@@ -140,18 +140,21 @@ def run_serve_bench(
     engine: EngineName | None = None,
     pythons: Mapping[str, str] | None = None,
     asked: Positions | None = None,
+    vllm_args: tuple[str, ...] = (),
+    precision: Precision = "auto",
     say: Say = lambda line: None,
 ) -> ServeReport:
     """Start each server in turn, load it, end it; `endpoints` run already. `servers`: name -> model, see `SERVERS`.
 
-    `engine` is our own server's, `pythons` are peers' own by their kind. Quality is measured at the places `asked`.
+    `engine` is our own server's, `precision` its and vLLM's; `vllm_args` are options of `vllm serve`, for it and for
+    our own server on engine vllm. `pythons` are peers' own by their kind. Quality is measured at the places `asked`.
 
     Raises:
         SettingsError: a name that is not known, or our own server did not start. A peer that does not is left out.
     """
     wanted = load or Load()
     sequences = max([1, wanted.beside + 1, *wanted.clients])
-    plan = PeerPlan(sequences, wanted.context, os.cpu_count() or 1, engine, pythons or {})
+    plan = PeerPlan(sequences, wanted.context, os.cpu_count() or 1, engine, pythons or {}, vllm_args, precision)
     chosen = [(server(name, model, plan), model) for name, model in servers.items()]
     runs: list[Run] = []
     served: list[Contestant] = []

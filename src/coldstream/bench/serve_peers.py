@@ -7,6 +7,7 @@ own OpenAI endpoint. What cannot be started is skipped with the reason, never si
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import sys
 import tempfile
@@ -22,12 +23,14 @@ import httpx2
 from coldstream.bench import child
 from coldstream.bench.serve_load import Api, Endpoint
 from coldstream.errors import SettingsError
-from coldstream.settings import EngineName
+from coldstream.settings import EngineName, Precision
 
 _DEADLINE = 900.0
 _PATIENCE = 15.0
 _PAUSE = 0.1
 _IGNORE_EOS: Mapping[str, Any] = {"ignore_eos": True}
+_VLLM_CACHE = 4 << 30
+"""Bytes of keys and values, with our server and without it; on a CPU vLLM would take of all the machine's."""
 _NO_EOS: Mapping[str, Any] = {"generation_config": '{"eos_token_id": -1, "pad_token_id": 0}'}
 """For `transformers serve`, which takes a whole GenerationConfig; no token has this id."""
 
@@ -57,6 +60,8 @@ class PeerPlan:
     """What all servers get alike: sequences at once, tokens a sequence may have, threads; `engine` is ours alone.
 
     `pythons` are those of peers that have an environment of their own, by the peer's kind.
+    `precision` is our server's and vLLM's; `vllm_args` are options of `vllm serve`, for it and for our server on
+    engine vllm.
     """
 
     sequences: int
@@ -64,6 +69,8 @@ class PeerPlan:
     threads: int
     engine: EngineName | None = None
     pythons: Mapping[str, str] = field(default_factory=dict)
+    vllm_args: tuple[str, ...] = ()
+    precision: Precision = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,8 @@ class PeerServer:
     """How to start one. `{port}` in the command stands for its port; `ready` is asked until it answers 200.
 
     `model` is the name that requests must carry; None takes the first one that /v1/models lists. `needs` says what is
-    not installed, `settings` in words what was chosen.
+    not installed, `settings` in words what was chosen; `config` is what the file holds that `{config}` in the command
+    stands for.
     """
 
     name: str
@@ -81,14 +89,31 @@ class PeerServer:
     extra: Mapping[str, Any] | None = None
     needs: str | None = None
     settings: str = "as it comes"
+    config: str = ""
 
 
 def _coldstream(model: str, plan: PeerPlan) -> PeerServer:
-    command = (sys.executable, "-m", "coldstream", "serve", model, "--host", "127.0.0.1", "--port", "{port}", "--quiet")
-    if plan.engine is None:
-        return PeerServer("coldstream", command, ready="/readyz", model="default", extra=_IGNORE_EOS)
-    name, chosen = f"coldstream, {plan.engine}", (*command, "--engine", plan.engine)
-    return PeerServer(name, chosen, ready="/readyz", model="default", extra=_IGNORE_EOS)
+    common = ("-m", "coldstream", "serve", "--host", "127.0.0.1", "--port", "{port}", "--quiet")
+    command: tuple[str, ...] = (sys.executable, *common, "--precision", plan.precision)
+    config = ""
+    if plan.engine == "vllm":  # with the limits that vLLM itself is given
+        command, config = (*command, "--config", "{config}"), _on_vllm(model, plan)
+    else:
+        command = (*command, model, *(("--engine", plan.engine) if plan.engine else ()))
+    name = f"coldstream, {plan.engine}" if plan.engine else "coldstream"
+    return PeerServer(name, command, ready="/readyz", model="default", extra=_IGNORE_EOS, config=config)
+
+
+def _on_vllm(model: str, plan: PeerPlan) -> str:
+    keys = {"uri": model, "engine": "vllm", "max_context": plan.context, "vllm_args": list(plan.vllm_args)}
+    limits = {"max_sequences": plan.sequences, "kv_bytes": _VLLM_CACHE}
+    lines = ["[models.default]", *map(_toml, keys.items()), "[engine]", *map(_toml, limits.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(item: tuple[str, object]) -> str:
+    """A key's line; a text of JSON is one of TOML, too."""
+    return f"{item[0]} = {json.dumps(item[1])}"
 
 
 def _transformers(model: str, plan: PeerPlan) -> PeerServer:
@@ -100,9 +125,9 @@ def _transformers(model: str, plan: PeerPlan) -> PeerServer:
 
 def _vllm(model: str, plan: PeerPlan) -> PeerServer:
     script = shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
-    # On a CPU vLLM calls the system's memory the GPU's, and wants nine tenths of it.
-    memory = ("--gpu-memory-utilization", "0.5")
-    limits = (*memory, "--max-model-len", str(plan.context), "--max-num-seqs", str(plan.sequences))
+    memory = ("--kv-cache-memory-bytes", str(_VLLM_CACHE))
+    sizes = ("--max-model-len", str(plan.context), "--max-num-seqs", str(plan.sequences))
+    limits = (*memory, *sizes, "--dtype", plan.precision, *plan.vllm_args)
     command = (script or "vllm", "serve", model, "--host", "127.0.0.1", "--port", "{port}", *limits)
     return PeerServer(
         "vllm", command, ready="/health", model=model, extra=_IGNORE_EOS, needs=None if script else "vllm"
@@ -176,9 +201,11 @@ def running(chosen: PeerServer, *, api: Api, environment: Mapping[str, str] | No
         SettingsError: it ended before it was ready, or was not ready within 15 minutes; the message has its last words.
     """
     port = child.free_port()
-    command = tuple(part.replace("{port}", str(port)) for part in chosen.command)
     with tempfile.TemporaryDirectory(prefix="coldstream-bench-") as folder:
-        log = Path(folder, "log")
+        log, config = Path(folder, "log"), Path(folder, "coldstream.toml")
+        config.write_text(chosen.config, encoding="utf-8")
+        places = {"{port}": str(port), "{config}": str(config)}
+        command = tuple(places.get(part, part) for part in chosen.command)
         process = child.spawn(command, log=log, environment=environment)
         try:
             base = f"http://127.0.0.1:{port}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -243,13 +244,17 @@ def serve(
         int,
         typer.Option(min=0, help="Hold each server's next token against float32's at so many places of four texts."),
     ] = 0,
+    precision: Annotated[str, typer.Option(help="Of our own server and of vLLM.")] = "auto",
+    vllm_args: Annotated[
+        str, typer.Option(help="More options of vllm serve, for it and for our server on engine vllm.")
+    ] = "",
     as_json: AsJson = False,
     chart: Chart = None,
 ) -> None:
     """Tokens a second, time to the first token and between tokens, under load, beside peers."""
     from coldstream.bench.serve import Load, run_serve_bench
     from coldstream.bench.serve_load import Endpoint
-    from coldstream.settings import check_engine
+    from coldstream.settings import check_engine, check_precision
 
     servers = ({"coldstream": uri} if uri else {}) | dict(_pair(item, "--peer") for item in peer or ())
     running = [(name, *_pair(rest, "--url")) for name, rest in (_pair(item, "--url") for item in url or ())]
@@ -270,6 +275,8 @@ def serve(
         engine=check_engine(engine) if engine is not None else None,
         pythons=dict(_pair(item, "--python") for item in python or ()),
         asked=_positions(uri, quality) if quality else None,
+        precision=check_precision(precision),
+        vllm_args=tuple(shlex.split(vllm_args)),
         say=_say,
     )
     _write(chart, report.svg())

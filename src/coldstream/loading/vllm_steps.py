@@ -7,7 +7,6 @@ through the folder, for /startup, and gets its error as it was raised there.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 from asyncio import Task
 from collections.abc import Callable
@@ -78,7 +77,7 @@ class VllmSteps:
         with self._timeline.span("files for vLLM", model=self._model.name):
             made = await folder.write_folder(checkpoint)
         self._closing.add(lambda: folder.remove(made))
-        atexit.register(folder.remove, made)  # where a closer before it fails: the folder is memory
+        folder.remove_at_exit(made)  # where a closer before it fails: the folder is memory
         ModelSource.of(self._model.uri, checkpoint.revision, self._model.weights, self._settings.load).write(made)
         return made
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,17 @@ async def test_the_file_decides_whether_the_head_is_tied(head: bool) -> None:
         folder.remove(made)
     assert said["tie_word_embeddings"] is not head
     assert said["text_config"]["tie_word_embeddings"] is not head
+
+
+def test_it_ends_with_its_process_and_not_with_a_fork_of_it(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    code = (
+        "import os, sys; from pathlib import Path; from coldstream.engines.vllm import folder\n"
+        "made = Path(sys.argv[1]); made.mkdir(); folder.remove_at_exit(made)\n"
+        "child = os.fork()\n"
+        "if not child: sys.exit()\n"
+        "os.waitpid(child, 0); print(made.exists())"
+    )
+    said = subprocess.run([sys.executable, "-c", code, str(made)], capture_output=True, text=True, check=True)
+    assert said.stdout == "True\n"
+    assert not made.exists()

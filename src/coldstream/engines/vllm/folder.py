@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,17 @@ async def write_folder(checkpoint: Checkpoint, *, most: int = small_files.MOST_B
 def remove(folder: Path) -> None:
     """Remove it, if it is there."""
     small_files.remove_folder(folder)
+
+
+def remove_at_exit(folder: Path) -> None:
+    """Remove it when this process ends in order; a process that it forks leaves it alone."""
+    owner = os.getpid()
+
+    def end() -> None:
+        if os.getpid() == owner:
+            remove(folder)
+
+    atexit.register(end)
 
 
 def _truthful(checkpoint: Checkpoint) -> Mapping[str, Any]:

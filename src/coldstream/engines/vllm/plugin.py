@@ -7,7 +7,6 @@ and has no other hook. Called any number of times.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,7 +45,7 @@ class PinnedFiles:
         if url not in _made:
             with ThreadPoolExecutor(1) as thread:  # this one may have an event loop that runs
                 _made[url] = thread.submit(asyncio.run, _fetched(url)).result()
-            atexit.register(folder.remove, _made[url])
+            folder.remove_at_exit(_made[url])
         self.dir = str(_made[url])
 
     def pull_files(self, *_: Any, **__: Any) -> None:
