@@ -78,6 +78,10 @@ def test_models_without_tasks_give_the_task_text(tmp_path: Path) -> None:
         (('stop = [";"]', "stop = [1]"), "tasks.sql.sampling.stop must be a list of strings"),
         (("[server]", "[sever]"), "sever is unknown"),
         (("[server]", "[server"), "not valid TOML"),
+        (
+            ('prompt_input = "question"', 'sql_schema = "tables"'),
+            "tasks.sql.sql_schema = 'tables' is not in the template",
+        ),
         (('default = "none"', 'kind = "choice"'), "needs choices"),
     ],
 )

@@ -83,6 +83,9 @@ def _check_task(task: TaskSettings, models: Mapping[str, ModelSettings]) -> None
         variables, in_system = task.variables, template_variables(task.system or "")
     except SettingsError as exc:
         raise SettingsError(f"{where}: {exc}") from exc
+    if task.sql_schema is not None and task.sql_schema not in variables:
+        there = ", ".join(variables)
+        raise SettingsError(f"{where}.sql_schema = {task.sql_schema!r} is not in the template; it has {there}")
     for name, item in task.inputs.items():
         _check_choice(item, f"{where}.inputs.{name}")
         if item.kind == "image" and name in in_system:

@@ -115,6 +115,11 @@ class TaskSettings:
     prompt: str = key("the template; {name} is an input, {{ a literal brace", "{prompt}")
     system: str | None = key("a template of the system message", None, example='"Answer in one sentence."')
     prompt_input: str = key("the input that the request's `prompt` fills", "prompt")
+    sql_schema: str | None = key(
+        "the input that shows CREATE TABLE commands: the answer is then one SELECT over their tables and columns",
+        None,
+        example='"context"',
+    )
     images: int = key("how many unnamed images it takes; they stand before the text", 0, at_least=0)
     help: str = key("shown on the page and in GET /v1/tasks", "")
     help_in: Mapping[str, str] = key(

@@ -45,6 +45,20 @@ async def test_the_answer_is_a_json_string_with_only_the_generated_text(serve, e
     assert reply.headers["content-type"] == "application/json"
 
 
+async def test_a_task_with_a_schema_has_a_grammar_of_its_tables_and_none_where_none_is_shown(serve, engine) -> None:
+    task = TaskSettings("sql", "default", prompt="{context}\n{question}", prompt_input="question", sql_schema="context")
+    used = engine("SELECT 1;")
+    served = await serve(ScriptedModel(used), with_tasks(task))
+    for schema in ("CREATE TABLE t (a INT)", "a table"):
+        body = {"prompt": "a over 7?", "inputs": {"context": schema}}
+        assert (await served.client.post("/generate", json=body)).status_code == 200
+    shown, none = (request.sampling.grammar for request in used.submitted)
+    assert none is None
+    assert shown is not None
+    assert (shown.kind, shown.field) == ("lark", "inputs.context")
+    assert '"7"' in shown.value
+
+
 async def test_echo_puts_the_decoded_prompt_before_the_text(serve, engine) -> None:
     served = await serve(ScriptedModel(engine("fine")))
     reply = await served.client.post("/generate", json={"type": "text", "prompt": "How?", "echo": True})

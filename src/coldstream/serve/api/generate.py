@@ -15,11 +15,12 @@ from typing import Any
 
 from starlette.responses import Response
 
-from coldstream.engine.request import Usage
+from coldstream.engine.request import Grammar, Usage
 from coldstream.engine.sampling import Given
 from coldstream.errors import ColdstreamError, InvalidRequest
 from coldstream.serve.api import sse
 from coldstream.serve.api.schema import GenerateRequest, stops
+from coldstream.serve.api.sql_grammar import select_grammar
 from coldstream.serve.api.tasks import GivenImage, Rendered, find_task, render
 from coldstream.serve.images.decode import ImageLoader, ImageSource
 from coldstream.serve.middleware import errors as failures
@@ -61,7 +62,16 @@ class AskedTask:
             characters=len(self.rendered.text),
             task=self.task.sampling,
             images=self.images,
+            grammar=self._grammar if self.task.sql_schema is not None else None,
         )
+
+    def _grammar(self, _: ServedModel) -> Grammar | None:
+        """One SELECT over the schema that came; None, and the model is free, where it shows no tables."""
+        values = self.rendered.values
+        schema = values.get(self.task.sql_schema or "", "")
+        question = " ".join(text for name, text in values.items() if name != self.task.sql_schema)
+        text = select_grammar(schema, question)
+        return None if text is None else Grammar("lark", text, f"inputs.{self.task.sql_schema}")
 
     def details(self, result: Result) -> dict[str, Any]:
         """Everything but the text."""

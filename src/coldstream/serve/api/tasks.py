@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from coldstream.errors import InvalidRequest, UnknownTask
@@ -32,11 +32,15 @@ Piece = str | GivenImage
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A task's template with its inputs: the user's turn, the system's text, and which inputs took their default."""
+    """A task's template with its inputs: the user's turn, the system's text, and which inputs took their default.
+
+    `values` are the inputs' texts by their names.
+    """
 
     pieces: tuple[Piece, ...]
     system: str | None
     defaulted: tuple[str, ...] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prompt(self) -> str:
@@ -138,7 +142,8 @@ def render(
             values[name] = default
     system = fill(task.system, values) if task.system else None
     leading = [image for name, image in seen.items() if name not in template_variables(task.prompt)]
-    return Rendered((*leading, *unnamed, *_filled(task.prompt, values, seen)), system, tuple(defaulted))
+    pieces = (*leading, *unnamed, *_filled(task.prompt, values, seen))
+    return Rendered(pieces, system, tuple(defaulted), values)
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
