@@ -152,3 +152,8 @@ def test_what_shows_no_table_leaves_the_model_free() -> None:
 
 def test_an_elided_schema_has_its_table() -> None:
     assert lets_through("CREATE TABLE Donor (...)", "How many donors are there?", "SELECT COUNT(*) FROM Donor;")
+
+
+def test_a_schema_that_opens_the_same_table_again_and_again_is_not_read() -> None:
+    assert read_schema("CREATE TABLE a (" * 12) is not None
+    assert read_schema("CREATE TABLE a (" * 4000) is None  # each would be read to the end

@@ -60,11 +60,13 @@ class SqlSchema:
 def read_schema(text: str) -> SqlSchema | None:
     """The schema that a text shows; None where it shows none, or more than is read."""
     tables: list[Table] = []
-    for found in _CREATE.finditer(text):
+    for number, found in enumerate(_CREATE.finditer(text)):
+        if number == MOST_TABLES:
+            return None
         table = Table(_bare(found[1]))
         for part in _parts(text, found.end()):
             _read(table, part)
-        if len(table.columns) > MOST_COLUMNS or len(tables) == MOST_TABLES:
+        if len(table.columns) > MOST_COLUMNS:
             return None
         if all(table.name.lower() != other.name.lower() for other in tables):
             tables.append(table)
