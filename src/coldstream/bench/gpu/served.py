@@ -18,9 +18,14 @@ from coldstream.settings import Device, EngineSettings, ModelSettings, Precision
 
 @dataclass(slots=True)
 class Answered:
-    """One answer: its ids, and when each came, on `time.monotonic()`'s clock."""
+    """One answer: its ids, and when each came, on `time.monotonic()`'s clock.
+
+    Log probabilities, in nats, where they were asked for: of its ids, and of the prompt's behind the first.
+    """
 
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    prompt_logprobs: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     first_seconds: float = 0.0
     error: ColdstreamError | None = None
@@ -54,6 +59,8 @@ def ask(loaded: LoadedModel, requests: Sequence[Request]) -> list[Answered]:
         now = time.monotonic()
         answer.token_ids += event.token_ids
         answer.times += [now] * len(event.token_ids)
+        answer.logprobs += [item.logprob for item in event.logprobs]
+        answer.prompt_logprobs += [item.logprob for item in event.prompt_logprobs if item is not None]
         if event.finish_reason is not None:
             answer.error = event.error
             answer.first_seconds = (event.usage.first_token_seconds or 0.0) if event.usage is not None else 0.0
