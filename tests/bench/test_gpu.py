@@ -27,6 +27,7 @@ def test_every_section_runs_on_tiny_shapes_on_a_cpu(capfd: pytest.CaptureFixture
     assert out.splitlines()[-1] == "green"
     for said in (
         "12 of 12 tokens are transformers'",
+        "transformers' by",
         "exec to first token",
         "tokens/s",
         "prefill of",

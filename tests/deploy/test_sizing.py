@@ -10,14 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coldstream.backends.blocks import bytes_per_block, windows
 from coldstream.deploy import cards, quota, service, sizing
 from coldstream.deploy import plan as planning
 from coldstream.deploy.quota import CPU_QUOTA, MEMORY_QUOTA
 from coldstream.deploy.service import Options, Scaling
 from coldstream.deploy.sizing import CPU, GIB, L4, CloudMachine, ModelShape, Prices, Size, Weights, Wish
 from coldstream.deploy.target import target
+from coldstream.engine.kvcache.blocks import Blocks
+from coldstream.engine.kvcache.budget import affordable
 from coldstream.errors import DeployError, UnsupportedConfig
 from coldstream.model.config import ModelConfig
+from coldstream.model.memory import BLOCK_SIZE, beside_weights, step_of, workspace_bytes
 from coldstream.settings import DeploySettings
 from tests.deploy.conftest import GEMMA_270M
 
@@ -64,8 +68,10 @@ def test_a_vision_model_is_sized_by_its_text_part() -> None:
 def test_the_plan_counts_what_the_decoder_keeps(changes: dict[str, Any]) -> None:
     shape, model = sizing.shape(changes), ModelConfig.from_json(changes)
     assert (shape.kv_heads, shape.head_dim, shape.context) == (model.kv_heads, model.head_dim, model.max_positions)
-    kept = sum(min(5000, layer.window or 5000) for layer in model.layers)
-    assert shape.kv_bytes(5000, item=2) == 2 * model.kv_heads * model.head_dim * 2 * kept
+    block = bytes_per_block(model, BLOCK_SIZE, token_bytes=2 * model.kv_heads * model.head_dim * 2)
+    groups = affordable(1 << 40, windows=windows(model), block_bytes=block, sequences=1, context=5000, step=512)
+    kept = sum(group.count * each for group, each in zip(groups, block, strict=True))
+    assert shape.kv_bytes(5000, item=2, step=512) == kept
 
 
 def test_a_config_without_layers_is_refused_by_name() -> None:
@@ -74,17 +80,19 @@ def test_a_config_without_layers_is_refused_by_name() -> None:
 
 
 def test_keys_and_values_of_a_full_attention_model_by_hand() -> None:
-    """Llama 3 8B: 32 layers x 8 heads x 128 x 2 (keys, values) x 2 bytes = 128 KiB a token."""
+    """Llama 3 8B: 32 layers x 8 heads x 128 x 2 (keys, values) x 2 bytes = 128 KiB a token, 32 tokens a block."""
     shape = ModelShape("LlamaForCausalLM", 32, 0, 0, 8, 128, 4096, 14336, 128_256, 8192)
-    assert shape.kv_bytes(1, item=2) == 131_072
+    assert shape.kv_bytes(1, item=2, step=512) == 2 * 32 * 131_072
 
 
 @given(tokens=st.integers(1, 100_000))
 def test_a_sliding_layer_holds_no_more_than_its_window(tokens: int) -> None:
     shape = sizing.shape(GEMMA_270M)
     full = replace(shape, sliding_layers=0)
-    saved = full.kv_bytes(tokens, item=2) - shape.kv_bytes(tokens, item=2)
-    assert saved == shape.sliding_layers * max(0, tokens - shape.window) * 2 * 256 * 2
+    saved = full.kv_bytes(tokens, item=2, step=512) - shape.kv_bytes(tokens, item=2, step=512)
+    block = shape.sliding_layers * 2 * 256 * 2 * 32
+    behind = max(0, tokens - shape.window - min(512, tokens)) // 32
+    assert max(0, (behind - 2) * block) <= saved <= behind * block
 
 
 @given(gib=st.floats(0.1, 19), sequences=st.integers(1, 64))
@@ -101,6 +109,62 @@ def test_what_is_planned_for_a_gpu_fits_on_it_and_in_cloud_runs_limits(gib: floa
     assert size.probe_period * size.probe_failures <= 1800
     assert size.probe_period <= 240
     assert size.host_bytes <= size.memory_gib * GIB
+
+
+MODELS = (GEMMA_270M, {"model_type": "llama"}, {"model_type": "mistral"})
+
+
+@given(
+    config=st.sampled_from(MODELS),
+    gib=st.floats(0.1, 16),
+    sequences=st.integers(1, 64),
+    step=st.integers(1, 4096),
+    context=st.none() | st.integers(1, 40_000),
+    card=st.sampled_from([cards.L4, cards.RTX_PRO_6000]),
+)
+def test_the_engine_takes_what_the_plan_says_and_no_sequence_is_shorter(
+    config: dict[str, Any], gib: float, sequences: int, step: int, context: int | None, card: cards.Card
+) -> None:
+    """On a card that has free what the plan assumes; the engine is given the planned context and sequences."""
+    wish = Wish(max_sequences=sequences, step_tokens=step, context=context)
+    try:
+        size = sizing.size((weights(gib, config),), sizing.with_card(card), wish, prices=Prices())
+    except DeployError:
+        return
+    model, rows = ModelConfig.from_json(config), min(size.concurrency, sequences)
+    longest = step_of(step, image=0, context=size.context)
+    room = beside_weights(
+        card.device_bytes - sizing.CUDA_BYTES,
+        card.device_bytes,
+        unallocated=size.weight_bytes,
+        workspace=workspace_bytes(model, tokens=longest, rows=rows, item=2),
+    )
+    block = bytes_per_block(model, BLOCK_SIZE, token_bytes=2 * model.kv_heads * model.head_dim * 2)
+    groups = affordable(
+        room, windows=windows(model), block_bytes=block, sequences=rows, context=size.context, step=longest
+    )
+    assert sum(group.count * each for group, each in zip(groups, block, strict=True)) == size.kv_bytes
+    assert Blocks(groups, BLOCK_SIZE, step=longest).capacity >= size.context
+
+
+def test_each_model_of_an_instance_has_an_engine_of_its_own() -> None:
+    one, two = (sizing.size((weights(1),) * count, L4, Wish(), prices=Prices()) for count in (1, 2))
+    assert two.kv_bytes == 2 * one.kv_bytes
+    assert two.activation_bytes == 2 * one.activation_bytes
+
+
+def test_weights_are_counted_as_they_are_computed_with() -> None:
+    shape = sizing.shape(GEMMA_270M)
+    stored = Weights("gs://models/gemma", 4 * 10**9, 10**9, shape)
+    held = {
+        (precision, gpu): replace(stored, precision=precision).held_bytes("native", gpu=gpu)
+        for precision in ("auto", "float32", "bfloat16", "int8")
+        for gpu in (False, True)
+    }
+    assert held["auto", True] == held["bfloat16", True] == held["bfloat16", False] == 2 * 10**9
+    assert held["float32", True] == held["float32", False] == 4 * 10**9
+    assert held["auto", False] == held["int8", True] == held["int8", False] == 1.05 * 10**9
+    assert stored.held_bytes("vllm", gpu=True) == stored.bytes
 
 
 @given(gib=st.floats(0.05, 12))

@@ -59,6 +59,10 @@ class Fillable(Protocol):
         """Use the embedding's matrix as the head, or the head's own. The file decides, before the gate opens."""
         ...
 
+    def landed(self) -> None:
+        """Nothing more comes, and everything was filled."""
+        ...
+
 
 class Assembly:
     """Fills a decoder. `shapes` are the checkpoint's tensors by their own names, from its headers.
@@ -156,6 +160,7 @@ class Assembly:
             error = ParameterMismatch(_summary("the load ended with unfilled parameters", unfilled))
             self.fail(error)
             raise error
+        self._decoder.landed()
 
     def fail(self, error: BaseException) -> None:
         """Make every waiting and every later `forward` raise `error`."""

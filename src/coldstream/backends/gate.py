@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 
 class Gate:
-    """Closed until `open`; after `fail`, every `wait` raises the error. Safe to use from any thread."""
+    """Closed until `open`; after `fail`, every `wait` raises the error. Safe to use from any thread.
 
-    def __init__(self, name: str) -> None:
+    `passed` is called by each `wait` that the gate lets through, on its thread.
+    """
+
+    def __init__(self, name: str, passed: Callable[[], object] | None = None) -> None:
         self.name = name
+        self._passed = passed
         self._event = threading.Event()
         self._error: BaseException | None = None
 
@@ -31,3 +36,5 @@ class Gate:
         self._event.wait()
         if self._error is not None:
             raise self._error
+        if self._passed is not None:
+            self._passed()

@@ -120,7 +120,7 @@ def read_models(settings: Settings, opener: OpenModel, copies: FindCopy | None =
         model = settings.models[name]
         opened = opener(model.uri)
         shape = sizing.shape(opened.config)
-        weights = Weights(model.uri, opened.total_bytes, opened.total_parameters, shape)
+        weights = Weights(model.uri, opened.total_bytes, opened.total_parameters, shape, model.precision)
         return Model(name, weights, opened.revision, copies(model) if copies is not None else None)
 
     with ThreadPoolExecutor(8) as pool:
@@ -182,7 +182,7 @@ def make_plan(
         scaling,
         # A built image's tag says what is in it; the operator's own may be moved, so its digest is what counts.
         image=pinned if wanted.image else name,
-        config=_config(_on_engine(_on_device(settings, size), wanted, engine)),
+        config=_config(_sized(_on_engine(_on_device(settings, size), wanted, engine), size)),
         revision_of_model=_digest(models),
         options=options,
     )
@@ -206,7 +206,7 @@ def make_plan(
         options=options,
         overlap=wanted.overlap,
         kept=service.kept(deployed),
-        warnings=tuple(_warnings(wanted, size, fit, deployed)),
+        warnings=(*_lowered(settings, size), *_warnings(wanted, size, fit, deployed)),
     )
 
 
@@ -280,6 +280,15 @@ def _refuse_keys(settings: Settings) -> None:
             )
 
 
+def _lowered(settings: Settings, size: Size) -> list[str]:
+    return [
+        f"models.{name}.max_context = {model.max_context} is {size.context} in the service: all its models are given "
+        "the least of theirs"
+        for name, model in settings.models.items()
+        if (model.max_context or 0) > size.context
+    ]
+
+
 def _warnings(wanted: DeploySettings, size: Size, fit: Fit, deployed: Mapping[str, Any] | None) -> list[str]:
     """What deserves to be known before it costs something, and stops nothing."""
     found = []
@@ -322,6 +331,16 @@ def chosen_engine(settings: Settings, wanted: DeploySettings, models: tuple[Mode
         return "vllm", f"models.{of_models[0]}.engine asks for it"
     is_native = all(model.weights.shape.native for model in models)
     return choose_engine(wanted.engine, device="cuda", is_native=is_native, has_vllm=True)
+
+
+def _sized(settings: Settings, size: Size) -> Settings:
+    """With the context and the number of sequences that were planned, so that the engine's memory is the plan's."""
+    models = {
+        name: replace(model, max_context=min(size.context, model.max_context or size.context))
+        for name, model in settings.models.items()
+    }
+    most = min(size.concurrency, settings.engine.max_sequences)
+    return replace(settings, models=models, engine=replace(settings.engine, max_sequences=most))
 
 
 def _on_engine(settings: Settings, wanted: DeploySettings, engine: RunEngine) -> Settings:
@@ -370,6 +389,7 @@ def choose_size(
         max_sequences=settings.engine.max_sequences,
         step_tokens=settings.engine.step_tokens or (_VLLM_STEP if engine == "vllm" else 512),
         context=min(contexts, default=None),
+        kv_bytes=settings.engine.kv_bytes,
         zonal_redundancy=wanted.zonal_redundancy,
     )
     weights = tuple(model.weights for model in models)

@@ -13,17 +13,22 @@ from typing import Any
 
 from coldstream.deploy import cards
 from coldstream.deploy.cards import Card
-from coldstream.errors import DeployError, UnknownArchitecture, UnsupportedConfig
+from coldstream.errors import DeployError, OutOfMemory, UnknownArchitecture, UnsupportedConfig
 from coldstream.model.config import ModelConfig
-from coldstream.settings import RunEngine
+from coldstream.model.memory import BLOCK_SIZE, beside_weights, sequence_bytes, step_of, workspace_bytes
+from coldstream.model.vision_config import VisionConfig
+from coldstream.settings import Precision, RunEngine
 
 GIB = 1024**3
+CUDA_BYTES = GIB
+"""Of a card's memory: what CUDA's context and libraries take before a weight is there."""
 DEFAULT_CONTEXT = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What an architecture's keys, values and activations weigh. `window` is a sliding layer's reach in tokens."""
+    """What an architecture's keys, values and activations weigh. `window` is a sliding layer's reach in tokens, `image`
+    how many stand for an image."""
 
     architecture: str
     layers: int
@@ -37,16 +42,36 @@ class ModelShape:
     context: int
     native: bool = True
     """Whether the native decoder takes it; else vLLM does on a GPU, and transformers on a CPU."""
+    image: int = 0
 
-    def kv_bytes(self, tokens: int, *, item: int) -> int:
-        """Keys and values of one sequence, `item` bytes each."""
-        full = (self.layers - self.sliding_layers) * tokens
-        sliding = self.sliding_layers * min(tokens, self.window)
-        return 2 * self.kv_heads * self.head_dim * item * (full + sliding)
+    @property
+    def vocab_size(self) -> int:
+        return self.vocab
+
+    @property
+    def hidden_size(self) -> int:
+        return self.hidden
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.intermediate
+
+    def kv_bytes(self, tokens: int, *, item: int, step: int) -> int:
+        """Keys and values of one sequence, `item` bytes each, in the blocks that the engine keeps them in.
+
+        `step` are the tokens of a step, as the settings have them.
+        """
+        block = 2 * self.kv_heads * self.head_dim * item * BLOCK_SIZE
+        return sequence_bytes(
+            tokens,
+            windows=(None, self.window),
+            block_bytes=(block * (self.layers - self.sliding_layers), block * self.sliding_layers),
+            step=step_of(step, image=self.image, context=tokens),
+        )
 
     def activation_bytes(self, tokens: int, rows: int, *, item: int) -> int:
-        """The largest moment of a step of `tokens`: two hidden, three intermediate, and float32 logits of `rows`."""
-        return tokens * (2 * self.hidden + 3 * self.intermediate) * item + 2 * rows * self.vocab * 4
+        """The largest moment of a step of `tokens`, with the logits of `rows`."""
+        return workspace_bytes(self, tokens=max(tokens, self.image), rows=rows, item=item)
 
 
 def shape(config: Mapping[str, Any]) -> ModelShape:
@@ -71,7 +96,13 @@ def shape(config: Mapping[str, Any]) -> ModelShape:
         intermediate=model.intermediate_size,
         vocab=model.vocab_size,
         context=model.max_positions,
+        image=_image_tokens(config),
     )
+
+
+def _image_tokens(config: Mapping[str, Any]) -> int:
+    vision = VisionConfig.from_json(config) if "vision_config" in config else None
+    return 0 if vision is None else vision.tokens_per_image
 
 
 def _written(config: Mapping[str, Any]) -> ModelShape:
@@ -119,6 +150,20 @@ class Weights:
     bytes: int
     parameters: int
     shape: ModelShape
+    precision: Precision = "auto"
+
+    def item(self, *, gpu: bool) -> int:
+        """Bytes of a key or a value."""
+        return 2 if self.precision == "bfloat16" or (gpu and self.precision != "float32") else 4
+
+    def held_bytes(self, engine: RunEngine, *, gpu: bool) -> int:
+        """What the weights take where they are computed with. int8: one byte a parameter, and a scale a row."""
+        if engine == "vllm" and self.precision == "auto":
+            return self.bytes
+        chosen = self.precision
+        if chosen == "auto":
+            chosen = "bfloat16" if gpu else "int8" if self.shape.native else "float32"
+        return int(self.parameters * {"float32": 4, "bfloat16": 2, "int8": 1.05}[chosen])
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +266,7 @@ class Wish:
     max_sequences: int = 16
     step_tokens: int = 512
     context: int | None = None
+    kv_bytes: int | None = None
     zonal_redundancy: bool = False
 
 
@@ -262,7 +308,7 @@ class Size:
     @property
     def needed_bytes(self) -> int:
         """On the device: weights, keys and values at the concurrency, activations, and the runtime's own."""
-        return self.weight_bytes + self.kv_bytes + self.activation_bytes + (GIB if self.gpu else 0)
+        return self.weight_bytes + self.kv_bytes + self.activation_bytes + (CUDA_BYTES if self.gpu else 0)
 
     @property
     def dollars_per_million_tokens(self) -> float:
@@ -290,11 +336,15 @@ def size(models: tuple[Weights, ...], machine: CloudMachine, wish: Wish, *, pric
 
 
 def _gpu_size(models: tuple[Weights, ...], machine: CloudMachine, card: Card, wish: Wish, prices: Prices) -> Size:
-    weights = sum(model.bytes for model in models)
-    activations = max(model.shape.activation_bytes(wish.step_tokens, wish.max_sequences, item=2) for model in models)
+    weights = sum(model.held_bytes(machine.engine, gpu=True) for model in models)
+    activations = _activations(models, wish, gpu=True)
     context = _context(models, wish)
-    free = int(machine.device_bytes * 0.95) - weights - activations - GIB
-    sequences, context = _sequences(models, free, context, wish, item=2)
+    total = machine.device_bytes
+    try:
+        free = beside_weights(total - CUDA_BYTES, total, unallocated=weights, workspace=activations)
+    except OutOfMemory:
+        free = 0
+    sequences, context = _sequences(models, free, context, wish, gpu=True)
     if sequences < 1:
         raise DeployError(
             f"{weights / GIB:.1f} GiB of weights and one sequence of {context} tokens do not fit in the "
@@ -304,7 +354,7 @@ def _gpu_size(models: tuple[Weights, ...], machine: CloudMachine, card: Card, wi
     memory = wish.memory_gib or max(card.least_memory_gib, math.ceil(host / GIB))
     cpu = wish.cpu or max(card.least_cpu, _least_cpu(memory))
     _check_gpu_instance(card, cpu, memory)
-    kv = sequences * _kv(models, context, item=2)
+    kv = min(sequences, wish.max_sequences) * sum(_kv(models, context, wish, gpu=True))
     price = prices.of(card, redundant=wish.zonal_redundancy)
     hourly = 3600 * (cpu * prices.vcpu + memory * prices.gib + (price or 0.0))
     return _finish(models, machine, cpu, memory, sequences, context, weights, kv, activations, host, hourly)
@@ -323,18 +373,18 @@ def _check_gpu_instance(card: Card, cpu: int, memory: int) -> None:
 
 
 def _cpu_size(models: tuple[Weights, ...], machine: CloudMachine, wish: Wish, prices: Prices) -> Size:
-    # int8: one byte a parameter and a scale a row; loading lets each layer's source go (design, decision 4).
-    weights = sum(int(model.parameters * 1.05) for model in models)
-    activations = max(model.shape.activation_bytes(wish.step_tokens, wish.max_sequences, item=4) for model in models)
+    # Loading lets each layer's source go.
+    weights = sum(model.held_bytes(machine.engine, gpu=False) for model in models)
+    activations = _activations(models, wish, gpu=False)
     context = _context(models, wish)
     room = 32 * GIB - weights - activations - machine.runtime_bytes - _IN_FLIGHT_BYTES
-    sequences, context = _sequences(models, room, context, wish, item=4)
+    sequences, context = _sequences(models, room, context, wish, gpu=False)
     if sequences < 1:
         raise DeployError(
-            f"{weights / GIB:.1f} GiB of int8 weights do not fit in Cloud Run's largest instance (32 GiB); "
-            "leave --cpu out"
+            f"{weights / GIB:.1f} GiB of weights, as they are computed with, do not fit in Cloud Run's largest "
+            "instance (32 GiB); leave --cpu out"
         )
-    kv = sequences * _kv(models, context, item=4)
+    kv = min(sequences, wish.max_sequences) * sum(_kv(models, context, wish, gpu=False))
     host = weights + kv + activations + machine.runtime_bytes + _IN_FLIGHT_BYTES
     memory = wish.memory_gib or max(2, math.ceil(host * 1.1 / GIB))
     cpu = wish.cpu or max(4, _least_cpu(memory))
@@ -355,18 +405,31 @@ def _context(models: tuple[Weights, ...], wish: Wish) -> int:
     return min(limit, wish.context or DEFAULT_CONTEXT)
 
 
-def _kv(models: tuple[Weights, ...], context: int, *, item: int) -> int:
-    return max(model.shape.kv_bytes(context, item=item) for model in models)
+def _activations(models: tuple[Weights, ...], wish: Wish, *, gpu: bool) -> int:
+    """Of all models: each has an engine of its own, and they may compute at once."""
+    return sum(
+        model.shape.activation_bytes(wish.step_tokens, wish.max_sequences, item=model.item(gpu=gpu)) for model in models
+    )
 
 
-def _sequences(models: tuple[Weights, ...], free: int, context: int, wish: Wish, *, item: int) -> tuple[int, int]:
+def _kv(models: tuple[Weights, ...], context: int, wish: Wish, *, gpu: bool) -> list[int]:
+    """Of one sequence of each model: every engine has blocks for as many as may run."""
+    return [model.shape.kv_bytes(context, item=model.item(gpu=gpu), step=wish.step_tokens) for model in models]
+
+
+def _sequences(models: tuple[Weights, ...], free: int, context: int, wish: Wish, *, gpu: bool) -> tuple[int, int]:
     """How many sequences fit, and of what length; without a wish for the context, it is halved until four fit."""
     wanted = wish.concurrency or wish.max_sequences
+    together = min(wanted, wish.max_sequences)
     while True:
-        fits = max(0, free) // _kv(models, context, item=item)
-        enough = fits >= min(4, wanted) or wish.context is not None or context <= 1024
+        each = _kv(models, context, wish, gpu=gpu)
+        fits = max(0, free) // sum(each)
+        if wish.kv_bytes is not None:
+            fits = min(fits, wish.kv_bytes // max(each))
+        enough = fits >= min(4, together) or wish.context is not None or context <= 1024
         if enough:
-            return min(wanted, fits), context
+            # What is beyond the sequences that are computed together waits, and has no keys yet.
+            return (wanted if fits >= together else fits), context
         context //= 2
 
 

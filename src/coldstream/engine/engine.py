@@ -27,7 +27,7 @@ from coldstream.engine import limits
 from coldstream.engine.generation import Finish, Generation
 from coldstream.engine.grammar import Grammars
 from coldstream.engine.kvcache.blocks import Blocks
-from coldstream.engine.kvcache.budget import BLOCK_SIZE, affordable
+from coldstream.engine.kvcache.budget import affordable
 from coldstream.engine.outbox import Outbox, Verified
 from coldstream.engine.request import Deliver, Request, TokenEvent
 from coldstream.engine.scheduler import Scheduler, Step
@@ -37,6 +37,7 @@ from coldstream.engine.tokenizer.tokenizer import Tokenizer
 from coldstream.engine.tokenizer.turns import refuse_unknown_ids
 from coldstream.engine.vision.encoder import ImageEncoder, check_images
 from coldstream.errors import ColdstreamError, DeadlineExceeded, EngineError, OutOfMemory
+from coldstream.model.memory import BLOCK_SIZE, step_of
 from coldstream.settings import EngineSettings
 from coldstream.workers.workers import Workers
 
@@ -441,7 +442,7 @@ def _allocated(backend: Backend, settings: EngineSettings, *, context: int) -> B
     """The backend's keys and values for sequences of up to `context` tokens, and who holds which of them."""
     # An image is computed in one piece.
     image = backend.vision.tokens_per_image if backend.vision is not None else 0
-    step = min(max(settings.native_step_tokens, image), context)
+    step = step_of(settings.native_step_tokens, image=image, context=context)
     budget = settings.kv_bytes
     if budget is None:
         budget = backend.cache_bytes(step_tokens=step, rows=settings.max_sequences)

@@ -23,7 +23,7 @@ from coldstream.bench.gpu.floors import LAUNCHES_A_LAYER
 from coldstream.engine.generation import Generation
 from coldstream.engine.grammar import Grammars
 from coldstream.engine.kvcache.blocks import Blocks
-from coldstream.engine.kvcache.budget import BLOCK_SIZE, affordable
+from coldstream.engine.kvcache.budget import affordable
 from coldstream.engine.kvcache.pool import Table
 from coldstream.engine.request import Grammar, PromptImage, Request, SamplingParams, TokenEvent
 from coldstream.engine.scheduler import Scheduler
@@ -31,10 +31,11 @@ from coldstream.engine.stats import Meter
 from coldstream.engine.steps import Steps
 from coldstream.errors import ColdstreamError
 from coldstream.model.config import ModelConfig
+from coldstream.model.memory import BLOCK_SIZE
 from coldstream.model.vision_config import VisionConfig
 from coldstream.settings import EngineSettings
 from tests.backends.torch.test_fallback import make as make_reference
-from tests.support.cuda_device import CUDA, SilentLauncher, Waited, Waits, cuda
+from tests.support.cuda_device import CUDA, SilentLauncher, UnorderedCopies, Waited, Waits, cuda
 from tests.support.parts import GEMMA, LLAMA, make_tokenizer
 from tests.support.tiny import Tiny
 from tests.support.tiny_vision import IMAGE, SIZE, TOKENS, gemma3_vision
@@ -156,7 +157,9 @@ class Stepping:
 def made(
     config: Mapping[str, Any], precision: DecoderPrecision = "float32", kernels: DeviceKernels | None = None
 ) -> Decoder:
-    decoder = Decoder(ModelConfig.from_json(config), precision=precision, device=CUDA, kernels=kernels)
+    decoder = Decoder(
+        ModelConfig.from_json(config), precision=precision, device=CUDA, kernels=kernels, copies=UnorderedCopies
+    )
     shapes = {
         "lm_head.weight" if item.name == "lm_head.weight" else f"model.{item.name}": item.shape
         for item in decoder.parameters()
@@ -249,7 +252,9 @@ def test_a_grammars_mask() -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_images_and_the_tower_that_sees_them(tiny: Tiny, precision: Literal["float32", "bfloat16"]) -> None:
     config = ModelConfig.from_json(tiny.config)
-    decoder = Decoder(config, precision=precision, device=CUDA, vision=VisionConfig.from_json(tiny.config))
+    decoder = Decoder(
+        config, precision=precision, device=CUDA, vision=VisionConfig.from_json(tiny.config), copies=UnorderedCopies
+    )
     assembly = Assembly(decoder, {name: tensor.shape for name, tensor in tiny.tensors.items()})
     for name, tensor in tiny.tensors.items():
         assembly.assign(name, torch.zeros_like(tensor))

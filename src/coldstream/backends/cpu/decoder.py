@@ -102,6 +102,9 @@ class CpuDecoder:
         self._table.use(looked_up=True, multiplied=tied)
         self._untied.use(looked_up=False, multiplied=not tied)
 
+    def landed(self) -> None:
+        """See `Fillable.landed`: what was taken in is where it is computed with."""
+
     def adopt(self, packed: Mapping[str, PackedMatrix]) -> None:
         """Run on int8 matrices that are packed elsewhere, by the names of joints; before any gate is open."""
         for layer in self.layers:

@@ -36,9 +36,10 @@ from coldstream.backends.torch.sampler import sample, token_logprobs
 from coldstream.backends.torch.transfer import Readback, int64
 from coldstream.errors import EngineError
 from coldstream.host.limits import cpu_limit
+from coldstream.model.memory import WorkspaceShape
 
 
-class TorchConfig(AttentionConfig, memory.WorkspaceShape, Protocol):
+class TorchConfig(AttentionConfig, WorkspaceShape, Protocol):
     """What the backend needs to know of a model; `model.config.ModelConfig` has it."""
 
 

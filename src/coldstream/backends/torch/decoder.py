@@ -7,7 +7,7 @@ sequences. Every unit (embedding, each layer, norm, head) has a gate on which `f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
@@ -21,7 +21,7 @@ from coldstream.backends.torch.device_kernels import DeviceKernels
 from coldstream.backends.torch.fused import Carried, FusedLayer, LayerNorms
 from coldstream.backends.torch.layers import Attention, Norm, Rope, activation, rotate
 from coldstream.backends.torch.linear import DenseLinear, DenseTable, Linear, LinearFactory, VocabularyTable
-from coldstream.backends.torch.staging import Staging
+from coldstream.backends.torch.staging import CopyQueue, CudaCopies, Staging
 from coldstream.backends.torch.vision import VisionTower
 from coldstream.backends.torch.weight_only import WeightOnlyTable, weight_only
 from coldstream.errors import UnsupportedConfig
@@ -59,9 +59,12 @@ class _Making:
 
 
 def _making(
-    precision: DecoderPrecision, dtype: torch.dtype, device: torch.device, gpu: DeviceKernels | None
+    precision: DecoderPrecision,
+    dtype: torch.dtype,
+    device: torch.device,
+    gpu: DeviceKernels | None,
+    staging: Staging | None,
 ) -> _Making:
-    staging = Staging() if device.type == "cuda" else None
     if precision != "int8":
         return _Making(
             partial(DenseLinear, dtype=dtype, device=device, staging=staging),
@@ -79,12 +82,18 @@ class Layer:
     """Norm, attention, norm, MLP, with residuals; and Gemma's norms behind attention and MLP where there are any."""
 
     def __init__(
-        self, config: ModelConfig, index: int, making: _Making, device: torch.device, gpu: DeviceKernels | None
+        self,
+        config: ModelConfig,
+        index: int,
+        making: _Making,
+        device: torch.device,
+        gpu: DeviceKernels | None,
+        gate: Gate,
     ) -> None:
         hidden = config.hidden_size
         norm = partial(Norm, eps=config.norm_eps, offset=config.norm_offset, device=device)
         self.index = index
-        self.gate = Gate(f"layer {index}")
+        self.gate = gate
         self._joints = joints_of_layer(config, index)
         self.qkv, self.output, self.gate_up, self.down = (
             making.linear(joint.in_features, joint.sizes, bias=joint.bias) for joint in self._joints
@@ -160,7 +169,8 @@ class Decoder:
     """Token ids to logits. Filled through `parameters()` (see build.Assembly); holds no keys, values or sequences.
 
     With a VisionConfig there is a tower beside it (`vision`), filled with it, whose vectors come in as `embeds`.
-    `kernels` for a GPU do what lies between its matrices, and multiply with those of 8 bits, which take bfloat16.
+    `kernels` for a GPU do what lies between its matrices, and multiply with those of 8 bits, which take bfloat16;
+    `copies` makes the order in which bytes get there.
 
     Raises:
         UnsupportedConfig: int8 on a GPU without kernels for it, or for this shape.
@@ -174,6 +184,7 @@ class Decoder:
         precision: DecoderPrecision = "float32",
         vision: VisionConfig | None = None,
         kernels: DeviceKernels | None = None,
+        copies: Callable[[torch.device], CopyQueue] = CudaCopies,
     ) -> None:
         self.config = config
         self.device = torch.device(device)
@@ -181,10 +192,13 @@ class Decoder:
         halves = precision == "bfloat16" or (precision == "int8" and kernels is not None)
         self.dtype = torch.bfloat16 if halves else torch.float32
         self.kernels = kernels if kernels is not None and kernels.can_run(config, self.dtype) else None
-        making = _making(precision, self.dtype, self.device, self.kernels)
-        self.embedding_gate, self.norm_gate, self.head_gate = Gate("embedding"), Gate("norm"), Gate("head")
+        self._staging = Staging(partial(copies, self.device)) if self.device.type == "cuda" else None
+        making = _making(precision, self.dtype, self.device, self.kernels, self._staging)
+        gate = partial(Gate, passed=None if self._staging is None else self._staging.join)
+        self.embedding_gate, self.norm_gate, self.head_gate = gate("embedding"), gate("norm"), gate("head")
         self.layers = tuple(
-            Layer(config, index, making, self.device, self.kernels) for index in range(len(config.layers))
+            Layer(config, index, making, self.device, self.kernels, gate(f"layer {index}"))
+            for index in range(len(config.layers))
         )
         self.norm = Norm(config.hidden_size, eps=config.norm_eps, offset=config.norm_offset, device=self.device)
         self._table = making.table(config.hidden_size, config.vocab_size)
@@ -192,7 +206,9 @@ class Decoder:
         self._head = self._untied
         self._ropes = {rope: Rope(rope, config.head_dim, self.device) for rope in config.ropes}
         self._scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
-        tower = partial(VisionTower, linear=making.linear, dtype=self.dtype, device=self.device)
+        tower = partial(
+            VisionTower, linear=making.linear, dtype=self.dtype, device=self.device, gate=gate("vision tower")
+        )
         self.vision = tower(vision) if vision is not None else None
 
     @property
@@ -229,6 +245,11 @@ class Decoder:
             yield from layer.parameters()
         yield Parameter("norm.weight", (self.config.hidden_size,), "norm", self.norm.fill)
         yield self._untied.parameter(HEAD, "head")
+
+    def landed(self) -> None:
+        """Nothing more comes: return when all is on the device; what brought it there is given back."""
+        if self._staging is not None:
+            self._staging.end()
 
     def tie(self, tied: bool) -> None:
         """Use the embedding's matrix as the head, or the head's own. The file decides, before the gate opens."""

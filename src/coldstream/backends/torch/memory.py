@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 
 from coldstream.backends.host_memory import host_kv_bytes
-from coldstream.errors import OutOfMemory
-
-# Of a GPU's memory: libraries' own workspaces, and what lies in pieces.
-_GPU_SPARE = 0.05
-
-
-class WorkspaceShape(Protocol):
-    """What the memory of a step depends on."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def intermediate_size(self) -> int: ...
+from coldstream.model.memory import WorkspaceShape, beside_weights, workspace_bytes
 
 
 def kv_bytes(
@@ -38,29 +22,3 @@ def kv_bytes(
         return host_kv_bytes()
     workspace = workspace_bytes(config, tokens=step_tokens, rows=rows, item=dtype.itemsize)
     return beside_weights(*torch.cuda.mem_get_info(device), unallocated=unallocated, workspace=workspace)
-
-
-def workspace_bytes(config: WorkspaceShape, *, tokens: int, rows: int, item: int) -> int:
-    """What a step holds at most: two hidden and three intermediate states of each token, in items of so many bytes,
-    and float32 logits of `rows` (a prompt's that is scored has 64 more), twice."""
-    return (
-        tokens * (2 * config.hidden_size + 3 * config.intermediate_size) * item
-        + 2 * (rows + 64) * config.vocab_size * 4
-    )
-
-
-def beside_weights(free: int, total: int, *, unallocated: int, workspace: int) -> int:
-    """What a GPU has left for keys and values, in bytes.
-
-    Raises:
-        OutOfMemory: nothing; with the numbers.
-    """
-    spare = int(total * _GPU_SPARE)
-    left = free - unallocated - workspace - spare
-    if left > 0:
-        return left
-    raise OutOfMemory(
-        f"no room for keys and values: {free / 1e9:.2f} of the GPU's {total / 1e9:.2f} GB are free, weights will take "
-        f"{unallocated / 1e9:.2f} of them, a step {workspace / 1e9:.2f}, and {spare / 1e9:.2f} are left to CUDA; take "
-        "a smaller model, or lower engine.step_tokens or engine.max_sequences"
-    )

@@ -89,9 +89,10 @@ class VisionTower:
         linear: LinearFactory,
         dtype: torch.dtype,
         device: torch.device,
+        gate: Gate,
     ) -> None:
         self.config = config
-        self.gate = Gate("vision tower")
+        self.gate = gate
         self._dtype, self._device = dtype, device
         hidden, patch = config.hidden_size, config.channels * config.patch_size**2
         self._patches = linear(patch, (hidden,), bias=True)

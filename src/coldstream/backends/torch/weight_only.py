@@ -7,6 +7,7 @@ piece of rows at a time, as they land; activations stay as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -42,7 +43,11 @@ class WeightOnlyMatrix:
         self.scales = torch.ones(rows, dtype=torch.float32, device=device)
 
     def fill(self, start: int, source: Tensor) -> None:
-        """Round these rows, the first of which is `start`; they are there on return."""
+        """Round these rows, the first of which is `start`; the source may be let go on return."""
+        with nullcontext() if self._staging is None else self._staging.scope():
+            self._fill(start, source)
+
+    def _fill(self, start: int, source: Tensor) -> None:
         step = max(1, _PIECE // source.shape[1])
         for first in range(0, len(source), step):
             piece = source[first : first + step]

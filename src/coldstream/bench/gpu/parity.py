@@ -243,7 +243,8 @@ class Reference:
     def scored(self, ids: Sequence[int]) -> Tensor:
         """float64 logits `[len(ids), vocab]` on the host; row n is of the token that follows the n-th."""
         placed = torch.tensor([ids], device=self._device)
-        return self._model(placed, **self._images(placed)).logits[0].double().cpu()
+        logits: Tensor = self._model(placed, **self._images(placed)).logits
+        return logits[0].double().cpu()
 
     def _images(self, ids: Tensor) -> dict[str, Any]:
         if not self._case.images:

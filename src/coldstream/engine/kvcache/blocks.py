@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from coldstream.backends.protocol import Copy, Group
 from coldstream.engine.kvcache.pool import Pool, Table
+from coldstream.model.memory import blocks_held, blocks_of_context
 
 _ENDLESS = 1 << 62
 
@@ -266,13 +267,12 @@ def divide(
     """
 
     def counts(blocks: int) -> list[int]:
-        most = [blocks if window is None else -(-(window + step) // size) + 2 for window in windows]
-        return [sequences * min(blocks, limit) for limit in most]
+        return [sequences * blocks_held(blocks, window, step=step, size=size) for window in windows]
 
     def cost(blocks: int) -> int:
         return sum(each * count for each, count in zip(block_bytes, counts(blocks), strict=True))
 
-    low, high = 1, -(-context // size) + 1
+    low, high = 1, blocks_of_context(context, size)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if cost(middle) <= budget else (low, middle - 1)

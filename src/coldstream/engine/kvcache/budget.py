@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from coldstream.backends.protocol import Group
 from coldstream.engine.kvcache.blocks import divide
 from coldstream.errors import OutOfMemory
-
-BLOCK_SIZE = 32
-"""Tokens of a block."""
+from coldstream.model.memory import BLOCK_SIZE
 
 
 def affordable(
