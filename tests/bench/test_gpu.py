@@ -31,6 +31,7 @@ def test_every_section_runs_on_tiny_shapes_on_a_cpu(capfd: pytest.CaptureFixture
         "exec to first token",
         "tokens/s",
         "prefill of",
+        "without CUDA graphs",
         "nats",
         DEMO.name,
     ):

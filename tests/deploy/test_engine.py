@@ -51,7 +51,12 @@ def test_a_gpu_gets_vllm_until_the_native_engine_was_measured_there(ready: Site)
     assert made.size.engine == "vllm"
     assert "not measured" in made.engine_reason
     ready.deploy()
-    assert served(ready.service()["template"]) == {"uri": MODEL, "device": "cuda", "engine": "vllm", "max_context": 8192}
+    assert served(ready.service()["template"]) == {
+        "uri": MODEL,
+        "device": "cuda",
+        "engine": "vllm",
+        "max_context": 8192,
+    }
 
 
 def test_a_service_without_a_gpu_runs_the_native_engine(ready: Site) -> None:

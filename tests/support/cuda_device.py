@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coldstream.backends.cuda.launchers import Argument
 from coldstream.backends.cuda.variants import KernelVariant
+from coldstream.backends.torch.graphs import Scored
 
 CUDA = torch.device("cuda:0")
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "i32": torch.int32, "i8": torch.int8}
@@ -62,6 +63,22 @@ class SilentLauncher:
         self.launches[variant.kernel] += 1
 
 
+class SilentRecorder:
+    """A `Recorder` of fake tensors: nothing is computed by playing."""
+
+    def __init__(self, device: torch.device) -> None:
+        assert device == CUDA
+        self.played = 0
+
+    def record(self, work: Callable[[], Scored]) -> tuple[Callable[[], object], Scored]:
+        result = work()
+
+        def play() -> None:
+            self.played += 1
+
+        return play, result
+
+
 class UnorderedCopies:
     """A `CopyQueue` of fake tensors, which have no bytes that could come too late."""
 
@@ -90,11 +107,15 @@ class Waited(AssertionError):
 
 
 class Waits(TorchDispatchMode):
-    """Fails on a wait, but for the copies back that `Readback` makes, which it answers with zeros and counts."""
+    """Fails on a wait, but for the copies back that `Readback` makes, which it answers with zeros and counts.
+
+    `queued` are the operators that a device would have been given, copies to it among them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.readbacks = 0
+        self.queued: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, given = func.overloadpacket.__name__, kwargs or {}
@@ -115,7 +136,10 @@ class Waits(TorchDispatchMode):
                 fetched = self._copied(func, args[0], given)
                 if fetched is not None:
                     return fetched
-        return func(*args, **given)
+        result = func(*args, **given)
+        if isinstance(result, Tensor) and _is_on_device(result) and _computes(func):
+            self.queued[name] += 1
+        return result
 
     def _copied(self, func: Any, source: Tensor, given: Any) -> Tensor | None:
         if _is_on_device(given["device"]):
@@ -125,6 +149,7 @@ class Waits(TorchDispatchMode):
         if source.dtype != torch.float64 or source.dim() != 1:
             raise Waited(f"{func}: a copy from the device")
         self.readbacks += 1
+        self.queued["readback"] += 1
         with unset_fake_temporarily():
             return torch.zeros(source.shape, dtype=torch.float64)
 
@@ -154,6 +179,13 @@ def cuda() -> Iterator[None]:
     """Within it tensors may be made on `CUDA`."""
     with FakeTensorMode(allow_non_fake_inputs=True), _Guarded():
         yield
+
+
+def _computes(func: Any) -> bool:
+    """Whether an operator is more than a view or a piece of memory."""
+    is_view = any(item.alias_info is not None for item in func._schema.returns) and not func._schema.is_mutable
+    name = func.overloadpacket.__name__
+    return not is_view and "empty" not in name and name != "_unsafe_view"
 
 
 def _is_on_device(item: Any) -> bool:

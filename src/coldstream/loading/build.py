@@ -122,9 +122,12 @@ def build_vision(decoder: AnyDecoder, files: dict[str, bytes]) -> VisionEncoder 
 
 
 def build_backend(
-    decoder: AnyDecoder, timeline: Timeline, *, vision: VisionEncoder | None, threads: int, name: str
+    decoder: AnyDecoder, timeline: Timeline, *, vision: VisionEncoder | None, threads: int, name: str, graphs: bool
 ) -> Backend:
-    """The backend of a decoder, which may be without its bytes yet; the timeline hears of its first step."""
+    """The backend of a decoder, which may be without its bytes yet; the timeline hears of its first step.
+
+    `graphs`: on a GPU, steps that decode are recorded.
+    """
     from coldstream.backends.cpu.decoder import CpuDecoder
 
     watched = FirstForward(decoder, timeline)
@@ -137,6 +140,7 @@ def build_backend(
             watched, decoder.config, kernels=kernels, blas=blas, vision=vision, threads=threads, name=name
         )
     from coldstream.backends.torch.backend import TorchBackend
+    from coldstream.backends.torch.graphs import CudaRecorder
 
     return TorchBackend(
         watched,
@@ -147,4 +151,5 @@ def build_backend(
         unallocated=decoder.unallocated,
         name=name,
         kernels=decoder.kernels,
+        recorder=CudaRecorder if graphs and decoder.device.type == "cuda" else None,
     )

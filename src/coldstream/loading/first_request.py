@@ -31,6 +31,11 @@ class FirstForward:
         """Of a decoder of torch's; see `Decoder.attention_dtype`."""
         return self._decoder.attention_dtype
 
+    @property
+    def has_landed(self) -> Any:
+        """Of a decoder of torch's; see `Decoder.has_landed`."""
+        return self._decoder.has_landed
+
     def forward(self, ids: Any, positions: Any, attend: Attend, rows: Any, **more: Any) -> Any:
         """See `Decoder.forward`."""
         if not self._is_first:

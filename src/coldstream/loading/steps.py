@@ -356,7 +356,14 @@ class LoadSteps:
         vision, images = build_vision(decoder, files), _image_prompt(decoder, tokenizer, files)
         threads = threads_for(opened.plan, self._settings.engine.threads)
         with self._timeline.span("engine", model=self._model.name):
-            backend = build_backend(decoder, self._timeline, vision=vision, threads=threads, name=self._model.name)
+            backend = build_backend(
+                decoder,
+                self._timeline,
+                vision=vision,
+                threads=threads,
+                name=self._model.name,
+                graphs=self._settings.engine.cuda_graphs,
+            )
             engine = Engine(
                 backend,
                 tokenizer,

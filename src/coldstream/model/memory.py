@@ -12,6 +12,8 @@ BLOCK_SIZE = 32
 
 # Of a GPU's memory: libraries' own workspaces, and what lies in pieces.
 _GPU_SPARE = 0.05
+GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+"""Sequences of a decode step that a GPU has a recording for."""
 _SCORED = 64
 """Tokens of a prompt that is scored, whose logits a step holds beside those that draw."""
 
@@ -53,6 +55,14 @@ def workspace_bytes(shape: WorkspaceShape, *, tokens: int, rows: int, item: int)
     and float32 logits of `rows` (a prompt's that is scored has 64 more), twice."""
     states = tokens * (2 * shape.hidden_size + 3 * shape.intermediate_size) * item
     return states + 2 * (rows + _SCORED) * shape.vocab_size * 4
+
+
+def graph_bytes(shape: WorkspaceShape, *, rows: int, item: int) -> int:
+    """What recorded decode steps of at most `rows` sequences keep: they share their memory, but a larger one may find
+    that of the smaller ones too small."""
+    most = next((size for size in GRAPH_SIZES if size >= rows), GRAPH_SIZES[-1])
+    states = most * (2 * shape.hidden_size + 3 * shape.intermediate_size) * item
+    return 2 * (states + most * shape.vocab_size * 4)
 
 
 def beside_weights(free: int, total: int, *, unallocated: int, workspace: int) -> int:

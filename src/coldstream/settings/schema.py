@@ -228,6 +228,7 @@ class EngineSettings:
     )
     prefix_cache: bool = key("what prompts have in common is computed once, images included", True)
     threads: int | None = key("processor threads; left out: those of the container", None, at_least=1, example="4")
+    cuda_graphs: bool = key("on a GPU, steps that decode are recorded and played back by the native engine", True)
 
     @property
     def native_step_tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,8 +19,9 @@ from coldstream.backends.torch.backend import TorchBackend
 from coldstream.backends.torch.decoder import Decoder, DecoderPrecision
 from coldstream.backends.torch.device_kernels import DeviceKernels
 from coldstream.backends.torch.fallback import FallbackAssembly, FallbackDecoder
+from coldstream.backends.torch.graphs import WITHOUT
 from coldstream.backends.torch.kv_cache import KvCache
-from coldstream.bench.gpu.floors import LAUNCHES_A_LAYER
+from coldstream.bench.gpu.floors import LAUNCHES_A_LAYER, LAUNCHES_BESIDE_A_RECORDING
 from coldstream.engine.generation import Generation
 from coldstream.engine.grammar import Grammars
 from coldstream.engine.kvcache.blocks import Blocks
@@ -35,7 +37,7 @@ from coldstream.model.memory import BLOCK_SIZE
 from coldstream.model.vision_config import VisionConfig
 from coldstream.settings import EngineSettings
 from tests.backends.torch.test_fallback import make as make_reference
-from tests.support.cuda_device import CUDA, SilentLauncher, UnorderedCopies, Waited, Waits, cuda
+from tests.support.cuda_device import CUDA, SilentLauncher, SilentRecorder, UnorderedCopies, Waited, Waits, cuda
 from tests.support.parts import GEMMA, LLAMA, make_tokenizer
 from tests.support.tiny import Tiny
 from tests.support.tiny_vision import IMAGE, SIZE, TOKENS, gemma3_vision
@@ -83,10 +85,18 @@ def device() -> Iterator[None]:
 class Stepping:
     """The engine's parts around a decoder on CUDA, driven on this thread; each step under a guard against waits."""
 
-    def __init__(self, decoder: Any, *, step_tokens: int = 32, kv_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        decoder: Any,
+        *,
+        step_tokens: int = 32,
+        kv_bytes: int = 1 << 20,
+        recorder: SilentRecorder | None = None,
+    ) -> None:
         settings = EngineSettings(max_sequences=16, step_tokens=step_tokens, kv_bytes=kv_bytes)
         config = decoder.config
-        self.backend = TorchBackend(decoder, config, device=CUDA, kernels=decoder.kernels)
+        made_recorder = None if recorder is None else lambda device: recorder
+        self.backend = TorchBackend(decoder, config, device=CUDA, kernels=decoder.kernels, recorder=made_recorder)
         groups = affordable(
             kv_bytes,
             windows=self.backend.windows,
@@ -126,7 +136,8 @@ class Stepping:
         self.active[key] = generation
         self.scheduler.add(generation.sequence)
 
-    def step(self) -> None:
+    def step(self) -> Counter[str]:
+        """What the device was given."""
         step = self.scheduler.schedule()
         with torch.inference_mode(), Waits() as waits:
             launched = self.steps.launch(step, self.active)
@@ -137,6 +148,7 @@ class Stepping:
                 self._end(generation, event)
         needs_one = any(piece.draws or piece.sequence.is_scored for piece in step.pieces)
         assert waits.readbacks == needs_one
+        return waits.queued
 
     def run(self) -> None:
         """To the end of all."""
@@ -204,6 +216,28 @@ def test_steps_of_our_own_kernels(config: Mapping[str, Any], precision: DecoderP
     }
     assert LAUNCHES_A_LAYER == 9
     stepping.add("long", range(4, 104), max_tokens=2)
+    stepping.run()
+    assert {event.finish_reason for event in stepping.finished.values()} == {"length"}
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("config", [LLAMA, GEMMA], ids=["llama", "gemma"])
+def test_a_decode_step_is_one_recording_and_a_few_launches(
+    config: Mapping[str, Any], precision: DecoderPrecision
+) -> None:
+    """What `bench/gpu.py --plan` says of a step."""
+    launcher, recorder = SilentLauncher(), SilentRecorder(CUDA)
+    stepping = Stepping(made(config, precision, DeviceKernels(launcher)), recorder=recorder)
+    for name in "abc":
+        stepping.add(name, range(4, 9), max_tokens=40)
+    queued = [stepping.step() for _ in range(WITHOUT + 2)]
+    assert not recorder.played
+    before = launcher.launches.total()
+    queued = [stepping.step() for _ in range(8)]
+    assert recorder.played == len(queued)
+    assert launcher.launches.total() == before
+    assert {sum(each.values()) for each in queued} == {LAUNCHES_BESIDE_A_RECORDING}, queued
+    stepping.add("late", range(4, 50), max_tokens=2)
     stepping.run()
     assert {event.finish_reason for event in stepping.finished.values()} == {"length"}
 

@@ -29,6 +29,7 @@ from coldstream.backends.protocol import (
 )
 from coldstream.backends.torch import kv_cache, memory
 from coldstream.backends.torch.device_kernels import DeviceKernels
+from coldstream.backends.torch.graphs import DecodeGraphs, Recorder
 from coldstream.backends.torch.kv_cache import KvCache
 from coldstream.backends.torch.paged import PagedKernels
 from coldstream.backends.torch.runner import Computed, DecoderProtocol, run
@@ -46,7 +47,8 @@ class TorchConfig(AttentionConfig, WorkspaceShape, Protocol):
 class TorchBackend:
     """A decoder with its cache. `vision` is the tower of a model that takes images; `threads` None: the container's.
 
-    `unallocated` are the bytes that the weights will yet take on a GPU; `kernels` attend there, where they can.
+    `unallocated` are the bytes that the weights will yet take on a GPU; `kernels` attend there, where they can, and
+    steps of theirs are recorded with what `recorder` makes.
     `name` is the model's, for messages.
     """
 
@@ -60,6 +62,7 @@ class TorchBackend:
         threads: int | None = None,
         unallocated: int = 0,
         kernels: DeviceKernels | None = None,
+        recorder: Callable[[torch.device], Recorder] | None = None,
         name: str = "the model",
     ) -> None:
         self.vision = vision
@@ -71,7 +74,9 @@ class TorchBackend:
         is_ours = is_built() and kv_cache.can_attend(config, self._dtype, self._device)
         self._kernels = load() if is_ours else None
         self._paged = self._made_paged(kernels)
+        self._recorder = recorder if self._paged is not None else None
         self._cache: KvCache | None = None
+        self._graphs: DecodeGraphs | None = None
         self._computed: Computed | None = None
 
     @property
@@ -93,6 +98,7 @@ class TorchBackend:
             step_tokens=step_tokens,
             rows=rows,
             unallocated=self._unallocated,
+            graphs=self._recorder is not None,
         )
 
     def allocate(self, groups: Sequence[Group], block_size: int) -> None:
@@ -108,6 +114,9 @@ class TorchBackend:
                 kernels=self._kernels,
                 paged=self._paged,
             )
+            if self._recorder is not None and self._paged is not None:
+                recorder = self._recorder(self._device)
+                self._graphs = DecodeGraphs(self._decoder, self._cache, self._paged, recorder)
 
     @contextmanager
     def thread(self) -> Iterator[None]:
@@ -120,7 +129,7 @@ class TorchBackend:
         """See `Backend.launch`."""
         assert self._cache is not None
         with self._naming():
-            self._computed = run(self._decoder, self._cache, batch, is_wanted)
+            self._computed = run(self._decoder, self._cache, batch, is_wanted, self._graphs)
 
     def collect(self, rows: Sequence[SamplingRow | None]) -> Sequence[Outcome]:
         """See `Backend.collect`."""
@@ -133,6 +142,8 @@ class TorchBackend:
                 for item, own in zip(computed.runs, computed.rows, strict=True)
             ]
             sampled = _draw(computed, rows, readback)
+            if self._graphs is not None:
+                self._graphs.prepare()
             readback.wait()
         drawn = sampled()
         return [Outcome(drawn.get(place), scores()) for place, scores in enumerate(scored)]
@@ -167,6 +178,8 @@ def _draw(
         return dict
     logits = computed.logits
     last = [computed.rows[place][-1] for place in drawing]
-    logits = logits if last == list(range(len(logits))) else logits[int64(last, logits.device)]
-    drawn = sample(logits, list(drawing.values()), readback)
+    best = computed.best
+    if last != list(range(len(logits))):
+        logits, best = logits[int64(last, logits.device)], None
+    drawn = sample(logits, list(drawing.values()), readback, best)
     return lambda: dict(zip(drawing, drawn(), strict=True))

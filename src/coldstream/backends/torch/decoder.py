@@ -204,6 +204,7 @@ class Decoder:
         self._table = making.table(config.hidden_size, config.vocab_size)
         self._untied = making.table(config.hidden_size, config.vocab_size)
         self._head = self._untied
+        self._has_landed = False
         self._ropes = {rope: Rope(rope, config.head_dim, self.device) for rope in config.ropes}
         self._scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
         tower = partial(
@@ -250,6 +251,12 @@ class Decoder:
         """Nothing more comes: return when all is on the device; what brought it there is given back."""
         if self._staging is not None:
             self._staging.end()
+        self._has_landed = True
+
+    @property
+    def has_landed(self) -> bool:
+        """Whether no step waits for weights any more."""
+        return self._has_landed
 
     def tie(self, tied: bool) -> None:
         """Use the embedding's matrix as the head, or the head's own. The file decides, before the gate opens."""

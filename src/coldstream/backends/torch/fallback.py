@@ -110,6 +110,11 @@ class FallbackDecoder:
         """Its layers are transformers' own; see `Decoder.kernels`."""
 
     @property
+    def has_landed(self) -> bool:
+        """Whether no step waits for weights any more."""
+        return self._model is not None
+
+    @property
     def unallocated(self) -> int:
         """Bytes that the weights will yet take on the device, once they are all there."""
         return 0 if self._model is not None else self._bytes

@@ -33,6 +33,7 @@ class PagedKernels:
     def scratch(self, programs: int, parts: int, group: int, head_dim: int) -> tuple[Tensor, Tensor]:
         """float32 room for so many programs' partial results, and int32 counters, which are zero between launches."""
         if programs > len(self._arrived):
+            # What was recorded with the old counters goes on with them: it holds them.
             self._arrived = torch.zeros(programs, dtype=torch.int32, device=self._arrived.device)
         floats = programs * parts * group * (width(head_dim) + 2) if parts > 1 else 1
         return torch.empty(floats, dtype=torch.float32, device=self._arrived.device), self._arrived
@@ -80,7 +81,7 @@ class PagedAttend:
             query,
             keys,
             values,
-            (self._tables.positions, self._tables.seen, own.tiles, own.blocks),
+            (self._tables.positions, self._tables.seen, own.tiles, self._tables.blocks),
             self._room(index, len(own.tiles)),
             scale=cache.scale,
             window=cache.groups[index].window,

@@ -13,6 +13,7 @@ from torch import Tensor
 from coldstream.backends.protocol import Abandoned, StepBatch, TokenRun
 from coldstream.backends.spans import SeenImage, lay_out
 from coldstream.backends.torch.decoder import Embeds
+from coldstream.backends.torch.graphs import DecodeGraphs
 from coldstream.backends.torch.kv_cache import Attending, KvCache
 from coldstream.backends.torch.layers import PendingTurn
 from coldstream.backends.torch.transfer import int64
@@ -24,6 +25,11 @@ class DecoderProtocol(Protocol):
     @property
     def attention_dtype(self) -> torch.dtype:
         """The dtype of q, k and v, in which keys and values are kept."""
+        ...
+
+    @property
+    def has_landed(self) -> bool:
+        """Whether no step waits for weights any more."""
         ...
 
     def forward(
@@ -43,22 +49,35 @@ class DecoderProtocol(Protocol):
 class Computed:
     """Logits float32 [n, vocab], and which of their rows belong to which run of the batch.
 
-    A run that draws has its last token's row; one that is scored has a row for each of its tokens.
+    A run that draws has its last token's row; one that is scored has a row for each of its tokens. `best` is
+    `sampler.best_of` the logits, where it was computed with them.
     """
 
     runs: Sequence[TokenRun]
     logits: Tensor
     rows: Sequence[range]
+    best: Tensor | None = None
 
 
-def run(decoder: DecoderProtocol, cache: KvCache, batch: StepBatch, is_wanted: Callable[[], bool]) -> Computed:
-    """Compute a step. `is_wanted` is asked before each layer's attention: the layer may have waited for its bytes.
+def run(
+    decoder: DecoderProtocol,
+    cache: KvCache,
+    batch: StepBatch,
+    is_wanted: Callable[[], bool],
+    graphs: DecodeGraphs | None = None,
+) -> Computed:
+    """Compute a step, or have it computed by what `graphs` has of its kind.
+
+    `is_wanted` is asked before each layer's attention: the layer may have waited for its bytes.
 
     Raises:
         Abandoned: the step is not wanted any more; nothing of it counts.
     """
     cache.copy(batch.copies)
     laid = lay_out(batch)
+    recorded = None if graphs is None else graphs.run(laid, is_wanted)
+    if recorded is not None:
+        return Computed(batch.runs, recorded.logits, laid.owned, recorded.best)
     placed = partial(int64, device=cache.device)
     forward = decoder.forward
     if laid.images:

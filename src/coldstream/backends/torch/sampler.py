@@ -28,18 +28,18 @@ _SEGMENT = 64
 
 
 def sample(
-    logits: Tensor, rows: Sequence[SamplingRow], readback: Readback
+    logits: Tensor, rows: Sequence[SamplingRow], readback: Readback, best: Tensor | None = None
 ) -> Callable[[], list[Sampled | EngineError]]:
     """Draw the next token of each row; what is returned tells it after `readback.wait`, or why there is none.
 
-    `logits`, float32 [len(rows), vocab], stay.
+    `logits`, float32 [len(rows), vocab], stay; `best` is `best_of` them, where that is there already.
     """
-    best = readback.add(_together(*_best(logits)))
+    bests = readback.add(best_of(logits) if best is None else best)
     others = {index: _sample_row(logits[index], row, readback) for index, row in enumerate(rows) if not row.is_greedy}
 
     def drawn() -> list[Sampled | EngineError]:
         outcomes: list[Sampled | EngineError] = []
-        for index, (value, token) in enumerate(best().T.tolist()):
+        for index, (value, token) in enumerate(bests().T.tolist()):
             if not math.isfinite(value):
                 message = f"the model's best logit is {value}: its weights or its precision are broken"
                 outcomes.append(EngineError(message))
@@ -84,6 +84,11 @@ def _ranked(values: Numbers, places: Numbers) -> tuple[tuple[int, float], ...]:
 def _together(values: Tensor, ids: Tensor) -> Tensor:
     """float64 `[2, *shape]`."""
     return torch.stack([values.double(), ids.double()])
+
+
+def best_of(logits: Tensor) -> Tensor:
+    """float64 `[2, rows]`: the best value of each row and its id."""
+    return _together(*_best(logits))
 
 
 def _best(logits: Tensor) -> tuple[Tensor, Tensor]:

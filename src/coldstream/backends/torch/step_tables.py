@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,88 +17,100 @@ _ALIGNED = 4
 
 @dataclass(frozen=True, slots=True)
 class GroupTables:
-    """Of the layers of one window: int32 slots `[rows]`, tiles `[tiles, 4]` and blocks. See `cuda.kernels`."""
+    """Of the layers of one window: int32 slots `[rows]` and tiles `[tiles, 4]`. See `cuda.kernels`."""
 
     slots: Tensor
     tiles: Tensor
-    blocks: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class StepTables:
-    """int32 `positions` and `seen`, `[rows]`, and what each group of layers has of its own."""
+    """int32 `positions` and `seen`, `[rows]`, what each group of layers has of its own, and the blocks of all."""
 
     positions: Tensor
     seen: Tensor
     groups: tuple[GroupTables, ...]
+    blocks: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """Where everything lies in the one tensor: room for `rows` tokens, `tiles`, and so many blocks in each group."""
+    """Where everything lies in the one tensor: room for `rows` tokens, `tiles` in each of the groups, and `blocks`.
+
+    The blocks are the last, so that a copy may end behind those that there are.
+    """
 
     rows: int
     tiles: int
-    blocks: tuple[int, ...]
+    groups: int
+    blocks: int
 
     @property
     def size(self) -> int:
         """Numbers in all."""
+        return self.before_blocks + self.blocks
+
+    @property
+    def before_blocks(self) -> int:
+        """Numbers in front of the first block."""
         return sum(_padded(length) for length in self._lengths())
 
     def view(self, packed: Tensor) -> StepTables:
-        """The tables over int32 `[size]`, wherever it lies."""
+        """The tables over int32 `[size]`, or as much of it as there is, wherever it lies."""
         sections, start = [], 0
         for length in self._lengths():
             sections.append(packed[start : start + length])
             start += _padded(length)
-        groups = (
-            GroupTables(slots, tiles.view(-1, 4), blocks)
-            for slots, tiles, blocks in zip(*(sections[first::3] for first in (2, 3, 4)), strict=True)
-        )
-        return StepTables(sections[0], sections[1], tuple(groups))
+        groups = zip(sections[2::2], sections[3::2], strict=True)
+        own = tuple(GroupTables(slots, tiles.view(-1, 4)) for slots, tiles in groups)
+        return StepTables(sections[0], sections[1], own, packed[start:])
 
     def _lengths(self) -> Iterator[int]:
         yield from (self.rows, self.rows)
-        for blocks in self.blocks:
-            yield from (self.rows, 4 * self.tiles, blocks)
+        for _ in range(self.groups):
+            yield from (self.rows, 4 * self.tiles)
 
 
 def layout_of(spans: Sequence[SequenceSpan], *, tile_tokens: int) -> TableLayout:
     """For exactly these."""
-    groups = range(len(spans[0].tables))
     return TableLayout(
         rows=sum(span.count for span in spans),
         tiles=sum(-(-span.count // tile_tokens) for span in spans),
-        blocks=tuple(sum(len(span.tables[group].blocks) for span in spans) for group in groups),
+        groups=len(spans[0].tables),
+        blocks=sum(len(table.blocks) for span in spans for table in span.tables),
     )
 
 
 def pack(spans: Sequence[SequenceSpan], layout: TableLayout, *, size: int, tile_tokens: int) -> Tensor:
-    """The tables on the host, int32 `[layout.size]`; rows and tiles that are no span's store and compute nothing.
+    """The tables on the host, int32 `[layout.size]`, or up to the last block that there is.
 
-    `size` is a block's, `tile_tokens` the most tokens of a tile.
+    Rows and tiles that are no span's store and compute nothing. `size` is a block's, `tile_tokens` the most tokens of
+    a tile.
     """
-    packed = torch.zeros(layout.size, dtype=torch.int32)
+    blocks: list[int] = []
+    for group in range(layout.groups):
+        for span in spans:
+            blocks += span.tables[group].blocks
+    packed = torch.zeros(layout.before_blocks + len(blocks), dtype=torch.int32)
     tables = layout.view(packed)
     positions = [place for span in spans for place in range(span.start, span.end)]
     _fill(tables.positions, positions)
     _fill(tables.seen, [end for span in spans for end in span.seen_up_to])
+    _fill(tables.blocks, blocks)
+    begin = 0
     for group, own in enumerate(tables.groups):
         slots: list[int] = []
         tiles: list[int] = []
-        blocks: list[int] = []
         for span in spans:
             table = span.tables[group]
             slots += [table.blocks[at // size - table.first] * size + at % size for at in range(span.start, span.end)]
             for row in range(0, span.count, tile_tokens):
                 count = min(tile_tokens, span.count - row)
-                tiles += [span.row + row, count, len(blocks), table.first]
-            blocks += table.blocks
+                tiles += [span.row + row, count, begin, table.first]
+            begin += len(table.blocks)
         own.slots.fill_(-1)
         _fill(own.slots, slots)
         _fill(own.tiles.view(-1), tiles)
-        _fill(own.blocks, blocks)
     return packed
 
 
@@ -112,7 +125,9 @@ def most_parts(spans: Sequence[SequenceSpan], window: int | None, *, part: int) 
 
 
 def _fill(target: Tensor, values: Sequence[int]) -> None:
-    target[: len(values)] = torch.tensor(values, dtype=torch.int32)
+    if values:
+        # torch reads a list several times as slowly as an array does.
+        target[: len(values)] = torch.frombuffer(array("i", values), dtype=torch.int32)
 
 
 def _padded(length: int) -> int:

@@ -25,6 +25,15 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
     return staged.copy_(host).to(device, non_blocking=True)
 
 
+def into(target: Tensor, host: Tensor) -> None:
+    """Queue a copy of the host's `[n]` over the first n of a device's tensor; see `to_device`."""
+    if target.device.type == "cpu":
+        target[: len(host)].copy_(host)
+        return
+    staged = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)
+    target[: len(host)].copy_(staged.copy_(host), non_blocking=True)
+
+
 def int64(values: Sequence[int], device: torch.device) -> Tensor:
     """int64 `[len(values)]` on the device; see `to_device`."""
     return to_device(torch.tensor(values, dtype=torch.int64), device)
@@ -57,5 +66,6 @@ class Readback:
     def wait(self) -> None:
         """Return when all of it is here."""
         if self._parts:
-            self._fetched = torch.cat(self._parts).cpu().numpy()
+            parts = self._parts
+            self._fetched = (parts[0] if len(parts) == 1 else torch.cat(parts)).cpu().numpy()
             self._parts.clear()

@@ -14,6 +14,8 @@ from coldstream.bench.random_weights import GemmaShape
 
 LAUNCHES_A_LAYER = 9
 """Four matrix products, and five kernels between them."""
+LAUNCHES_BESIDE_A_RECORDING = 4
+"""Of a decode step that is played back: its ids and the next step's tables to the device, what was drawn from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,10 @@ class Floor:
 def plan(shapes: Mapping[str, GemmaShape], *, context: int = 1024) -> Iterator[str]:
     """The lines of `--plan`."""
     yield f"computed from shapes and NVIDIA's figures, nothing of it was measured; {context} tokens a sequence"
-    yield "launches are those of the layers; embedding, angles, head and drawing are more; there is no CUDA graph yet"
+    yield (
+        "launches are those of the layers, in a step that is computed; embedding, angles, head and drawing are more; a "
+        f"decode step that was recorded is one graph and at most {LAUNCHES_BESIDE_A_RECORDING} launches and copies"
+    )
     for name, shape in shapes.items():
         for item, precision in ((2, "bfloat16"), (1, "int8")):
             work = Work(shape, item)

@@ -35,7 +35,10 @@ PRECISIONS: tuple[Literal["bfloat16", "int8"], ...] = ("bfloat16", "int8")
 
 @dataclass(frozen=True, slots=True)
 class GpuBench:
-    """What is run. `work` is a folder for checkpoints, in memory where there is enough; `uri` one more checkpoint."""
+    """What is run. `work` is a folder for checkpoints, in memory where there is enough; `uri` one more checkpoint.
+
+    `graphs`: decode steps as CUDA graphs; None: with and without for the first shape, with for the others.
+    """
 
     device: Literal["cpu", "cuda"]
     shapes: Mapping[str, GemmaShape]
@@ -47,6 +50,7 @@ class GpuBench:
     demo: Path
     report: BenchReport
     uri: str | None = None
+    graphs: Literal["on", "off", "both"] | None = None
 
     def everything(self) -> int:
         """All sections, those that matter most first; the exit code."""
@@ -67,7 +71,13 @@ class GpuBench:
     def _model(self, name: str, uri: str, shape: GemmaShape | None) -> None:
         self.report.section(f"{name}: starts", partial(self.starts, uri))
         for precision in PRECISIONS:
-            self.report.section(f"{name}: {precision}", partial(self.rates, uri, shape, precision))
+            for graphs in self._graphs(name):
+                title = f"{name}: {precision}" if graphs else f"{name}: {precision}, without CUDA graphs"
+                self.report.section(title, partial(self.rates, uri, shape, precision, graphs=graphs))
+
+    def _graphs(self, name: str) -> tuple[bool, ...]:
+        wanted = self.graphs or ("both" if name == next(iter(self.shapes)) else "on")
+        return {"on": (True,), "off": (False,), "both": (True, False)}[wanted]
 
     def _write(self, folder: Path, shape: GemmaShape) -> None:
         folder.mkdir()
@@ -118,13 +128,15 @@ class GpuBench:
                 f"ready {found.ready:.2f} s; host peak {found.peak / 1e9:.2f} GB"
             )
 
-    def rates(self, uri: str, shape: GemmaShape | None, precision: Literal["bfloat16", "int8"]) -> None:
+    def rates(
+        self, uri: str, shape: GemmaShape | None, precision: Literal["bfloat16", "int8"], *, graphs: bool
+    ) -> None:
         """Decode, prefill and what the profiler counts."""
         from coldstream.bench.gpu import rates
         from coldstream.bench.gpu.served import serving
 
         floor = self._floor(shape, precision)
-        with serving(uri, device=self.device, precision=precision) as loaded:
+        with serving(uri, device=self.device, precision=precision, graphs=graphs) as loaded:
             found = {
                 clients: rates.decode(self.report, loaded, floor, clients=clients, tokens=self.tokens)
                 for clients in self.clients
@@ -162,6 +174,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, few tokens")
     parser.add_argument("--shape", action="append", choices=sorted(SHAPES), help="one of these; may be repeated")
+    parser.add_argument(
+        "--graphs",
+        choices=("on", "off", "both"),
+        help="decode steps as CUDA graphs; left out: both for the first shape, on for the others",
+    )
     parser.add_argument("--seconds", type=float, default=480.0, help="no section is begun after so many")
     given = parser.parse_args(arguments)
     shapes = TINY if given.tiny else {name: SHAPES[name] for name in given.shape or SHAPES}
@@ -183,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             demo=demo,
             report=BenchReport(given.seconds),
             uri=given.uri,
+            graphs=given.graphs,
         )
         return bench.everything()
 

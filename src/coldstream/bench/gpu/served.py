@@ -33,11 +33,19 @@ class Answered:
 
 @contextmanager
 def serving(
-    folder: str, *, device: Device, precision: Precision, max_sequences: int = 64, step_tokens: int = 2048
+    folder: str,
+    *,
+    device: Device,
+    precision: Precision,
+    max_sequences: int = 64,
+    step_tokens: int = 2048,
+    graphs: bool = True,
 ) -> Iterator[LoadedModel]:
     """The engine of a checkpoint's folder, ready; it is closed behind it."""
     model = ModelSettings("bench", folder, engine="native", device=device, precision=precision)
-    engine = EngineSettings(max_sequences=max_sequences, step_tokens=step_tokens, prefix_cache=False)
+    engine = EngineSettings(
+        max_sequences=max_sequences, step_tokens=step_tokens, prefix_cache=False, cuda_graphs=graphs
+    )
     loaded = asyncio.run(load(model, Settings(models={"bench": model}, engine=engine)))
     try:
         yield loaded

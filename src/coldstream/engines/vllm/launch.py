@@ -70,6 +70,11 @@ def check_settings(model: ModelSettings, engine: EngineSettings, *, device: RunD
         )
     if engine.threads is not None and device == "cuda":
         raise SettingsError("engine.threads is for models on a CPU; engine vllm on a GPU has no such setting")
+    if not engine.cuda_graphs:
+        raise SettingsError(
+            f"engine.cuda_graphs is the native engine's; for engine vllm: models.{model.name}.vllm_args = "
+            '["--enforce-eager"]'
+        )
 
 
 def launch(wanted: Launch) -> Served:
