@@ -13,12 +13,12 @@ CODE := src tests bench docker fuzz tools hatch_build.py
 SOURCES := $(shell find src -type f -not -name '*.pyc' -not -name '*.so')
 WHEEL = $(shell ls dist/coldstream-*.whl)
 
-.PHONY: demo test test-more lint format image gpu clean
+.PHONY: demo test test-more test-kernels lint format image gpu clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## Say what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 demo: $(VENV)/demo ## Serve two real models from a local bucket and ask them (ARGS=--check to stop after the questions)
 	$(BIN)/coldstream demo $(ARGS)
@@ -53,6 +53,11 @@ dist/gpu/run.sh: dist/built bench/gpu.sh
 	$(PIP) download -q --no-deps -d dist/gpu -c constraints.txt --only-binary=:all: --python-version 3.12 \
 	  --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 google-crc32c jinja2 markupsafe
 	mv dist/gpu/gpu.sh $@
+
+# Triton is a gigabyte, and its compiler takes a minute of a processor for each kind of card: CI has neither.
+test-kernels: $(VENV)/dev ## Compile the GPU's kernels for every card, interpret them beside torch's operators (installs Triton)
+	$(PIP) install -q -c constraints.txt "$(WHEEL)[gpu]"
+	$(BIN)/python -m pytest tests/backends/cuda $(ARGS)
 
 gpu: dist/gpu/run.sh ## Run bench/gpu.py on this machine's GPU; dist/gpu is what to carry to one (ARGS=--plan needs none)
 	sh dist/gpu/run.sh $(ARGS)

@@ -21,7 +21,7 @@ from coldstream.engine.kvcache.blocks import Blocks
 from coldstream.engine.kvcache.budget import affordable
 from coldstream.errors import DeployError, UnsupportedConfig
 from coldstream.model.config import ModelConfig
-from coldstream.model.memory import BLOCK_SIZE, beside_weights, step_of, workspace_bytes
+from coldstream.model.memory import BLOCK_SIZE, beside_weights, graph_bytes, step_of, workspace_bytes
 from coldstream.settings import DeploySettings
 from tests.deploy.conftest import GEMMA_270M
 
@@ -137,7 +137,7 @@ def test_the_engine_takes_what_the_plan_says_and_no_sequence_is_shorter(
         card.device_bytes - sizing.CUDA_BYTES,
         card.device_bytes,
         unallocated=size.weight_bytes,
-        workspace=workspace_bytes(model, tokens=longest, rows=rows, item=2),
+        workspace=workspace_bytes(model, tokens=longest, rows=rows, item=2) + graph_bytes(model, rows=rows, item=2),
     )
     block = bytes_per_block(model, BLOCK_SIZE, token_bytes=2 * model.kv_heads * model.head_dim * 2)
     groups = affordable(

@@ -15,7 +15,7 @@ from coldstream.deploy import cards
 from coldstream.deploy.cards import Card
 from coldstream.errors import DeployError, OutOfMemory, UnknownArchitecture, UnsupportedConfig
 from coldstream.model.config import ModelConfig
-from coldstream.model.memory import BLOCK_SIZE, beside_weights, sequence_bytes, step_of, workspace_bytes
+from coldstream.model.memory import BLOCK_SIZE, beside_weights, graph_bytes, sequence_bytes, step_of, workspace_bytes
 from coldstream.model.vision_config import VisionConfig
 from coldstream.settings import Precision, RunEngine
 
@@ -69,9 +69,10 @@ class ModelShape:
             step=step_of(step, image=self.image, context=tokens),
         )
 
-    def activation_bytes(self, tokens: int, rows: int, *, item: int) -> int:
-        """The largest moment of a step of `tokens`, with the logits of `rows`."""
-        return workspace_bytes(self, tokens=max(tokens, self.image), rows=rows, item=item)
+    def activation_bytes(self, tokens: int, rows: int, *, item: int, recorded: bool) -> int:
+        """The largest moment of a step of `tokens`, with the logits of `rows`; and of steps that are `recorded`."""
+        step = workspace_bytes(self, tokens=max(tokens, self.image), rows=rows, item=item)
+        return step + (graph_bytes(self, rows=rows, item=item) if recorded else 0)
 
 
 def shape(config: Mapping[str, Any]) -> ModelShape:
@@ -337,7 +338,7 @@ def size(models: tuple[Weights, ...], machine: CloudMachine, wish: Wish, *, pric
 
 def _gpu_size(models: tuple[Weights, ...], machine: CloudMachine, card: Card, wish: Wish, prices: Prices) -> Size:
     weights = sum(model.held_bytes(machine.engine, gpu=True) for model in models)
-    activations = _activations(models, wish, gpu=True)
+    activations = _activations(models, wish, gpu=True, recorded=machine.engine == "native")
     context = _context(models, wish)
     total = machine.device_bytes
     try:
@@ -375,7 +376,7 @@ def _check_gpu_instance(card: Card, cpu: int, memory: int) -> None:
 def _cpu_size(models: tuple[Weights, ...], machine: CloudMachine, wish: Wish, prices: Prices) -> Size:
     # Loading lets each layer's source go.
     weights = sum(model.held_bytes(machine.engine, gpu=False) for model in models)
-    activations = _activations(models, wish, gpu=False)
+    activations = _activations(models, wish, gpu=False, recorded=False)
     context = _context(models, wish)
     room = 32 * GIB - weights - activations - machine.runtime_bytes - _IN_FLIGHT_BYTES
     sequences, context = _sequences(models, room, context, wish, gpu=False)
@@ -405,10 +406,11 @@ def _context(models: tuple[Weights, ...], wish: Wish) -> int:
     return min(limit, wish.context or DEFAULT_CONTEXT)
 
 
-def _activations(models: tuple[Weights, ...], wish: Wish, *, gpu: bool) -> int:
+def _activations(models: tuple[Weights, ...], wish: Wish, *, gpu: bool, recorded: bool) -> int:
     """Of all models: each has an engine of its own, and they may compute at once."""
     return sum(
-        model.shape.activation_bytes(wish.step_tokens, wish.max_sequences, item=model.item(gpu=gpu)) for model in models
+        model.shape.activation_bytes(wish.step_tokens, wish.max_sequences, item=model.item(gpu=gpu), recorded=recorded)
+        for model in models
     )
 
 

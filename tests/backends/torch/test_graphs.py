@@ -116,7 +116,7 @@ def rig() -> Rig:
 STEPS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5), st.booleans(), st.booleans()), min_size=2, max_size=12)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(steps=STEPS, start=st.integers(0, 40) | st.integers(PART - 20, PART + 40))
 def test_a_recorded_step_gives_what_a_computed_one_does(
     rig: Rig, steps: list[tuple[int, int, bool, bool]], start: int

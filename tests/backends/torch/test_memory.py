@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.backends.torch.memory import beside_weights, kv_bytes, workspace_bytes
+from coldstream.backends.torch.memory import kv_bytes
 from coldstream.errors import OutOfMemory
 from coldstream.model.config import ModelConfig
+from coldstream.model.memory import beside_weights, graph_bytes, workspace_bytes
 from tests.support.parts import LLAMA
 
 GB = 10**9
@@ -37,6 +38,14 @@ def test_a_step_takes_more_with_every_token_and_row() -> None:
     assert least < workspace_bytes(config, tokens=2, rows=1, item=2)
     assert least < workspace_bytes(config, tokens=1, rows=2, item=2)
     assert least < workspace_bytes(config, tokens=1, rows=1, item=4)
+
+
+def test_recorded_steps_take_more_with_every_size_and_no_more_than_the_largest() -> None:
+    config = ModelConfig.from_json(LLAMA)
+    sizes = [graph_bytes(config, rows=rows, item=2) for rows in (1, 2, 3, 4, 60, 64, 1000)]
+    assert sizes == sorted(sizes)
+    assert sizes[2] == sizes[3]
+    assert sizes[4] == sizes[5] == sizes[6]
 
 
 def test_on_a_cpu_it_is_a_part_of_what_the_container_may_use() -> None:

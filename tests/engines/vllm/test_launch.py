@@ -49,3 +49,5 @@ def test_what_only_the_native_engine_has_is_refused_by_name() -> None:
     with pytest.raises(SettingsError, match=r"engine\.threads"):
         check_settings(MODEL, EngineSettings(threads=2), device="cuda")
     check_settings(MODEL, EngineSettings(threads=2), device="cpu")
+    with pytest.raises(SettingsError, match=r"engine\.cuda_graphs.*--enforce-eager"):
+        check_settings(MODEL, EngineSettings(cuda_graphs=False), device="cuda")
