@@ -28,10 +28,10 @@ LLAMA_4 = {
 
 
 def served(template: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's table of the configuration that a revision carries."""
+    """The configuration that a revision carries."""
     (container,) = template["containers"]
     (text,) = (item["value"] for item in container["env"] if item["name"] == "COLDSTREAM_TOML")
-    found: dict[str, Any] = tomllib.loads(text)["models"]["gemma"]
+    found: dict[str, Any] = tomllib.loads(text)
     return found
 
 
@@ -43,7 +43,7 @@ def test_the_engine_that_is_asked_for_is_built_and_is_what_the_service_is_told(
     assert (made.size.engine, made.engine_reason) == (engine, "asked for")
     assert made.image.rpartition(":")[2].startswith(variant)
     ready.deploy(engine=engine)
-    assert served(ready.service()["template"])["engine"] == engine
+    assert served(ready.service()["template"])["models"]["gemma"]["engine"] == engine
 
 
 def test_a_gpu_gets_vllm_until_the_native_engine_was_measured_there(ready: Site) -> None:
@@ -51,12 +51,24 @@ def test_a_gpu_gets_vllm_until_the_native_engine_was_measured_there(ready: Site)
     assert made.size.engine == "vllm"
     assert "not measured" in made.engine_reason
     ready.deploy()
-    assert served(ready.service()["template"]) == {
+    assert served(ready.service()["template"])["models"]["gemma"] == {
         "uri": MODEL,
         "device": "cuda",
         "engine": "vllm",
         "max_context": 8192,
     }
+
+
+@pytest.mark.parametrize(("concurrency", "most"), [(3, 3), (40, None)])
+def test_the_service_runs_as_many_sequences_as_were_planned_of_the_length_that_was(
+    ready: Site, concurrency: int, most: int | None
+) -> None:
+    """More than are computed together wait in the engine: 16, where nothing else is said."""
+    made = ready.job(engine="native", concurrency=concurrency).plan()
+    assert made.size.concurrency == concurrency
+    told = served(made.template)
+    assert told["models"]["gemma"]["max_context"] == made.size.context
+    assert told.get("engine", {}).get("max_sequences") == most
 
 
 def test_a_service_without_a_gpu_runs_the_native_engine(ready: Site) -> None:
@@ -91,8 +103,8 @@ def test_an_architecture_that_only_vllm_knows_goes_to_vllm(ready: Site) -> None:
 
 def test_an_image_of_ones_own_is_told_no_engine_unless_one_is_named(ready: Site) -> None:
     own = "us-docker.pkg.dev/cloudrun/container/hello"
-    assert "engine" not in served(ready.job(image=own).plan().template)
-    assert served(ready.job(image=own, engine="vllm").plan().template)["engine"] == "vllm"
+    assert "engine" not in served(ready.job(image=own).plan().template)["models"]["gemma"]
+    assert served(ready.job(image=own, engine="vllm").plan().template)["models"]["gemma"]["engine"] == "vllm"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "native"])

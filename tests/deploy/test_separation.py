@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-READS_A_CONFIG = {f"coldstream.model.{name}" for name in ("config", "architecture", "fields", "foreign", "rope_config")}
-"""The part of another room that the plan needs: what a config.json means."""
+READS_A_CONFIG = {
+    f"coldstream.model.{name}"
+    for name in ("config", "architecture", "fields", "foreign", "memory", "rope_config", "vision_config")
+}
+"""The part of another room that the plan needs: what a config.json means, and what its model takes of memory."""
 
 
 def loaded(code: str) -> set[str]:

@@ -90,7 +90,9 @@ async def statuses(*paths: str, playground: bool = True) -> set[int]:
     settings = replace(for_uri("gs://b/m"), server=ServerSettings(playground=playground))
     surface = stack({}, settings).surface
     surface.open_to(nothing_here)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=surface), base_url="http://server", verify=False) as http:
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=surface), base_url="http://server", verify=False
+    ) as http:
         return {(await http.get(path)).status_code for path in paths}
 
 

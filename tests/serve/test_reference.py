@@ -30,7 +30,9 @@ console.log(JSON.stringify(said));
 async def test_the_page_and_its_files_are_there_without_a_key_and_ask_for_nothing_elsewhere() -> None:
     surface = stack({}, keys=ApiKeys.of("secret")).surface
     known = {*ApiReference().paths, *Playground().paths, "/openapi.json"}
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=surface), base_url="http://server", verify=False) as http:
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=surface), base_url="http://server", verify=False
+    ) as http:
         page = await http.get(DOCS)
         texts = [(await http.get(path)).text for path in ApiReference().paths]
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -42,7 +44,9 @@ async def test_the_page_and_its_files_are_there_without_a_key_and_ask_for_nothin
 @pytest.mark.skipif(shutil.which("node") is None, reason="runs the page's own script in node")
 async def test_it_shows_every_operation_with_every_field_of_its_body() -> None:
     made = stack({}).open()
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=made.surface), base_url="http://server", verify=False) as http:
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=made.surface), base_url="http://server", verify=False
+    ) as http:
         api: dict[str, Any] = (await http.get("/openapi.json")).json()
     shown = _shown(api)
     assert set(shown) == {(method.upper(), path) for path, item in api["paths"].items() for method in item}

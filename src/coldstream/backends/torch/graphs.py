@@ -68,7 +68,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], Scored]) -> tuple[Callable[[], object], Scored]:
         """See `Recorder.record`. Other threads go on with CUDA meanwhile."""

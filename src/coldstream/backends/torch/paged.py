@@ -29,11 +29,12 @@ class PagedKernels:
     def __init__(self, kernels: DeviceKernels, device: torch.device) -> None:
         self.kernels = kernels
         self._arrived = torch.zeros(_ARRIVED, dtype=torch.int32, device=device)
+        self._outgrown: list[Tensor] = []
 
     def scratch(self, programs: int, parts: int, group: int, head_dim: int) -> tuple[Tensor, Tensor]:
         """float32 room for so many programs' partial results, and int32 counters, which are zero between launches."""
         if programs > len(self._arrived):
-            # What was recorded with the old counters goes on with them: it holds them.
+            self._outgrown.append(self._arrived)  # steps that were recorded with them go on with them
             self._arrived = torch.zeros(programs, dtype=torch.int32, device=self._arrived.device)
         floats = programs * parts * group * (width(head_dim) + 2) if parts > 1 else 1
         return torch.empty(floats, dtype=torch.float32, device=self._arrived.device), self._arrived
