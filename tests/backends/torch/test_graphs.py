@@ -1,4 +1,4 @@
-"""Recorded decode steps give what steps that are computed give, whoever comes and goes between them."""
+"""Recorded decode steps give what steps that are computed give, whichever sequences come and go between them."""
 
 from __future__ import annotations
 

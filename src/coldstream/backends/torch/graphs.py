@@ -218,6 +218,7 @@ class DecodeGraphs:
         except RuntimeError as exc:  # a lack of memory, mostly: the step was computed, and others can be as it was
             _log.warning("steps of %d sequences are not recorded as a graph: %s", key.rows, exc)
             return None
+        _log.info("steps of %d sequences are recorded as a graph, for up to %d tokens", key.rows, key.parts * PART)
         return _Recorded(play, scored, work)
 
 
