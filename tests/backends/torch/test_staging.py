@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -54,6 +54,7 @@ class LateCopies:
             self.done += 1
 
 
+@settings(deadline=None)
 @given(
     shapes=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9), DTYPES, DTYPES), min_size=1, max_size=6),
     size=st.sampled_from([4, 8, 64, 1024]),
