@@ -27,7 +27,7 @@ demo: $(VENV)/demo ## Serve two real models from a local bucket and ask them (AR
 test: $(VENV)/dev ## Run the tests that need only Python, against the installed wheel (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest --ignore=tests/browser -m "not more" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-test-more: $(VENV)/dev $(VENV)/browser ## Run those too slow for that, then those that need Chromium and npm (root installs them)
+test-more: $(VENV)/dev $(VENV)/browser $(VENV)/clients/done ## Run those too slow for that, then those that need Chromium and npm (root installs them)
 	$(BIN)/python -m pytest --ignore=tests/browser -m more -n auto --maxprocesses 2 --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
@@ -94,6 +94,12 @@ $(VENV)/demo: dist/built constraints.txt
 
 $(VENV)/dev: $(VENV)/demo $(VENV)/torch
 	$(PIP) install -q -c constraints.txt "$(WHEEL)[dev]"
+	touch $@
+
+# Client libraries, in an environment of their own: they want other versions than ours. The list is whole, nothing is resolved.
+$(VENV)/clients/done: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-compile -r $<
 	touch $@
 
 # The page is tested in Debian's Chromium, and for accessibility with axe-core from npm.
