@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldstream.demo.sql_pairs import SqlPair, sql_pairs
 from coldstream.serve.api.sql_grammar import select_grammar
 from coldstream.serve.api.sql_schema import read_schema
 
@@ -35,11 +34,6 @@ def matcher(schema: str, question: str) -> llguidance.LLMatcher:
 def lets_through(schema: str, question: str, answer: str) -> bool:
     found, text = matcher(schema, question), list(answer.encode())
     return found.try_consume_tokens(text) == len(text) and found.is_accepting()
-
-
-@pytest.mark.parametrize("pair", sql_pairs(), ids=lambda pair: pair.question)
-def test_every_stored_answer_is_let_through(pair: SqlPair) -> None:
-    assert lets_through(pair.context, pair.question, pair.answer)
 
 
 @pytest.mark.parametrize(

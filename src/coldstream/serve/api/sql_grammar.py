@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from coldstream.serve.api.sql_numbers import numbers_in
-from coldstream.serve.api.sql_schema import Column, SqlSchema, Table, read_schema
+from coldstream.serve.api.sql_schema import SqlColumn, SqlSchema, SqlTable, read_schema
 
 _LONGEST = 4000
 _LONGEST_PHRASE = 12
@@ -100,7 +100,7 @@ class _Source:
 
     name: str
     text: str
-    columns: list[tuple[str, Column]]
+    columns: list[tuple[str, SqlColumn]]
     stars: list[str]
     lacking: tuple[str, ...] = ()
 
@@ -202,7 +202,7 @@ def _sources(schema: SqlSchema) -> Iterator[_Source]:
         yield _Source(f"k{number}", text, _named(a.one, a.many, b.one), [f"{a.one.name}.*"])
 
 
-def _named(*tables: Table) -> list[tuple[str, Column]]:
+def _named(*tables: SqlTable) -> list[tuple[str, SqlColumn]]:
     return [(f"{table.name}.{column.name}", column) for table in tables for column in table.columns]
 
 
@@ -210,8 +210,8 @@ def _named(*tables: Table) -> list[tuple[str, Column]]:
 class _Tie:
     """A table, one that points to it, and by what."""
 
-    one: Table
-    many: Table
+    one: SqlTable
+    many: SqlTable
     key: str
     pointing: str
 
@@ -220,7 +220,7 @@ class _Tie:
         return f"{self.key} = {self.pointing}"
 
 
-def _ties(tables: list[Table]) -> Iterator[_Tie]:
+def _ties(tables: list[SqlTable]) -> Iterator[_Tie]:
     by_name = {table.name.lower(): table for table in tables}
     for table in tables:
         for column in table.columns:
@@ -232,14 +232,14 @@ def _ties(tables: list[Table]) -> Iterator[_Tie]:
                 yield _Tie(other, table, f"{other.name}.{key}", f"{table.name}.{column.name}")
 
 
-def _lacks_measure(tables: list[Table]) -> bool:
+def _lacks_measure(tables: list[SqlTable]) -> bool:
     """One table without anything to sum: what a sum is of must be in a table that the schema leaves out."""
     kinds = ("number", "any", "flag")
     summed = [c for t in tables for c in t.columns if c.kind in kinds and not (c.is_key or _is_key(c.name))]
     return len(tables) == 1 and bool(tables[0].columns) and not summed
 
 
-def _unseen(table: Table) -> str:
+def _unseen(table: SqlTable) -> str:
     """A sum over a table that is not shown, tied by this one's key."""
     names = _either(_quote(column.name) for column in table.columns)
     own = next((c.name for c in table.columns if c.is_key or _is_key(c.name)), table.columns[0].name)

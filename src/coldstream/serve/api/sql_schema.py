@@ -32,7 +32,7 @@ _DATED = re.compile(
 
 
 @dataclass(slots=True)
-class Column:
+class SqlColumn:
     """A column as it is written. `target` is the table, and there the column, that it points to."""
 
     name: str
@@ -42,28 +42,28 @@ class Column:
 
 
 @dataclass(slots=True)
-class Table:
+class SqlTable:
     """A table as it is written."""
 
     name: str
-    columns: list[Column] = field(default_factory=list)
+    columns: list[SqlColumn] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class SqlSchema:
     """Tables in their order, and texts that the INSERTs store."""
 
-    tables: list[Table]
+    tables: list[SqlTable]
     stored: list[str]
 
 
 def read_schema(text: str) -> SqlSchema | None:
     """The schema that a text shows; None where it shows none, or more than is read."""
-    tables: list[Table] = []
+    tables: list[SqlTable] = []
     for number, found in enumerate(_CREATE.finditer(text)):
         if number == MOST_TABLES:
             return None
-        table = Table(_bare(found[1]))
+        table = SqlTable(_bare(found[1]))
         for part in _parts(text, found.end()):
             _read(table, part)
         if len(table.columns) > MOST_COLUMNS:
@@ -94,7 +94,7 @@ def _parts(text: str, start: int) -> Iterator[str]:
     yield text[begun:]
 
 
-def _read(table: Table, part: str) -> None:
+def _read(table: SqlTable, part: str) -> None:
     foreign = _FOREIGN.match(part)
     if foreign is not None:
         for column in table.columns:
@@ -105,7 +105,7 @@ def _read(table: Table, part: str) -> None:
     if found is not None:
         name, rest = _bare(found[1]), found[2]
         key = re.search(r"PRIMARY\s+KEY", rest, re.IGNORECASE) is not None
-        table.columns.append(Column(name, _kind(name, rest), key, _target(rest)))
+        table.columns.append(SqlColumn(name, _kind(name, rest), key, _target(rest)))
 
 
 def _target(rest: str) -> tuple[str, str] | None:
@@ -128,7 +128,7 @@ def _kind(name: str, rest: str) -> Kind:
     return "any"
 
 
-def _tie(tables: list[Table]) -> None:
+def _tie(tables: list[SqlTable]) -> None:
     """Columns that point to a table without saying so: they have its key's name, or its own name and "id"."""
     for table in tables:
         if table.columns and not any(column.is_key for column in table.columns):
@@ -140,7 +140,7 @@ def _tie(tables: list[Table]) -> None:
                 column.target = _guess(tables, table, column)
 
 
-def _guess(tables: list[Table], table: Table, column: Column) -> tuple[str, str] | None:
+def _guess(tables: list[SqlTable], table: SqlTable, column: SqlColumn) -> tuple[str, str] | None:
     for other in tables:
         key = next((one.name for one in other.columns if one.is_key), None)
         if other is table or key is None:
@@ -152,7 +152,7 @@ def _guess(tables: list[Table], table: Table, column: Column) -> tuple[str, str]
     return None
 
 
-def _is_own(table: Table, key: str) -> bool:
+def _is_own(table: SqlTable, key: str) -> bool:
     """Whether a column is its table's own key by its name."""
     stem = re.fullmatch(r"(.*?)_?(?:id|no|code|number)", key, re.IGNORECASE)
     return stem is not None and (not stem[1] or _is_one_of(stem[1], table.name))
