@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     check: Annotated[
-        bool, typer.Option("--check", help="Stop after the questions: 0 when every answer is right, else 1.")
+        bool, typer.Option("--check", help="Stop after the questions: 0 when every answer is as expected, else 1.")
     ] = False,
     port: Annotated[int | None, typer.Option(help="Port of the server; 0 chooses a free one. [default: 8080]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: one object when all is answered.")] = False,
@@ -92,6 +92,8 @@ class Terminal:
         print_(f"[dim]{answer.seconds:.2f} s, {ended}[/]")
         if fault is not None:
             print_(f"wrong: {fault}", style="bold red", markup=False, soft_wrap=True)
+        elif question.is_known:
+            print_("as expected: the demo has this answer stored", style="dim", markup=False)
         print_(question.curl(url), style="green", markup=False, soft_wrap=True)
 
     def finished(self, report: DemoReport, *, serving: bool) -> None:
@@ -100,7 +102,7 @@ class Terminal:
         for wrong in report.faults:
             self._console.print(f"wrong: {wrong}", style="bold red", markup=False, soft_wrap=True)
         if report.ok:
-            self._console.print("Every answer is right.")
+            self._console.print("Where the demo knows an answer, it came as expected.")
         if serving:
             self._console.print(f"The server stays at [bold]{report.url}[/] until Ctrl-C; {report.url}/startup.svg")
 

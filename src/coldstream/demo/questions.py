@@ -22,6 +22,11 @@ class DemoQuestion:
     containing: str = ""
 
     @property
+    def is_known(self) -> bool:
+        """Whether the demo knows what the answer has to be."""
+        return self.exactly is not None or bool(self.containing)
+
+    @property
     def text(self) -> str:
         """What is asked, as a person reads it."""
         return str(self.body.get("prompt") or self.body["inputs"]["question"])
