@@ -25,11 +25,18 @@ NO_LABEL = -100
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, vocabulary: int, longest: int, template: str, more: dict[str, str] | None = None
+    texts: Iterable[str],
+    *,
+    vocabulary: int,
+    longest: int,
+    template: str,
+    more: dict[str, str] | None = None,
+    pieces: bool = False,
 ) -> Any:
     """BPE with Gemma's normaliser, byte fallback and decoder; merges learnt within words only.
 
-    `longest` is in tokens; `more` are further special tokens by the names that transformers has for them.
+    `longest` is in tokens; `more` are further special tokens by the names that transformers has for them. With `pieces`
+    the texts are words already.
     """
     special = [*SPECIAL, *(more or {}).values()]
     bpe = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True, fuse_unk=True))
@@ -39,7 +46,7 @@ def train_tokenizer(
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special + fallback, show_progress=False)
     words = (word for text in texts for word in re.findall(r" ?\w+| ?[^\w\s]|\s", text))
-    bpe.train_from_iterator(words, trainer)
+    bpe.train_from_iterator(texts if pieces else words, trainer)
     state = json.loads(bpe.to_str())
     # the bytes had to be named to the trainer, but they are vocabulary and must not be matched in a text
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in special]
