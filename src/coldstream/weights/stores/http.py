@@ -118,7 +118,7 @@ async def _exchange(request: _Request, proxy: Proxy | None, context: ssl.SSLCont
             head = parse_head(await reader.readuntil(b"\r\n\r\n"))
         return replace(head, body=b"" if request.method == "HEAD" else await _body(reader, head, request.limit))
     finally:
-        writer.close()
+        writer.transport.abort()  # nothing more is wanted either way; a close would wait for what was not sent
 
 
 async def _connect(
