@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 import coldstream
-from coldstream.serve.api.sql_grammar import select_grammar
+from coldstream.serve.sql.grammar import select_grammar
 from sql_execution import held_out, is_right
 from sql_tokenizer import PROMPT, taught
 

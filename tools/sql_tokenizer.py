@@ -11,25 +11,10 @@ from typing import Any
 
 import sql_words
 from sql_asked import example
-from training import train_tokenizer
+from training import CHAT_TEMPLATE, train_tokenizer
 
 VOCABULARY = 6144
 LONGEST = 2048
-
-# Gemma's turns: the system text goes before the first user's, and an assistant is called "model".
-CHAT_TEMPLATE = """\
-{{- bos_token -}}
-{%- set system = messages[0].content | trim if messages[0].role == 'system' else '' -%}
-{%- for message in (messages[1:] if system else messages) -%}
-{%- if (loop.index0 % 2 == 0) != (message.role == 'user') -%}
-{{- raise_exception('user and assistant must take turns, and the user begins') -}}
-{%- endif -%}
-{{- '<start_of_turn>' ~ ('model' if message.role == 'assistant' else message.role) ~ '\n' -}}
-{{- system ~ '\n\n' if system and loop.first -}}
-{{- message.content | trim ~ '<end_of_turn>\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}
-"""
 
 
 # The demo's sql task has to ask with this very text once the model that was trained with it is the demo's.

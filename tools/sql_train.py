@@ -154,12 +154,10 @@ def train(folder: Path, *, minutes: float, place: tuple[int, int], **how: Any) -
         run.save()
 
 
-def export(run: Path, out: Path) -> None:
-    """The run's weights as a bfloat16 checkpoint of Gemma 3."""
-    tokenizer = hf.AutoTokenizer.from_pretrained(run)
-    state = torch.load(run / "state.pt", weights_only=True)
-    s = Shape(len(tokenizer))
-    config = hf.Gemma3TextConfig(
+def gemma_config(s: Shape, **more: Any) -> Any:
+    """transformers' config of a Gemma 3 text model of this shape; `more` are further keys of it."""
+    rope = {"rope_type": "default", "rope_theta": s.theta}
+    return hf.Gemma3TextConfig(
         vocab_size=s.vocabulary,
         hidden_size=s.hidden,
         intermediate_size=s.inner,
@@ -169,13 +167,17 @@ def export(run: Path, out: Path) -> None:
         head_dim=s.head,
         query_pre_attn_scalar=s.head,
         layer_types=["full_attention"] * s.layers,
-        rope_parameters={
-            "full_attention": {"rope_type": "default", "rope_theta": s.theta},
-            "sliding_attention": {"rope_type": "default", "rope_theta": s.theta},
-        },
-        max_position_embeddings=LONGEST,
-        **token_numbers(),
+        rope_parameters={"full_attention": rope, "sliding_attention": rope},
+        **more,
     )
+
+
+def export(run: Path, out: Path) -> None:
+    """The run's weights as a bfloat16 checkpoint of Gemma 3."""
+    tokenizer = hf.AutoTokenizer.from_pretrained(run)
+    state = torch.load(run / "state.pt", weights_only=True)
+    s = Shape(len(tokenizer))
+    config = gemma_config(s, max_position_embeddings=LONGEST, **token_numbers())
     model = hf.Gemma3ForCausalLM(config).float()
     model.model.load_state_dict(state["model"])
     training.save(model, tokenizer, out, shard="5MB", do_sample=True, top_k=64, top_p=0.95)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import training
 from coldstream import settings
 from coldstream.demo.sql_pairs import SqlPair, sql_pairs
-from training import answer_ids, hf, int8_noise, pad, token_numbers, train_tokenizer
+from training import CHAT_TEMPLATE, answer_ids, hf, int8_noise, pad, token_numbers, train_tokenizer
 
 VOCABULARY = 1280
 HIDDEN = 128
@@ -36,21 +36,6 @@ LAYERS = 6
 HEADS = 4
 WINDOW = 64
 SHARD = "1800KB"
-
-# Gemma's turns: the system text goes before the first user's, and an assistant is called "model".
-CHAT_TEMPLATE = """\
-{{- bos_token -}}
-{%- set system = messages[0].content | trim if messages[0].role == 'system' else '' -%}
-{%- for message in (messages[1:] if system else messages) -%}
-{%- if (loop.index0 % 2 == 0) != (message.role == 'user') -%}
-{{- raise_exception('user and assistant must take turns, and the user begins') -}}
-{%- endif -%}
-{{- '<start_of_turn>' ~ ('model' if message.role == 'assistant' else message.role) ~ '\n' -}}
-{{- system ~ '\n\n' if system and loop.first -}}
-{{- message.content | trim ~ '<end_of_turn>\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}
-"""
 
 
 @dataclass(frozen=True, slots=True)

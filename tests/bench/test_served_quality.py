@@ -45,6 +45,9 @@ class Scripted:
 
     def step(self) -> list[tuple[int, int]]:
         self.most = max(self.most, len(self.rows))
+        if self.most == 1:  # nothing comes before a second sequence is there, however slow its client is
+            time.sleep(0.001)
+            return []
         made = [(sequence, place) for sequence, (place, _) in self.rows.items()]
         self.rows = {key: [place + 1, left - 1] for key, (place, left) in self.rows.items() if left > 1}
         return made

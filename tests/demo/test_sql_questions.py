@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldstream.demo.sql_pairs import sql_pairs
-from coldstream.serve.api.sql_grammar import select_grammar
+from coldstream.serve.sql.grammar import select_grammar
 from sql_asked import example
 from sql_execution import held_out
 from sql_korean import ga, neun, reul, ro

@@ -62,21 +62,10 @@ def test_a_name_once_begun_goes_on_as_it_did_before_any_training() -> None:
 @torch.no_grad()
 def test_it_is_gemma_3() -> None:
     hf = pytest.importorskip("transformers")
+    from sql_train import gemma_config
+
     made, s = model(), SHAPE
-    rope = {"rope_type": "default", "rope_theta": s.theta}
-    config = hf.Gemma3TextConfig(
-        vocab_size=s.vocabulary,
-        hidden_size=s.hidden,
-        intermediate_size=s.inner,
-        num_hidden_layers=s.layers,
-        num_attention_heads=s.heads,
-        num_key_value_heads=s.kv_heads,
-        head_dim=s.head,
-        query_pre_attn_scalar=s.head,
-        layer_types=["full_attention"] * s.layers,
-        rope_parameters={"full_attention": rope, "sliding_attention": rope},
-    )
-    theirs = hf.Gemma3TextModel(config).float().eval()
+    theirs = hf.Gemma3TextModel(gemma_config(s)).float().eval()
     theirs.load_state_dict(made.state_dict())
     ids = torch.arange(1, 13)
     batch = flat([(ids[:8].tolist(), [(ids[8:10].tolist(), ids[10:].tolist())])])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from coldstream.cli import deploy as commands
 from coldstream.demo.bucket import LocalBucket
-from coldstream.deploy import plan, show
+from coldstream.deploy import models, show
 from coldstream.deploy.steps import Event
 from coldstream.errors import DeployError, PermissionRefused, SettingsError
 from tests.deploy.conftest import ME, MODEL, SMALL, Opened, Site, one_model
@@ -377,7 +377,7 @@ def test_deploy_packs_first_and_the_plan_says_what_a_start_reads(
     ready: Site, folder: Path, in_a_bucket: LocalBucket
 ) -> None:
     ready.shelf.models[MODEL] = Opened(**SMALL)
-    session = replace(ready.session(), find_copy=plan.find_copy)
+    session = replace(ready.session(), find_copy=models.find_copy)
     app = typer.Typer()
     commands.register(app)
 

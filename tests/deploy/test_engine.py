@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.deploy import cards
-from coldstream.deploy import plan as planning
+from coldstream.deploy import cards, plan_report
 from coldstream.errors import SettingsError
 from tests.deploy.conftest import MODEL, SMALL, Opened, Site, one_model
 
@@ -112,13 +111,13 @@ def test_the_plan_shows_both_engines_with_their_assumptions(ready: Site, engine:
     made = ready.job(engine=engine).plan()
     assert made.beside is not None
     assert {made.size.engine, made.beside.engine} == {"vllm", "native"}
-    lines = planning.lines(made)
+    lines = plan_report.lines(made)
     other = [text for name, text in lines if name == f"on {made.beside.engine}"]
     assert "first token" in other[0]
     assert "tokens/s" in other[0]
     assert any("start" in text for text in other[1:])
     assert any("bandwidth" in text for text in other[1:])
-    data = planning.as_json(made)
+    data = plan_report.as_json(made)
     assert data["engine"]["name"] == engine
     assert data["beside"]["engine"] == made.beside.engine
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.deploy import export, plan
-from coldstream.deploy.plan import Model, Plan
+from coldstream.deploy.models import Model
+from coldstream.deploy.plan import Plan
 from coldstream.deploy.sizing import Weights, shape
 from coldstream.deploy.target import target
 from coldstream.settings import DeploySettings, ServerSettings

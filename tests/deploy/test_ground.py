@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coldstream.deploy import cards, places
-from coldstream.deploy.plan import as_json, lines
+from coldstream.deploy.plan_report import as_json, lines
 from coldstream.errors import AccessBarred, DeployError
 from tests.deploy.conftest import ADMIN, ME, MODEL, Opened, Site, prepare
 from tests.deploy.test_apply import OWN, other_repository

@@ -202,11 +202,11 @@ def plan(
 ) -> None:
     """What a deployment would be: memory, concurrency, cost, and what it would change. Reads headers only."""
     made = _plan(ctx, place, kind, size, instances, offline=offline)
-    from coldstream.deploy import plan as planning
     from coldstream.deploy import show
+    from coldstream.deploy.plan_report import as_json as plan_as_json
 
     if as_json:
-        typer.echo(json.dumps(planning.as_json(made), indent=2))
+        typer.echo(json.dumps(plan_as_json(made), indent=2))
     else:
         show.plan(_console(), made)
 

@@ -33,8 +33,9 @@ def pack(
     coldstream pack gs://bucket/model
 
     Needs leave to write there, and little memory. The copy is bound to the source's objects: once one of them is
-    replaced, `serve` says so and reads the source, until this has run again. Who may write to the copy's folder
-    decides what is answered: keep it where the model is. `packed` in coldstream.toml names another place, or "off".
+    replaced, `serve` says so and reads the source, until this has run again. An account that may write to the
+    copy's folder decides what is answered: keep it where the model is. `packed` in coldstream.toml names another
+    place, or "off".
     """
     from coldstream.cli.byte_line import show_bytes
     from coldstream.pack.pack import pack as pack_checkpoint

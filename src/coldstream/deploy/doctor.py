@@ -12,7 +12,7 @@ from coldstream.deploy import answers, cards, evidence, places, plan, policies, 
 from coldstream.deploy.access import Check, Grant
 from coldstream.deploy.evidence import Evidence, Said, ask
 from coldstream.deploy.google import Google
-from coldstream.deploy.plan import Model, OpenModel
+from coldstream.deploy.models import Model, OpenModel, read_models
 from coldstream.deploy.sizing import GIB
 from coldstream.deploy.target import Kind, Resource, Target
 from coldstream.errors import ColdstreamError, PermissionRefused
@@ -118,7 +118,7 @@ def _subnet_check(subnet: Resource, said: Said[Mapping[str, Any]]) -> Check:
 def _model(settings: Settings, name: str, open_model: OpenModel) -> Said[Model]:
     def read() -> Model:
         one = {name: settings.models[name]}
-        return plan.read_models(Settings(models=one, tasks={}), open_model)[0]
+        return read_models(Settings(models=one, tasks={}), open_model)[0]
 
     return ask(f"the headers of {settings.models[name].uri}", read)
 

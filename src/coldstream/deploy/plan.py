@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
 from coldstream.deploy import cards, image, quota, service, sizing
 from coldstream.deploy.evidence import Said, ask
 from coldstream.deploy.google import Google
+from coldstream.deploy.models import Model
 from coldstream.deploy.quota import Fit
 from coldstream.deploy.service import Change, Options, Scaling
-from coldstream.deploy.sizing import CPU, GIB, Prices, Size, Weights, Wish
+from coldstream.deploy.sizing import CPU, Prices, Size, Wish
 from coldstream.deploy.target import Target
 from coldstream.engines.choice import choose_engine
 from coldstream.errors import DeployError, SettingsError
-from coldstream.settings import DeploySettings, Device, ModelSettings, RunEngine, Settings
-from coldstream.weights.checkpoint.uri import Location
+from coldstream.settings import DeploySettings, Device, RunEngine, Settings
 
 # https://cloud.google.com/run/quotas: an environment variable ends at 32 KiB.
 MOST_CONFIG = 32 * 1024
@@ -26,58 +26,8 @@ _VLLM_STEP = 2048
 """Tokens of a step where engine.step_tokens leaves it to vLLM."""
 
 
-class OpenedCheckpoint(Protocol):
-    """What a plan reads of `coldstream.weights.checkpoint.checkpoint.Checkpoint`: its headers, no tensor."""
-
-    @property
-    def config(self) -> Mapping[str, Any]: ...
-    @property
-    def total_bytes(self) -> int: ...
-    @property
-    def total_parameters(self) -> int: ...
-    @property
-    def revision(self) -> str: ...
-
-
-OpenModel = Callable[[str], OpenedCheckpoint]
-FindCopy = Callable[[ModelSettings], str]
 MakeContext = Callable[[image.Variant], image.Context]
 DigestOf = Callable[[str], str | None]
-
-
-def open_model(uri: str) -> OpenedCheckpoint:
-    """The checkpoint's headers."""
-    from coldstream.weights.checkpoint.checkpoint import open_checkpoint
-
-    return open_checkpoint(uri)
-
-
-def find_copy(model: ModelSettings) -> str:
-    """What a start on a CPU would find of a model's packed copy, in words."""
-    from coldstream.weights.packed.forms import CPU_INT8
-    from coldstream.weights.packed.opening import CopyPlace, open_with_copy
-    from coldstream.weights.transfer.own_loop import run_here
-
-    if model.packed == "off" or model.precision not in ("auto", "int8"):
-        return f'not used: precision = "{model.precision}", packed = "{model.packed}"'
-    place = CopyPlace.of(Location.parse(model.uri), CPU_INT8, model.packed)
-    found = run_here(open_with_copy(model.uri, place, weights=model.weights))
-    if found.copy is not None:
-        return f"{found.copy.manifest.total_bytes / 1e9:.2f} GB in {found.copy.arriving.location}, which a start reads"
-    return f"not used: {found.why_not}" if found.why_not else "none; --pack writes one, from which it starts sooner"
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """One model as it lies in its bucket now. `revision` changes when any of its objects does.
-
-    `packed` are words about its packed copy, where a start would look for one.
-    """
-
-    name: str
-    weights: Weights
-    revision: str
-    packed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +61,6 @@ class Plan:
     def revision(self) -> str:
         """The short name of the revision to be."""
         return str(self.template["revision"])
-
-
-def read_models(settings: Settings, opener: OpenModel, copies: FindCopy | None = None) -> tuple[Model, ...]:
-    """Open every model's headers, in parallel; with `copies`, look for their packed copies too."""
-
-    def read(name: str) -> Model:
-        model = settings.models[name]
-        opened = opener(model.uri)
-        shape = sizing.shape(opened.config)
-        weights = Weights(model.uri, opened.total_bytes, opened.total_parameters, shape, model.precision)
-        return Model(name, weights, opened.revision, copies(model) if copies is not None else None)
-
-    with ThreadPoolExecutor(8) as pool:
-        return tuple(pool.map(read, settings.models))
 
 
 def limits(google: Google, project: str, names: tuple[str, ...]) -> dict[str, Said[Mapping[str, int]]]:
@@ -430,95 +366,3 @@ def _instances(
         return fitting(choose_size(settings, wanted, models, engine), wanted, limits).instances
     except (DeployError, SettingsError):
         return 0
-
-
-def lines(plan: Plan) -> list[tuple[str, str]]:
-    """The plan for people: (what, how much)."""
-    size = plan.size
-    demands = "; ".join(item.says(plan.scaling.max_instances) for item in plan.fit.demands)
-    return [
-        ("service", f"{plan.target.service} in {plan.target.region}, project {plan.target.project}"),
-        ("access", _access(plan.target)),
-        *(("model", f"{item.name}: {item.weights.uri} ({item.weights.shape.architecture})") for item in plan.models),
-        *(("packed copy", f"{item.name}: {item.packed}") for item in plan.models if item.packed is not None),
-        ("engine", f"{size.engine}: {plan.engine_reason}"),
-        ("instance", f"{size.machine}, {size.cpu} vCPU, {size.memory_gib} GiB"),
-        ("memory", _memory(size)),
-        ("host memory", f"{size.host_bytes / GIB:.1f} GiB of {size.memory_gib} GiB while loading"),
-        ("concurrency", f"{size.concurrency} requests an instance, {size.context} tokens of context each"),
-        ("startup probe", f"GET {service.READY} every {size.probe_period} s, {size.probe_failures} times"),
-        ("instances", f"{plan.scaling.min_instances} to {plan.scaling.max_instances}"),
-        ("quota", demands),
-        ("first token", f"about {size.seconds_to_first_token:.0f} s after a request that finds no instance"),
-        ("cost", _cost(size)),
-        *(("assumed", text) for text in size.assumptions),
-        *_beside(plan.beside),
-        *(("warning", text) for text in plan.warnings),
-        *(("kept", text) for text in plan.kept),
-        *(("instead", text) for text in plan.proposals),
-        ("image", plan.image),
-        ("revision", plan.revision),
-    ]
-
-
-def _beside(other: Size | None) -> list[tuple[str, str]]:
-    """The other engine's start and throughput, with what is assumed of it alone."""
-    if other is None:
-        return []
-    told = (
-        f"first token about {other.seconds_to_first_token:.0f} s, {other.tokens_per_second:.0f} tokens/s, "
-        f"about {_per_million(other)} per million tokens"
-    )
-    return [(f"on {other.engine}", told), *((f"on {other.engine}", text) for text in other.assumptions[1:3])]
-
-
-def _access(target: Target) -> str:
-    if target.public:
-        return "PUBLIC: anybody who knows the address may use it, at your expense"
-    return f"private: {target.invoker_account} and whoever else holds roles/run.invoker"
-
-
-def _memory(size: Size) -> str:
-    parts = {"weights": size.weight_bytes, "keys and values": size.kv_bytes, "activations": size.activation_bytes}
-    told = ", ".join(f"{name} {value / GIB:.2f}" for name, value in parts.items())
-    place = "GPU" if size.gpu else "instance"
-    return f"{size.needed_bytes / GIB:.1f} of {size.device_bytes / GIB:.0f} GiB on the {place} ({told})"
-
-
-def _cost(size: Size) -> str:
-    if not size.priced:
-        rest = f"${size.dollars_per_hour:.2f} an hour and instance"
-        return f"{rest} without the {size.machine}, whose price is not known here"
-    return f"${size.dollars_per_hour:.2f} an hour and instance, about {_per_million(size)} per million tokens"
-
-
-def _per_million(size: Size) -> str:
-    return f"${size.dollars_per_million_tokens:.2f} at {size.tokens_per_second:.0f} tokens/s"
-
-
-def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data."""
-    size = {**asdict(plan.size), "needed_bytes": plan.size.needed_bytes}
-    size |= {"machine": plan.size.machine, "gpu": plan.size.gpu}
-    # Without the card's price there is no price of tokens, and an hour's is that of the rest.
-    size["card_is_priced"] = plan.size.priced
-    size["dollars_per_million_tokens"] = plan.size.dollars_per_million_tokens if plan.size.priced else None
-    return {
-        "target": asdict(plan.target),
-        "size": size,
-        "engine": {"name": plan.size.engine, "why": plan.engine_reason},
-        "beside": None if plan.beside is None else asdict(plan.beside),
-        "scaling": asdict(plan.scaling),
-        "limited_by": plan.fit.limited_by,
-        "image": plan.image,
-        "revision": plan.revision,
-        "template": dict(plan.template),
-        "changes": [asdict(change) for change in plan.changes],
-        "proposals": list(plan.proposals),
-        "kept": list(plan.kept),
-        "warnings": list(plan.warnings),
-        "models": [
-            {"name": item.name, "revision": item.revision, "packed": item.packed, **asdict(item.weights)}
-            for item in plan.models
-        ],
-    }

@@ -406,7 +406,7 @@ def _changed(record: Any) -> dict[str, Any]:
 
 
 def _quoted(values: Mapping[str, str]) -> dict[str, str]:
-    """A table whose keys are anybody's words."""
+    """A table whose keys are free text."""
     return {_key(name): value for name, value in values.items()}
 
 

@@ -16,7 +16,8 @@ from coldstream.deploy.doctor import Report
 from coldstream.deploy.evidence import ask
 from coldstream.deploy.google import Google, default_credentials
 from coldstream.deploy.google.transcript import Transcript
-from coldstream.deploy.plan import FindCopy, MakeContext, OpenModel, Plan
+from coldstream.deploy.models import FindCopy, OpenModel, find_copy, open_model, read_models
+from coldstream.deploy.plan import MakeContext, Plan
 from coldstream.deploy.target import Target, check_names, image_parts, target
 from coldstream.errors import ApiDisabled
 from coldstream.settings import DeploySettings, Settings
@@ -31,7 +32,7 @@ class Session:
 
     google: Google
     clock: Clock
-    open_model: OpenModel = plan.open_model
+    open_model: OpenModel = open_model
     context: MakeContext = image.context
     find_copy: FindCopy | None = None
 
@@ -48,7 +49,7 @@ def open_session(project: str | None, *, environ: Mapping[str, str] = os.environ
     path = environ.get(TRANSCRIPT_VARIABLE)
     transcript = Transcript(Path(path)) if path else None
     google = Google(default_credentials(), quota_project=project, transcript=transcript)
-    return Session(google, SystemClock(), find_copy=plan.find_copy)
+    return Session(google, SystemClock(), find_copy=find_copy)
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class DeployJob:
     def plan(self) -> Plan:
         """`coldstream plan`. Quotas that may not be seen count as unknown; an API that is off has deployed nothing."""
         google, place = self.session.google, self.target
-        find_copy = self.session.find_copy if self.wanted.cpu_only else None
-        models = plan.read_models(self.settings, self.session.open_model, find_copy)
+        copies = self.session.find_copy if self.wanted.cpu_only else None
+        models = read_models(self.settings, self.session.open_model, copies)
         said = plan.limits(google, place.project, plan.quota_names(self.wanted))
         return plan.make_plan(
             self.settings,
@@ -129,10 +130,10 @@ def offline_plan(settings: Settings, wanted: DeploySettings, session: Session | 
     here = [model.uri for model in settings.models.values() if "://" not in model.uri]
     away = replace(settings, models={name: item for name, item in settings.models.items() if item.uri not in here})
     place = named(away, replace(wanted, project=wanted.project or PLACEHOLDER))
-    opener = plan.open_model if session is None else session.open_model
+    opener = open_model if session is None else session.open_model
     context = image.context if session is None else session.context
-    find_copy = plan.find_copy if session is None else session.find_copy
-    models = plan.read_models(settings, opener, find_copy if wanted.cpu_only else None)
+    copies = find_copy if session is None else session.find_copy
+    models = read_models(settings, opener, copies if wanted.cpu_only else None)
     made = plan.make_plan(settings, wanted, place, models, limits={}, deployed=None, context=context)
     notes = [f"{uri} lies on this machine: copy it to a bucket before it is deployed" for uri in here]
     notes += [] if wanted.project else [f"no project was named: {PLACEHOLDER} stands for yours"]

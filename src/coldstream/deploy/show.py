@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from coldstream.deploy import plan as planning
+from coldstream.deploy import plan_report
 from coldstream.deploy.apply import STEPS, Deployed
 from coldstream.deploy.doctor import Report
 from coldstream.deploy.plan import Plan
@@ -45,7 +45,7 @@ def report(console: Console, found: Report, *, everything: bool) -> None:
 def plan(console: Console, made: Plan) -> None:
     """The plan, and what it would change."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, text in planning.lines(made):
+    for name, text in plan_report.lines(made):
         table.add_row(f"[bold]{escape(name)}[/]", escape(text))
     console.print(table)
     changes(console, made.changes, new=made.deployed is None)

@@ -8,13 +8,12 @@ assembly.adopt(packing)                 # once the decoder stands: it runs on th
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from coldstream.backends.cpu.crew import Crew
+from coldstream.backends.cpu.filling import MatrixFilling
 from coldstream.backends.cpu.packed import DTYPE_CODES, PackedMatrix, Packer, best_library
 from coldstream.model.config import ModelConfig
 from coldstream.model.matrices import Joint, joints
@@ -39,7 +38,7 @@ class RowsPlace:
     whole: TensorInfo
 
 
-class Packing:
+class Packing(MatrixFilling):
     """The packed matrices of a text decoder, `matrices` by the names of their joints, and what fills them.
 
     `tensors` are the checkpoint's own; one of another shape or dtype than the config asks for is left alone, for
@@ -56,16 +55,12 @@ class Packing:
         workers: int,
         failed: Callable[[BaseException], None],
     ) -> None:
+        super().__init__(workers=workers, failed=failed)
         self._places = find_places(config, tensors)
         joints = {place.joint.name: place.joint for place in self._places.values()}
         self.matrices = {name: PackedMatrix(joint.in_features, joint.rows) for name, joint in joints.items()}
         self._packer = Packer(best_library())
-        self._crew = Crew(workers)
-        self._failed = failed
-        self._lock = threading.Lock()
         self._left = Counter({key: place.whole.shape[0] for key, place in self._places.items()})
-        self._filled: list[tuple[str, str]] = []
-        self._on_filled: Callable[[str, str], None] | None = None
 
     @property
     def parts(self) -> Mapping[str, frozenset[str]]:
@@ -90,32 +85,13 @@ class Packing:
             return False
         subject = f"{landed.info.name} {landed.info.start}"
         work = partial(self._pack, place, landed)
-        self._crew.run(subject, [work], done=partial(self._note, landed.info), failed=self._failed)
+        done = partial(self._count, partial(self._note, landed.info))
+        self._crew.run(subject, [work], done=done, failed=self._failed)
         return True
-
-    def when_filled(self, heard: Callable[[str, str], None]) -> None:
-        """Call `heard(parameter, tensor)`, on any thread, for every parameter that is filled, or was before."""
-        with self._lock:
-            self._on_filled = heard
-            filled = list(self._filled)
-        for parameter, key in filled:
-            heard(parameter, key)
 
     def release(self, joint: str) -> None:
         """Let go of a matrix that is filled and used up; nothing may come for it any more."""
         del self.matrices[joint]
-
-    def settle(self) -> None:
-        """Return when everything that was taken is in its place."""
-        self._crew.settle()
-
-    def end(self) -> None:
-        """Return when everything that was taken is in its place, and the threads are gone."""
-        self._crew.end()
-
-    def stop(self) -> None:
-        """Begin nothing more; does not wait."""
-        self._crew.stop()
 
     def _pack(self, place: RowsPlace, landed: Landed) -> None:
         whole, info = place.whole, landed.info
@@ -123,16 +99,9 @@ class Packing:
         with pinned(landed.data) as address:
             self._packer.pack(self.matrices[place.joint.name], address, DTYPE_CODES[info.dtype], first, info.shape[0])
 
-    def _note(self, info: TensorInfo) -> None:
-        with self._lock:
-            self._left[info.name] -= info.shape[0]
-            if self._left[info.name]:
-                return
-            filled = (self._places[info.name].parameter, info.name)
-            self._filled.append(filled)
-            heard = self._on_filled
-        if heard is not None:
-            heard(*filled)
+    def _note(self, info: TensorInfo) -> list[tuple[str, str]]:
+        self._left[info.name] -= info.shape[0]
+        return [] if self._left[info.name] else [(self._places[info.name].parameter, info.name)]
 
 
 def find_places(config: ModelConfig, tensors: Iterable[TensorInfo]) -> Mapping[str, RowsPlace]:

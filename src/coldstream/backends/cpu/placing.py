@@ -6,13 +6,12 @@ copied once, into memory that begins with a page, in huge pages where there are 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from coldstream.backends.cpu.crew import Crew
+from coldstream.backends.cpu.filling import MatrixFilling
 from coldstream.backends.cpu.packed import PackedMatrix
 from coldstream.backends.cpu.packing import Packing, RowsPlace, find_places
 from coldstream.model.config import ModelConfig
@@ -34,7 +33,7 @@ class _Target:
     missing: int
 
 
-class Placing:
+class Placing(MatrixFilling):
     """The packed matrices of a text decoder, `matrices` by the names of their joints, and what brings their bytes in.
 
     `tensors` are the checkpoint's own, `arriving` the copy's by name, which `packed_copy.check_fits` has held against
@@ -50,17 +49,13 @@ class Placing:
         workers: int,
         failed: Callable[[BaseException], None],
     ) -> None:
+        super().__init__(workers=workers, failed=failed)
         self._parts: dict[str, list[RowsPlace]] = {}
         for place in find_places(config, tensors).values():
             self._parts.setdefault(place.joint.name, []).append(place)
         joints = [places[0].joint for places in self._parts.values()]
         self.matrices = {joint.name: PackedMatrix(joint.in_features, joint.rows) for joint in joints}
         self._targets = dict(self._all_targets(arriving))
-        self._crew = Crew(workers)
-        self._failed = failed
-        self._lock = threading.Lock()
-        self._filled: list[tuple[str, str]] = []
-        self._on_filled: Callable[[str, str], None] | None = None
 
     def pieces(self, info: TensorInfo) -> Sequence[TensorInfo]:
         """What a tensor should come in; see `weights.stream.Pieces`."""
@@ -75,47 +70,21 @@ class Placing:
         target = self._targets.get(landed.info.name)
         if target is None:
             return False
-        work, done = partial(_place, target, landed), partial(self._note, target, landed.info.nbytes)
+        work = partial(_place, target, landed)
+        done = partial(self._count, partial(self._note, target, landed.info.nbytes))
         self._crew.run(f"{landed.info.name} {landed.info.start}", [work], done=done, failed=self._failed)
         return True
-
-    def when_filled(self, heard: Callable[[str, str], None]) -> None:
-        """Call `heard(parameter, tensor)`, on any thread, for every parameter that is filled, or was before."""
-        with self._lock:
-            self._on_filled = heard
-            filled = list(self._filled)
-        for parameter, key in filled:
-            heard(parameter, key)
-
-    def settle(self) -> None:
-        """Return when everything that was taken is in its place."""
-        self._crew.settle()
-
-    def end(self) -> None:
-        """Return when everything that was taken is in its place, and the threads are gone."""
-        self._crew.end()
-
-    def stop(self) -> None:
-        """Begin nothing more; does not wait."""
-        self._crew.stop()
 
     def _all_targets(self, arriving: Mapping[str, TensorInfo]) -> Iterable[tuple[str, _Target]]:
         for name, matrix in self.matrices.items():
             for key, memory in ((f"{name}.int8", matrix.units), (f"{name}.scales", matrix.scales)):
                 yield key, _Target(name, memory, arriving[key], memory.nbytes)
 
-    def _note(self, target: _Target, nbytes: int) -> None:
-        with self._lock:
-            target.missing -= nbytes
-            joint = target.joint
-            if any(self._targets[f"{joint}.{part}"].missing for part in ("int8", "scales")):
-                return  # or came again: what was filled stays so
-            filled = [(place.parameter, place.whole.name) for place in self._parts[joint]]
-            self._filled += filled
-            heard = self._on_filled
-        if heard is not None:
-            for parameter, key in filled:
-                heard(parameter, key)
+    def _note(self, target: _Target, nbytes: int) -> list[tuple[str, str]]:
+        target.missing -= nbytes
+        if any(self._targets[f"{target.joint}.{part}"].missing for part in ("int8", "scales")):
+            return []  # or came again: what was filled stays so
+        return [(place.parameter, place.whole.name) for place in self._parts[target.joint]]
 
 
 def _place(target: _Target, landed: Landed) -> None:

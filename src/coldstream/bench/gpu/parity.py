@@ -22,6 +22,7 @@ from torch import Tensor
 
 from coldstream.bench.gpu.report import BenchReport
 from coldstream.bench.gpu.served import ask, request, serving
+from coldstream.bench.gpu.theirs import greedy
 from coldstream.engine.request import PromptImage, Request, SamplingParams
 from coldstream.settings import Device, Precision
 
@@ -225,18 +226,7 @@ class Reference:
     def generated(self, tokens: int) -> tuple[list[int], Sequence[Tensor]]:
         """Greedy ids, and the float32 logits `[vocab]` of each."""
         ids = torch.tensor([self._case.ids], device=self._device)
-        made = self._model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            return_dict_in_generate=True,
-            output_logits=True,
-            **self._images(ids),
-        )
+        made = greedy(self._model, ids, tokens, return_dict_in_generate=True, output_logits=True, **self._images(ids))
         return made.sequences[0, len(self._case.ids) :].tolist(), [row[0].float() for row in made.logits]
 
     @torch.inference_mode()

@@ -12,6 +12,7 @@ import torch
 from coldstream.bench.gpu.floors import Floor
 from coldstream.bench.gpu.report import BenchReport
 from coldstream.bench.gpu.served import Answered, ask, request
+from coldstream.bench.gpu.theirs import greedy
 from coldstream.loading.loaded_model import LoadedModel
 
 _PROMPT = 128
@@ -111,14 +112,6 @@ def transformers_rate(
 
 def _generated(model: Any, ids: torch.Tensor, tokens: int) -> float:
     began = time.monotonic()
-    made = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
+    made = greedy(model, ids, tokens)
     made[0, -1].item()  # waits for the device
     return time.monotonic() - began

@@ -1,12 +1,12 @@
 """OpenVINO GenAI behind an endpoint: its ContinuousBatchingPipeline, and its runtime for what that does not tell.
 
-MODEL PORT SEQUENCES CONTEXT THREADS [PROPERTY=VALUE ...]     properties are OpenVINO's, of the CPU
+MODEL PORT SEQUENCES CONTEXT THREADS
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,15 @@ _PART = 512
 
 
 class OpenVino:
-    """See `front.Peer`. `model` is a folder that optimum-intel exported; `properties` are the CPU device's."""
+    """See `front.Peer`. `model` is a folder that optimum-intel exported."""
 
-    def __init__(self, model: str, sequences: int, context: int, properties: Mapping[str, str]) -> None:
+    def __init__(self, model: str, sequences: int, context: int, threads: str) -> None:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_seqs = sequences
         scheduler.max_num_batched_tokens = _PART
         scheduler.num_kv_blocks = sequences * -(-context // _BLOCK)
         scheduler.enable_prefix_caching = False
-        self._model, self._properties = model, dict(properties)
+        self._model, self._properties = model, {"INFERENCE_NUM_THREADS": threads}
         self._tokenizer = openvino_genai.Tokenizer(model)
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", self._properties)
         self._handles: dict[int, Any] = {}
@@ -77,6 +77,5 @@ class OpenVino:
 
 
 if __name__ == "__main__":
-    model, port, sequences, context, threads, *more = sys.argv[1:]
-    chosen = {"INFERENCE_NUM_THREADS": threads} | dict(item.split("=", 1) for item in more)
-    serve(OpenVino(model, int(sequences), int(context), chosen), int(port))
+    model, port, sequences, context, threads = sys.argv[1:]
+    serve(OpenVino(model, int(sequences), int(context), threads), int(port))

@@ -20,12 +20,12 @@ from coldstream.engine.sampling import Given
 from coldstream.errors import ColdstreamError, InvalidRequest
 from coldstream.serve.api import sse
 from coldstream.serve.api.schema import GenerateRequest, stops
-from coldstream.serve.api.sql_grammar import select_grammar
 from coldstream.serve.api.tasks import GivenImage, Rendered, find_task, render
 from coldstream.serve.images.decode import ImageLoader, ImageSource
 from coldstream.serve.middleware import errors as failures
 from coldstream.serve.middleware.record import RequestRecord
 from coldstream.serve.requests.inference import Inference, Job, Result, Running, timings
+from coldstream.serve.sql.grammar import select_grammar
 from coldstream.serve.state import ServedModel, ServerState
 from coldstream.settings import TaskSettings
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldstream.serve.api.sql_grammar import select_grammar
-from coldstream.serve.api.sql_schema import read_schema
+from coldstream.serve.sql.grammar import select_grammar
+from coldstream.serve.sql.schema import read_schema
 
 BYTES = llguidance.LLTokenizer("byte")
 SHOP = (

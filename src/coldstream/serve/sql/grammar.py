@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from coldstream.serve.api.sql_numbers import numbers_in
-from coldstream.serve.api.sql_schema import SqlColumn, SqlSchema, SqlTable, read_schema
+from coldstream.serve.sql.numbers import numbers_in
+from coldstream.serve.sql.schema import SqlColumn, SqlSchema, SqlTable, read_schema
 
 _LONGEST = 4000
 _LONGEST_PHRASE = 12
